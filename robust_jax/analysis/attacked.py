@@ -1,0 +1,103 @@
+"""What an attack log says: the accuracy that is left under attack.
+
+`attack.jsonl` holds a header (attack, epsilons, smoothed, seed, ...) and one line an image with
+the predicted class without attack and under attack at each epsilon.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_jax.errors import UserError
+
+
+class AttackLog(NamedTuple):
+  """An attack log, one entry per image in the order of the file.
+
+  Attributes:
+    idx: [num_images] int64, the image's position in its split.
+    label: [num_images] int64.
+    clean: [num_images] int64, the predicted class without attack; -1 abstains.
+    adversarial: [num_images, num_epsilons] int64, under attack; -1 abstains.
+    epsilons: [num_epsilons] float64, in pixel units of the attack's norm.
+    header: what was attacked and how.
+  """
+
+  idx: np.ndarray
+  label: np.ndarray
+  clean: np.ndarray
+  adversarial: np.ndarray
+  epsilons: np.ndarray
+  header: dict[str, Any]
+
+
+def read(path) -> AttackLog:
+  """Reads `attack.jsonl`. A last line that a crash left unfinished is dropped.
+
+  Raises:
+    UserError: no such file, or a malformed line, named as `file:line`.
+  """
+  path = Path(path)
+  try:
+    lines = path.read_text(encoding='utf-8').split('\n')
+  except OSError as error:
+    raise UserError(f'{path}: {error.strerror}; an attack log is allowed') from error
+  header, rows = {'epsilons': []}, []
+  for number, line in enumerate(lines, 1):
+    try:
+      if number == 1 and line:
+        header = _header(line)
+      elif line:
+        rows.append(_row(line, len(header['epsilons'])))
+    except (ValueError, KeyError, TypeError) as error:
+      if number == len(lines):
+        break  # Cut off in mid-line: never written to the end.
+      raise UserError(f'{path}:{number}: {line[:60]!r} ({error}); idx, label, clean and one '
+                      'adversarial class an epsilon are allowed, after a header') from error
+  idx, label, clean, adversarial = zip(*rows) if rows else ((), (), (), ())
+  if len(set(idx)) < len(idx):
+    raise UserError(f'{path}: an idx occurs more than once; one line an image is allowed')
+  shape = (len(rows), len(header['epsilons']))
+  return AttackLog(
+      idx=np.array(idx, np.int64), label=np.array(label, np.int64),
+      clean=np.array(clean, np.int64), adversarial=np.array(adversarial, np.int64).reshape(shape),
+      epsilons=np.array(header['epsilons'], np.float64), header=header)
+
+
+def clean_accuracy(attack: AttackLog):
+  """The fraction of images that are correct without attack; NaN without images."""
+  return float(np.mean(attack.clean == attack.label)) if len(attack.idx) else np.nan
+
+
+def robust_accuracy(attack: AttackLog):
+  """The fraction of images that stay correct up to each epsilon.
+
+  An image is robust at epsilon if it is correct without attack and under attack at every listed
+  epsilon' <= epsilon: an adversarial example of a smaller ball lies in the larger one as well.
+
+  Returns:
+    [num_epsilons] in the order of `attack.epsilons`; NaN without images.
+  """
+  if not len(attack.idx):
+    return np.full(attack.epsilons.shape, np.nan)
+  label = attack.label[:, None]
+  broken = (attack.adversarial != label) | (attack.clean[:, None] != label)
+  within = attack.epsilons[:, None] <= attack.epsilons  # [smaller, larger]
+  return 1 - np.mean(broken @ within, axis=0)
+
+
+def _header(line):
+  header = json.loads(line)['header']
+  header['epsilons'] = [float(epsilon) for epsilon in header['epsilons']]
+  return header
+
+
+def _row(line, num_epsilons):
+  entry = json.loads(line)
+  row = entry['idx'], entry['label'], entry['clean'], entry['adversarial']
+  values = [*row[:3], *row[3]]
+  if len(row[3]) != num_epsilons or not all(type(value) is int for value in values):
+    raise ValueError(f'not {num_epsilons} classes')
+  return row

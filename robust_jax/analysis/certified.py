@@ -1,0 +1,79 @@
+"""What a certification log says: certified accuracy, its uncertainty, the average radius.
+
+Every function takes a `certification.log.Log` (or several) and gives NumPy float64; an empty log
+gives NaN, never zero.
+"""
+
+import numpy as np
+from scipy import special
+
+
+def certified_accuracy(log, radii):
+  """The fraction of images that are correct with a certified radius of at least r.
+
+  Args:
+    log: the log of one model.
+    radii: [num_radii], in the units of the log.
+
+  Returns:
+    [num_radii] in [0, 1]. At r = 0 it is the accuracy of the smoothed classifier.
+  """
+  radii = np.asarray(radii, np.float64)
+  if not len(log.radius):
+    return np.full(radii.shape, np.nan)
+  return np.mean(log.correct & (log.radius >= radii[..., None]), axis=-1)
+
+
+def average_certified_radius(log):
+  """ACR = mean(correct * radius): a wrong or abstained image counts as radius 0.
+
+  Reference: Zhai et al. 2020, MACER, section 5.
+  """
+  return float(np.mean(log.correct * log.radius)) if len(log.radius) else np.nan
+
+
+def abstention_rate(log):
+  """The fraction of images on which the smoothed classifier abstained."""
+  return float(np.mean(log.predict < 0)) if len(log.predict) else np.nan
+
+
+def accuracy_interval(accuracy, num_images, *, confidence=0.95):
+  """The Clopper-Pearson interval of an accuracy measured on a sample of images.
+
+  It is about the choice of images: which accuracy of all images from this distribution is
+  compatible with this sample. It says nothing about the noise draws of a certificate.
+
+  Args:
+    accuracy: [...] fractions k / num_images.
+    num_images: the number of images they are fractions of.
+    confidence: the probability with which the interval holds, at one accuracy at a time.
+
+  Returns:
+    (low, high), each [...]; (0, 1) without images.
+  """
+  accuracy = np.asarray(accuracy, np.float64)
+  if not num_images:
+    return np.zeros(accuracy.shape), np.ones(accuracy.shape)
+  tail = (1 - confidence) / 2
+  hits = np.rint(accuracy * num_images)
+  misses = num_images - hits
+  # The quantile is not defined at no hits or no misses, where the bound is 0 or 1.
+  low = special.betaincinv(np.maximum(hits, 1), misses + 1, tail)
+  high = special.betaincinv(hits + 1, np.maximum(misses, 1), 1 - tail)
+  return np.where(hits == 0, 0.0, low), np.where(misses == 0, 1.0, high)
+
+
+def envelope(logs, radii):
+  """The best certified accuracy over several models, at each radius for itself.
+
+  This is what published tables show. No single model attains it.
+
+  Args:
+    logs: a sequence of logs; those without rows are left out.
+    radii: [num_radii].
+
+  Returns:
+    [num_radii]; NaN where every log is empty.
+  """
+  curves = [certified_accuracy(log, radii) for log in logs if len(log.radius)]
+  return np.max(curves, axis=0) if curves else np.full(np.shape(radii), np.nan)

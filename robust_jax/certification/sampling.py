@@ -1,0 +1,124 @@
+"""Votes of the base classifier under noise: the part of a certificate that costs time.
+
+Two promises make the votes a fact about (parameters, image, example id, draw) and of nothing
+else. The noise of a draw depends on its key alone, fold_in(fold_in(phase key, example id), draw
+index). And every forward pass has the same shape, [batch_size, ...], because XLA rounds logits
+differently at different shapes. So images a call, ranges of draws, devices and resumption may
+vary; batch_size may not.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys
+from robust_jax.noise import standard_normal
+
+INT32_MAX = 2**31 - 1
+
+
+def gaussian_noise(key, shape, sigma):
+  """N(0, sigma^2) noise for one row, [*shape] float32; see `noise.standard_normal`.
+
+  `count` takes any function of one key, a shape and the traced sigma in its place.
+  """
+  return sigma * standard_normal(key, shape)
+
+
+def check_draws(batch, start, num, batch_size):
+  """Raises ValueError, in one line, where `count` could not number its draws or rows in int32."""
+  minima = {
+    'len(images)': (batch, 1), 'start': (start, 0), 'num': (num, 1), 'batch_size': (batch_size, 1),
+  }
+  for name, (value, low) in minima.items():
+    if value < low:
+      raise ValueError(f'{name}={value}; at least {low} is allowed')
+  if start + num > INT32_MAX:
+    raise ValueError(f'start + num = {start + num}; at most {INT32_MAX} is allowed')
+  if batch * num + batch_size > INT32_MAX:
+    raise ValueError(
+      f'{batch} images x num={num} are {batch * num} rows; '
+      f'at most {INT32_MAX - batch_size} are allowed in one call'
+    )
+
+
+def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
+          shard=0, num_shards=1, noise_fn=gaussian_noise):
+  """Votes of draws start, ..., start + num - 1 for each image.
+
+  counts[i, c] = #{j : argmax logits_fn(images[i] + noise(i, j)) = c}. Row r = i * num + j is
+  draw start + j of image i. Pass p holds rows p * batch_size, ...; rows of several images share
+  a pass, and the last one is padded with rows that do not vote. A row with a NaN among its logits
+  votes for no class, so that sum_c counts[i, c] <= num.
+
+  One compilation serves every start, num, sigma and shard, and every logits_fn that is a pytree
+  of the same structure and shapes (`jax.tree_util.Partial`, such as Network.eval_logits gives).
+
+  Args:
+    key: one key, that of the phase (root with the phase folded in).
+    logits_fn: [batch_size, ...] -> [batch_size, classes]; a row's logits depend on that row only.
+    images: [batch, ...] float32, pixel units.
+    example_ids: [batch] int32; with the draw's index they decide the noise.
+    start: index of the first draw, traced.
+    num: number of draws for each image, traced.
+    sigma: standard deviation of the noise, pixel units, traced. Inside another jit or pmap it
+      has to be an argument of that: XLA folds a constant sigma into the noise, which rounds
+      differently in the last bit.
+    batch_size: rows of a forward pass, static.
+    shard: run the passes p with p % num_shards == shard only, traced. The sum over all shards
+      is the result for num_shards=1.
+    num_shards: see shard; traced.
+    noise_fn: (key, shape, sigma) -> float32 noise of one row, static.
+
+  Returns:
+    [batch, classes] int32.
+
+  Raises:
+    ValueError: draws or rows that int32 cannot number (`check_draws`; only where start and num
+      are not traced), or example_ids of another shape than [batch].
+  """
+  images = jnp.asarray(images, jnp.float32)
+  example_ids = jnp.asarray(example_ids, jnp.int32)
+  if example_ids.shape != images.shape[:1]:
+    raise ValueError(
+      f'example_ids has shape {example_ids.shape}; {images.shape[:1]} is allowed'
+    )
+  if not isinstance(start, jax.core.Tracer) and not isinstance(num, jax.core.Tracer):
+    check_draws(len(images), int(start), int(num), batch_size)
+  if not isinstance(logits_fn, jax.tree_util.Partial):
+    logits_fn = jax.tree_util.Partial(logits_fn)
+  start, num, shard, num_shards = (
+    jnp.asarray(value, jnp.int32) for value in (start, num, shard, num_shards)
+  )
+  sigma = jnp.asarray(sigma, jnp.float32)
+  return _count(
+    keys.as_key(key), logits_fn, images, example_ids, start, num, sigma, shard, num_shards,
+    batch_size=batch_size, noise_fn=noise_fn,
+  )
+
+
+@partial(jax.jit, static_argnames=('batch_size', 'noise_fn'))
+def _count(key, logits_fn, images, example_ids, start, num, sigma, shard, num_shards, *,
+           batch_size, noise_fn):
+  batch, *shape = images.shape
+  row_shape = jax.ShapeDtypeStruct((batch_size, *shape), images.dtype)
+  num_classes = jax.eval_shape(logits_fn, row_shape).shape[-1]
+  image_keys = keys.fold_in(key, example_ids)
+  rows = batch * num
+  passes = (rows + batch_size - 1) // batch_size
+
+  def run_pass(step, counts):
+    row = (shard + step * num_shards) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    votes = row < rows
+    row = jnp.where(votes, row, 0)
+    image, draw = row // num, start + row % num
+    noise = jax.vmap(lambda k: noise_fn(k, tuple(shape), sigma))(
+      keys.fold_in(image_keys[image], draw)
+    )
+    logits = logits_fn(images[image] + noise)
+    votes &= ~jnp.isnan(logits).any(axis=-1)
+    return counts.at[image, logits.argmax(axis=-1)].add(votes.astype(jnp.int32))
+
+  steps = (passes - shard + num_shards - 1) // num_shards
+  return jax.lax.fori_loop(0, steps, run_pass, jnp.zeros((batch, num_classes), jnp.int32))

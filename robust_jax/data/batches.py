@@ -1,0 +1,137 @@
+"""Batches of a dataset: shuffled and augmented for training, in order for evaluation.
+
+A training batch is a pure function of (seed, step): a resumed run needs nothing but its step, and
+the number of hosts changes neither the examples nor their augmentation.
+"""
+
+import functools
+from typing import Literal
+
+import grain
+import numpy as np
+
+from robust_jax.errors import UserError
+from robust_jax.types import Batch
+
+CROP_PADDING = 4
+
+
+def steps_per_epoch(dataset, batch_size):
+  """Steps in which every example of `dataset` counts once: ceil(num_examples / batch_size)."""
+  return -(-dataset.num_examples // batch_size)
+
+
+def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
+                  augment: Literal['none', 'crop', 'crop_flip'] = 'none', host=0, num_hosts=1):
+  """Iterates over the batches of steps start_step, ..., num_steps - 1 of a run.
+
+  Epoch e = step // steps_per_epoch goes through the dataset in a fresh random order, each example
+  once; no batch straddles two epochs. The last batch of an epoch is filled up with other images
+  of the epoch, so that batch statistics see a full batch, at mask 0 and index num_examples.
+
+  A whole batch is one Grain element, gathered and augmented at once: an element per image costs
+  seven times as much.
+
+  Args:
+    dataset: a Dataset.
+    batch_size: examples in a batch, over all hosts.
+    seed: of the order and the augmentation.
+    num_steps: steps of the whole run; the iterator ends there.
+    start_step: the first step, not 0 when a run is resumed.
+    augment: 'crop' pads by 4 black pixels on every side and crops at random; 'crop_flip' also
+      mirrors left to right, half of the time.
+    host: which host this is, 0 .. num_hosts - 1.
+    num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
+
+  Returns:
+    An iterator of types.Batch (NumPy), batch_size / num_hosts examples each; it reads ahead in a
+    thread.
+
+  Raises:
+    UserError: num_hosts does not divide batch_size.
+  """
+  if batch_size % num_hosts:
+    raise UserError(
+      f'config.batch_size is {batch_size}; it must be a multiple of the {num_hosts} hosts')
+  epoch_steps = steps_per_epoch(dataset, batch_size)
+  rows = slice(host * batch_size // num_hosts, (host + 1) * batch_size // num_hosts)
+
+  @functools.lru_cache(maxsize=2)
+  def epoch_order(epoch):
+    order = np.random.default_rng((seed, epoch)).permutation(dataset.num_examples)
+    return np.resize(order, (epoch_steps, batch_size))  # continues with the first ones again
+
+  def make_batch(step, rng):
+    epoch, epoch_step = divmod(int(step), epoch_steps)
+    # Augmentation is drawn for the batch of all hosts, of which each keeps its rows.
+    shifts = rng.integers(0, 2 * CROP_PADDING, (batch_size, 2), endpoint=True)[rows]
+    flips = rng.integers(0, 1, batch_size, endpoint=True)[rows]
+    index = epoch_order(epoch)[epoch_step, rows]
+    position = epoch_step * batch_size + np.arange(batch_size)[rows]
+    images = dataset.images[index]
+    if augment != 'none':
+      images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
+    return _batch(dataset, images, index, position < dataset.num_examples)
+
+  steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
+  # Sliced after random_map, whose generator depends on the step in the whole run.
+  read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+  return iter(steps[start_step:].to_iter_dataset(read))
+
+
+def eval_batches(dataset, *, batch_size, start=0, stride=1, num_images=None):
+  """Iterates over images start, start + stride, ... in the order of the dataset.
+
+  Args:
+    dataset: a Dataset.
+    batch_size: examples in a batch; the last is filled up with black images at mask 0.
+    start: index of the first image.
+    stride: distance between indices.
+    num_images: at most so many images; None for all.
+
+  Returns:
+    An iterator of types.Batch (NumPy).
+  """
+  indices = np.arange(start, dataset.num_examples, stride)[:num_images]
+  for first in range(0, len(indices), batch_size):
+    yield take(dataset, indices[first:first + batch_size], batch_size)
+
+
+def take(dataset, indices, batch_size):
+  """The batch of the examples at `indices`, filled up with black images at mask 0.
+
+  Args:
+    dataset: a Dataset.
+    indices: [batch_size or fewer] int, positions in the dataset.
+    batch_size: examples in the batch.
+
+  Returns:
+    types.Batch (NumPy).
+  """
+  batch = _batch(dataset, dataset.images[indices], indices, np.ones(len(indices), bool))
+  missing = batch_size - len(indices)
+  padding = Batch(np.zeros((missing, *dataset.image_shape), np.float32),
+                  np.zeros(missing, np.int32),
+                  np.full(missing, dataset.num_examples, np.int32),
+                  np.zeros(missing, np.float32))
+  return Batch(*map(np.concatenate, zip(batch, padding)))
+
+
+def _batch(dataset, images, index, counts):
+  return Batch(
+    images=np.divide(images, np.float32(255), dtype=np.float32),
+    labels=dataset.labels[index],
+    index=np.where(counts, index, dataset.num_examples).astype(np.int32),
+    mask=counts.astype(np.float32))
+
+
+def _crop_flip(images, shifts, flips):
+  """Crops of the padded images at `shifts` [batch, 2], mirrored where `flips` [batch]."""
+  height, width = images.shape[1:3]
+  border = (CROP_PADDING, CROP_PADDING)
+  padded = np.pad(images, ((0, 0), border, border, (0, 0)))
+  cropped = np.empty_like(images)
+  for number, ((top, left), flip) in enumerate(zip(shifts, flips)):
+    crop = padded[number, top:top + height, left:left + width]
+    cropped[number] = crop[:, ::-1] if flip else crop
+  return cropped

@@ -1,0 +1,12 @@
+"""The two errors that the launcher turns into one line and an exit status."""
+
+
+class UserError(ValueError):
+  """Something a person can mend: a field, a file or a folder (exit status 2).
+
+  The message is one line that names the field or file, the value, and what is allowed.
+  """
+
+
+class NonFiniteLossError(ArithmeticError):
+  """Training met a loss or parameter that is not finite (exit status 3)."""

@@ -1,0 +1,65 @@
+"""Accuracy of a classifier over batches of a dataset."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys, losses, parallel, smoothing
+from robust_jax.types import Batch
+
+
+def accuracy(logits_fn, batches):
+  """The share of examples whose largest logit is the label's.
+
+  Args:
+    logits_fn: images -> logits, normalisation included.
+    batches: iterable of `types.Batch`; padding (mask 0) does not count.
+
+  Returns:
+    float in [0, 1].
+  """
+  return loss_and_accuracy(jax.random.key(0), logits_fn, batches, sigma=0.,
+                           devices=jax.devices()[:1])['accuracy']
+
+
+def loss_and_accuracy(key, logits_fn, batches, *, sigma, devices):
+  """Mean cross-entropy and accuracy of the base classifier, under one draw of noise per image.
+
+  Args:
+    key: one key; the image with index i uses fold_in(key, i).
+    logits_fn: images -> logits.
+    batches: iterable of `types.Batch`, whose rows divide by the devices.
+    sigma: standard deviation of the noise in pixel units; 0 for clean images.
+    devices: list of devices.
+
+  Returns:
+    {'loss', 'accuracy', 'num_images'}.
+  """
+  run = _mapped(tuple(devices))
+  if not isinstance(logits_fn, jax.tree_util.Partial):
+    logits_fn = jax.tree_util.Partial(logits_fn)
+  loss = correct = count = 0
+  for batch in batches:
+    sums = run((key, logits_fn, sigma), Batch(*batch))
+    loss += float(sums['loss'].sum())
+    correct += float(sums['correct'].sum())
+    count += float(sums['count'].sum())
+  if count == 0:
+    raise ValueError('batches holds no examples; one at least is allowed')
+  return {'loss': loss / count, 'accuracy': correct / count, 'num_images': int(count)}
+
+
+@functools.cache
+def _mapped(devices):
+  return parallel.map_rows(_evaluate, list(devices))
+
+
+def _evaluate(replicated, batch):
+  key, logits_fn, sigma = replicated
+  noise = smoothing.sample_noise(keys.fold_in(key, batch.index), batch.images, sigma=sigma,
+                                 num_noise=1)[0]
+  logits = logits_fn(batch.images + noise)
+  correct = jnp.argmax(logits, axis=-1) == batch.labels
+  return {'loss': batch.mask * losses.cross_entropy(logits, batch.labels),
+          'correct': batch.mask * correct, 'count': batch.mask}

@@ -1,0 +1,385 @@
+"""From a config to a run: the only reader of ConfigDicts.
+
+Every section of a config holds the keyword arguments of one function, found by `name` in a table
+where there is a choice. The function's signature is the schema: its annotated keyword-only
+arguments are the fields, and the annotations their types and ranges (`types.Interval`). So a new
+method, attack or model is configured, and checked, by the signature it has anyway.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import types as python_types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import ml_collections
+
+from robust_jax import attacks, certification, data, keys, models, parallel, training
+from robust_jax.errors import UserError
+from robust_jax.training import methods
+from robust_jax.types import (
+    Attack,
+    Count,
+    Index,
+    Method,
+    Network,
+    NonNegative,
+    Positive,
+    Probability,
+)
+
+TABLES = {
+    'model': models.MODELS,
+    'method': methods.METHODS,
+    'attack': attacks.ATTACKS,
+    'optimizer': training.OPTIMIZERS,
+    'schedule': training.SCHEDULES,
+    'certify': certification.CERTIFIERS,
+}
+# Fields of this name are given to every function that takes them, where its section has None.
+SHARED = ('epsilon', 'sigma')
+
+
+class DataSettings(NamedTuple):
+  """config.data."""
+
+  name: str
+  data_dir: str | None = None
+  augment: Literal['none', 'crop', 'crop_flip'] = 'none'
+
+
+class TrainSettings(NamedTuple):
+  """config.train."""
+
+  batch_size: Count = 128
+  num_epochs: Positive = 10.
+  num_steps: Index = 0
+  log_every: Count = 50
+  eval_every_epochs: Positive = 1.
+  eval_batch_size: Count = 512
+  checkpoint_every: Count = 500
+  keep_checkpoints: Count = 2
+
+
+class EvaluationSettings(NamedTuple):
+  """config.evaluation: the empirical stage."""
+
+  epsilons: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.)
+  num_noise: Count = 32
+  n: Count = 1000
+  alpha: Probability = 0.001
+  stride: Count = 1
+  num_images: Index = 0
+  batch_size: Count = 64
+  gallery: Index = 8
+
+
+class ImagesSettings(NamedTuple):
+  """config.certify_images: which test images are certified."""
+
+  stride: Count = 1
+  num_images: Index = 0
+  images_per_call: Count = 50
+
+
+SECTIONS = {'data': DataSettings, 'train': TrainSettings, 'evaluation': EvaluationSettings,
+            'certify_images': ImagesSettings}
+_TOP_LEVEL = {'seed': Index, 'epsilon': NonNegative, 'sigma': NonNegative}
+# What a stage's results depend on; the rest may change between runs of it.
+STAGE_FIELDS = {
+    'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'method', 'optimizer', 'schedule',
+              'train'),
+    'attack': ('attack', 'evaluation'),
+    'certify': ('certify', 'certify_images'),
+}
+_FREE_FIELDS = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints',
+                'train.checkpoint_every', 'train.eval_batch_size')
+
+
+def component(kind, name, **kwargs):
+  """A config section {name, **keyword arguments}, with the function's own defaults filled in.
+
+  Args:
+    kind: a key of `TABLES`.
+    name: an entry of that table.
+    **kwargs: values that differ from the defaults.
+
+  Returns:
+    ConfigDict. Arguments named in `SHARED` are None unless given: the experiment's value.
+  """
+  return section(_find(kind, name, f'config.{kind}'), name=name, **kwargs)
+
+
+def section(function, **kwargs):
+  """A config section with the keyword defaults of `function`, updated by `kwargs`."""
+  fields = {}
+  for field, parameter in _fields(function).items():
+    if field in SHARED:
+      fields[field] = ml_collections.config_dict.placeholder(float)
+    elif parameter.default is None:
+      fields[field] = ml_collections.config_dict.placeholder(_plain_type(parameter.hint))
+    elif parameter.default is not inspect.Parameter.empty:
+      fields[field] = parameter.default
+  fields.update(kwargs)
+  return ml_collections.ConfigDict(fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One experiment, built from a checked config: what the stages need.
+
+  Attributes:
+    config: the resolved config, plain nested dicts.
+    devices: the devices that it runs on.
+    test_data: the test split.
+    model: the Flax module.
+    network: `types.Network`, synchronised over devices.
+    method: `types.Method` with its hyper-parameters bound.
+    attack: `types.Attack` of the empirical stage, hyper-parameters bound.
+    certify: the certifier, hyper-parameters bound; None without noise.
+    sigma: noise of the smoothed classifier that is attacked and certified; 0: not smoothed.
+    data, train, evaluation, certify_images: the sections as NamedTuples.
+  """
+
+  config: dict[str, Any]
+  devices: list
+  test_data: Any
+  model: Any
+  network: Network
+  method: Method
+  attack: Attack
+  certify: Any
+  sigma: float
+  data: DataSettings
+  train: TrainSettings
+  evaluation: EvaluationSettings
+  certify_images: ImagesSettings
+
+  def key(self, use):
+    """The root key of one use of randomness: the seed decides it, and nothing else."""
+    return keys.fold_in(keys.root(self.config['seed']),
+                        ('init', 'train', 'evaluate', 'attack', 'certify').index(use))
+
+  @functools.cached_property
+  def train_data(self):
+    """The training split."""
+    return data.load(self.data.name, 'train', data_dir=self.data.data_dir)
+
+  @property
+  def steps_per_epoch(self):
+    """Optimiser steps of one epoch."""
+    return data.steps_per_epoch(self.train_data, self.train.batch_size)
+
+  @property
+  def num_steps(self):
+    """Steps of the whole training: num_epochs' worth, or fewer by config.train.num_steps."""
+    whole = round(self.train.num_epochs * self.steps_per_epoch)
+    return min(self.train.num_steps or whole, whole)
+
+  def learning_rate(self):
+    """The optax schedule, step -> learning rate."""
+    return _bind('schedule', self.config)(
+        steps_per_epoch=self.steps_per_epoch, num_epochs=self.train.num_epochs)
+
+  def optimizer(self):
+    """The optax transformation."""
+    return _bind('optimizer', self.config)(self.learning_rate())
+
+
+def resolve(config):
+  """The config as checked, plain nested dicts, with JSON's types.
+
+  Raises:
+    UserError: a field that is missing, unknown, of the wrong type or out of range.
+  """
+  config = json.loads(json.dumps(config.to_dict()))
+  allowed = [*_TOP_LEVEL, *SECTIONS, *TABLES]
+  _check_names('config', config, allowed, required=allowed)
+  for field, hint in _TOP_LEVEL.items():
+    _check_value(f'config.{field}', config[field], hint)
+  for field, settings in SECTIONS.items():
+    _check_section(f'config.{field}', config[field], settings)
+  for kind in TABLES:
+    _check_component(f'config.{kind}', kind, config[kind])
+  return config
+
+
+def build(config, devices=None):
+  """Everything that the stages need, from a resolved config.
+
+  Args:
+    config: nested dicts from `resolve`.
+    devices: list of devices; all local ones if None.
+
+  Raises:
+    UserError: a dataset that is not there, or a batch that does not divide by the devices.
+  """
+  devices = devices or jax.local_devices()
+  settings = {name: kind(**config[name]) for name, kind in SECTIONS.items()}
+  for field in ('train.batch_size', 'train.eval_batch_size', 'evaluation.batch_size'):
+    name, entry = field.split('.')
+    parallel.check_divisible(f'config.{field}', config[name][entry], devices)
+  test_data = data.load(config['data']['name'], 'test', data_dir=config['data']['data_dir'])
+  model = models.create(config['model']['name'], test_data.num_classes,
+                        **_without_name(config['model']))
+  sigma = smoothing_sigma(config)
+  return Run(
+      config=config, devices=devices, test_data=test_data, model=model,
+      network=models.network(model, mean=test_data.mean, std=test_data.std,
+                             axis_name=parallel.AXIS),
+      method=_bind('method', config), attack=_bind('attack', config),
+      certify=_bind('certify', config) if sigma > 0 else None, sigma=sigma, **settings)
+
+
+def smoothing_sigma(config):
+  """The noise of the classifier that is attacked and certified: config.certify.sigma, or sigma."""
+  own = config['certify']['sigma']
+  return config['sigma'] if own is None else own
+
+
+def changed_fields(saved, config, stage):
+  """The fields that decide the results of `stage` and differ: ['name: saved, now', ...]."""
+  old, new = (_flat({k: c[k] for k in STAGE_FIELDS[stage] if k in c}) for c in (saved, config))
+  return [f'config.{name}: {old.get(name)!r} there, {new.get(name)!r} now'
+          for name in sorted({*old, *new})
+          if name not in _FREE_FIELDS and old.get(name) != new.get(name)]
+
+
+class _Field(NamedTuple):
+  hint: Any
+  default: Any
+
+
+@functools.cache
+def _fields(function):
+  """The configurable arguments of a function: annotated, keyword-only; all of a NamedTuple's."""
+  hints = typing.get_type_hints(function.__new__ if inspect.isclass(function) else function,
+                                include_extras=True)
+  return {
+      name: _Field(hints[name], parameter.default)
+      for name, parameter in inspect.signature(function).parameters.items()
+      if name in hints and (inspect.isclass(function)
+                            or parameter.kind is inspect.Parameter.KEYWORD_ONLY)}
+
+
+def _find(kind, name, path):
+  if name not in TABLES[kind]:
+    raise UserError(f'{path}.name is {name!r}; one of {", ".join(TABLES[kind])} is allowed')
+  return TABLES[kind][name]
+
+
+def _bind(kind, config):
+  """partial(function, **section), nested attacks bound and shared fields filled in."""
+  return _bind_section(kind, config[kind], {name: config[name] for name in SHARED})
+
+
+def _bind_section(kind, values, shared):
+  function = TABLES[kind][values['name']]
+  kwargs = {}
+  for name, field in _fields(function).items():
+    value = values.get(name)
+    if field.hint == Attack:
+      value = _bind_section('attack', value, shared)
+    elif name in SHARED and value is None:
+      value = shared[name]
+    elif isinstance(value, list):
+      value = tuple(value)
+    kwargs[name] = value
+  return functools.partial(function, **kwargs)
+
+
+def _without_name(values):
+  return {name: tuple(value) if isinstance(value, list) else value
+          for name, value in values.items() if name != 'name'}
+
+
+def _check_component(path, kind, values):
+  if not isinstance(values, dict) or 'name' not in values:
+    raise UserError(f'{path} is {values!r}; a name and keyword arguments are allowed')
+  function = _find(kind, values['name'], path)
+  _check_section(path, _without_name(values), function)
+
+
+def _check_section(path, values, function):
+  fields = _fields(function)
+  _check_names(path, values, fields, required=fields)
+  for name, field in fields.items():
+    if name in SHARED and values[name] is None:
+      continue
+    if field.hint == Attack:
+      _check_component(f'{path}.{name}', 'attack', values[name])
+    else:
+      _check_value(f'{path}.{name}', values[name], field.hint)
+
+
+def _check_names(path, values, allowed, required):
+  for name in values:
+    if name not in allowed:
+      near = difflib.get_close_matches(name, allowed, 1)
+      hint = f'; did you mean {near[0]}?' if near else f'; allowed: {", ".join(allowed) or "none"}'
+      raise UserError(f'{path}.{name} is not a field{hint}')
+  for name in required:
+    if name not in values:
+      raise UserError(f'{path}.{name} is missing')
+
+
+def _check_value(path, value, hint):
+  if not _fits(value, hint):
+    raise UserError(f'{path} is {value!r}; {_describe(hint)} is allowed')
+
+
+def _fits(value, hint):
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    return _fits(value, args[0]) and value in args[1]
+  if origin is Literal:
+    return value in args
+  if origin in (typing.Union, python_types.UnionType):
+    return any(_fits(value, arg) for arg in args)
+  if origin is tuple:
+    return isinstance(value, (list, tuple)) and all(_fits(entry, args[0]) for entry in value)
+  if hint is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if hint is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  return isinstance(value, hint)
+
+
+def _describe(hint):
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    return f'{_describe(args[0])} in {args[1]}'
+  if origin is Literal:
+    return 'one of ' + ', '.join(map(str, args))
+  if origin in (typing.Union, python_types.UnionType):
+    return ' or '.join(_describe(arg) for arg in args)
+  if origin is tuple:
+    return f'a tuple, each entry {_describe(args[0])},'
+  names = {float: 'a number', int: 'an integer', bool: 'True or False', str: 'a string',
+           type(None): 'None'}
+  return names[hint]
+
+
+def _plain_type(hint):
+  """The type of a field that may be None, as ml_collections' placeholders want it."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, python_types.UnionType):
+    return _plain_type(next(arg for arg in args if arg is not type(None)))
+  if origin is Annotated:
+    return _plain_type(args[0])
+  return tuple if origin is tuple else hint
+
+
+def _flat(tree, prefix=''):
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(_flat(value, f'{prefix}{name}.'))
+    else:
+      flat[f'{prefix}{name}'] = value
+  return flat

@@ -1,0 +1,74 @@
+"""Losses of logits, one value per example; the caller reduces."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits, labels):
+  """-log softmax(logits)_y.
+
+  Args:
+    logits: [batch, classes].
+    labels: [batch] int.
+
+  Returns:
+    [batch] float32, finite for finite logits however large.
+  """
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+
+
+def margin(logits, labels):
+  """max_{j != y} z_j - z_y: positive exactly where the example is misclassified.
+
+  Args:
+    logits: [batch, classes], two classes at least.
+    labels: [batch] int.
+
+  Returns:
+    [batch] float32.
+
+  Reference:
+    Carlini & Wagner, Towards evaluating the robustness of neural networks, 2017.
+  """
+  logits = logits.astype(jnp.float32)
+  is_label = labels[:, None] == jnp.arange(logits.shape[-1])
+  label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+  return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1) - label_logit
+
+
+def targeted_logit_gap(logits, labels, targets):
+  """z_t - z_y: positive where the target beats the label.
+
+  Args:
+    logits: [batch, classes].
+    labels: [batch] int.
+    targets: [batch] int.
+
+  Returns:
+    [batch] float32.
+
+  Reference:
+    Kolter & Madry, Adversarial robustness: theory and practice, chapter 4.
+  """
+  logits = logits.astype(jnp.float32)
+  gap = jnp.take_along_axis(logits, jnp.stack([targets, labels], axis=-1), axis=-1)
+  return gap[:, 0] - gap[:, 1]
+
+
+def kl_divergence(logits_p, logits_q):
+  """KL(softmax(logits_p) || softmax(logits_q)) = sum_c p_c (log p_c - log q_c).
+
+  Args:
+    logits_p: [batch, classes].
+    logits_q: [batch, classes].
+
+  Returns:
+    [batch] float32, >= 0 up to rounding; gradients flow to both arguments.
+  """
+  log_p = jax.nn.log_softmax(logits_p.astype(jnp.float32))
+  log_q = jax.nn.log_softmax(logits_q.astype(jnp.float32))
+  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+LOSSES = {'cross_entropy': cross_entropy, 'margin': margin}

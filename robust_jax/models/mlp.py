@@ -1,0 +1,40 @@
+"""Multilayer perceptrons."""
+
+from flax import linen as nn
+
+from robust_jax.models import layers
+from robust_jax.types import Count
+
+
+class MLP(nn.Module):
+  """[dense, ReLU] for every entry of `hidden`, then a dense layer.
+
+  Attributes:
+    num_classes: number of logits.
+    hidden: widths of the hidden layers.
+  """
+
+  num_classes: int
+  hidden: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    """Images [batch, ...] -> logits [batch, classes]; `train` changes nothing."""
+    del train
+    x = images.reshape(images.shape[0], -1)
+    for number, width in enumerate(self.hidden, start=1):
+      x = nn.relu(layers.dense(x, width, name=f'dense{number}'))
+    return layers.dense(x, self.num_classes, name='logits')
+
+
+def mlp(num_classes, *, hidden: tuple[Count, ...] = (256, 256)):
+  """A multilayer perceptron on the flattened image.
+
+  Args:
+    num_classes: number of logits.
+    hidden: widths of the hidden layers; () makes it a linear classifier.
+
+  Returns:
+    The module.
+  """
+  return MLP(num_classes, tuple(hidden))

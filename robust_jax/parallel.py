@@ -1,0 +1,127 @@
+"""Devices: the only module that maps over them, and the only one that says pmap.
+
+Everything replicated (state, parameters, keys) goes in and comes out unstacked; everything that
+has one row per example is split over the devices by rows. Results do not depend on how many
+devices there are, because randomness is per example and sums are taken over all of them.
+"""
+
+import functools
+import os
+
+import jax
+import numpy as np
+
+from robust_jax import certification
+from robust_jax.certification import sampling
+from robust_jax.errors import UserError
+
+AXIS = 'devices'
+
+
+def host_device_count(batch_size, cores):
+  """How many CPU devices to simulate: the largest divisor of batch_size up to the cores.
+
+  Several single-threaded devices train small networks faster than one device with threads.
+  """
+  return max(count for count in range(1, max(cores, 1) + 1) if batch_size % count == 0)
+
+
+def choose_devices(num_devices, batch_size):
+  """The devices of a run; on CPU they are simulated, so this comes before any computation.
+
+  Args:
+    num_devices: how many; 0: all accelerators or, on CPU, `host_device_count(batch_size)`.
+    batch_size: images a step, over all devices.
+
+  Raises:
+    UserError: there are fewer.
+  """
+  if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+    count = num_devices or host_device_count(batch_size, len(os.sched_getaffinity(0)))
+    os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') +
+                               f' --xla_force_host_platform_device_count={count}').strip()
+  devices = jax.local_devices()
+  if num_devices > len(devices):
+    raise UserError(f'--devices is {num_devices}; at most {len(devices)} are here')
+  return devices[:num_devices or None]
+
+
+def check_divisible(field, batch_size, devices):
+  """Raises UserError where `batch_size`, the value of config field `field`, does not split."""
+  if batch_size % len(devices):
+    raise UserError(f'{field} is {batch_size}; a multiple of the {len(devices)} devices is allowed')
+
+
+def map_train_step(train_step, devices):
+  """(state, batch, key) -> (state, sums) over devices, from a step made with axis_name=AXIS.
+
+  Args:
+    train_step: see `training.make_train_step`.
+    devices: list of devices.
+
+  Returns:
+    The mapped step: state and key replicated, the batch split by rows, which must divide.
+  """
+  mapped = jax.pmap(train_step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(None, None),
+                    devices=devices)
+
+  def step(state, batch, key):
+    return mapped(state, _split(batch, len(devices)), key)
+
+  return step
+
+
+def map_rows(fn, devices):
+  """fn(replicated, rows) -> rows over devices.
+
+  Args:
+    fn: a function of a replicated pytree and a pytree of arrays [batch, ...], to the same kind.
+    devices: list of devices.
+
+  Returns:
+    The mapped function, with NumPy results; the batch must divide by the devices.
+  """
+  mapped = jax.pmap(fn, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+
+  def run(replicated, rows):
+    results = jax.device_get(mapped(replicated, _split(rows, len(devices))))
+    return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), results)
+
+  return run
+
+
+def sharded_count(devices):
+  """`certification.count` with its forward passes shared out over devices.
+
+  Each pass has the same shape and draws as on one device, so the counts are the same.
+  """
+  shards = np.arange(len(devices))
+
+  @functools.cache
+  def mapped(batch_size):
+    def count_shard(key, logits_fn, images, example_ids, start, num, sigma, shard):
+      votes = certification.count(
+          key, logits_fn, images, example_ids, start, num, sigma=sigma, batch_size=batch_size,
+          shard=shard, num_shards=len(devices))
+      return jax.lax.psum(votes, AXIS)
+
+    return jax.pmap(count_shard, axis_name=AXIS, in_axes=(None,) * 7 + (0,), out_axes=None,
+                    devices=devices)
+
+  def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size):
+    sampling.check_draws(len(images), start, num, batch_size)
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+      logits_fn = jax.tree_util.Partial(logits_fn)
+    return mapped(batch_size)(key, logits_fn, np.asarray(images, np.float32),
+                              np.asarray(example_ids, np.int32), start, num, sigma, shards)
+
+  return count
+
+
+def _split(rows, num_devices):
+  def split(x):
+    if len(x) % num_devices:
+      raise ValueError(f'{len(x)} rows; a multiple of the {num_devices} devices is allowed')
+    return x.reshape((num_devices, -1) + x.shape[1:])
+
+  return jax.tree.map(split, rows)

@@ -1,0 +1,107 @@
+"""What a run has left in its folder, read once. A stage that has not run leaves None."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_jax import analysis
+from robust_jax.certification import log
+from robust_jax.errors import UserError
+
+
+class Contents(NamedTuple):
+  """The files of a run.
+
+  Attributes:
+    path: the folder.
+    config: the resolved configuration, nested ({} if absent).
+    record: command, versions, device, dataset, model ({} if absent).
+    stages: {name: {'status', 'started', 'finished', 'seconds', ...}} ({} if absent).
+    metrics: {'train' | 'test': list of dicts}, by step; a resume's repeated steps once.
+    attack: `analysis.AttackLog`, or None.
+    certified: `certification.log.Log`, or None.
+    gallery: {name: array}, or None.
+  """
+
+  path: Path
+  config: dict[str, Any]
+  record: dict[str, Any]
+  stages: dict[str, Any]
+  metrics: dict[str, list[dict[str, Any]]]
+  attack: analysis.AttackLog | None
+  certified: log.Log | None
+  gallery: dict[str, np.ndarray] | None
+
+  @property
+  def sigma(self):
+    """Noise level of the smoothed classifier; None for a model without smoothing."""
+    if self.certified and 'sigma' in self.certified.settings:
+      return self.certified.settings['sigma'] or None
+    if self.attack and 'sigma' in self.attack.header:
+      return self.attack.header['sigma'] or None
+    own = self.config.get('certify', {}).get('sigma')
+    return (self.config.get('sigma') if own is None else own) or None
+
+
+
+def load(workdir) -> Contents:
+  """Reads a workdir.
+
+  Raises:
+    UserError: no such folder, or a file in it is malformed.
+  """
+  path = Path(workdir)
+  if not path.is_dir():
+    raise UserError(f'workdir {str(path)!r}: no such folder; the folder of a run is allowed')
+  certified = next((path / f'certify{end}' for end in ('.jsonl', '.tsv')
+                    if (path / f'certify{end}').exists()), None)
+  attack, gallery = path / 'attack.jsonl', path / 'gallery.npz'
+  return Contents(
+      path=path,
+      config=_json(path / 'config.json'),
+      record=_json(path / 'run.json'),
+      stages=_json(path / 'stages.json'),
+      metrics=_metrics(path / 'metrics.jsonl'),
+      attack=analysis.read_attack(attack) if attack.exists() else None,
+      certified=log.read(certified) if certified else None,
+      gallery=_arrays(gallery) if gallery.exists() else None,
+  )
+
+
+def _json(path):
+  if not path.exists():
+    return {}
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'{path}: {error}; a JSON object is allowed') from error
+  if not isinstance(value, dict):
+    raise UserError(f'{path}: a {type(value).__name__}; a JSON object is allowed')
+  return value
+
+
+def _metrics(path):
+  splits = {'train': {}, 'test': {}}
+  lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
+  for number, line in enumerate(lines, 1):
+    if not line:
+      continue
+    try:
+      row = json.loads(line)
+      splits.setdefault(row['split'], {})[row['step']] = row
+    except (ValueError, KeyError, TypeError) as error:
+      if number == len(lines):
+        break  # Cut off in mid-line: never written to the end.
+      raise UserError(f'{path}:{number}: {line[:60]!r}; a JSON object with split and step '
+                      'is allowed') from error
+  return {split: [rows[step] for step in sorted(rows)] for split, rows in splits.items()}
+
+
+def _arrays(path):
+  try:
+    with np.load(path) as file:
+      return dict(file)
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path}: {error}; an .npz of arrays is allowed') from error

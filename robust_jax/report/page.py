@@ -1,0 +1,368 @@
+"""The page of a run: the figures, charts and pictures of a workdir put into page.html."""
+
+import base64
+import datetime
+import importlib.resources
+import string
+from html import escape
+
+import numpy as np
+
+from robust_jax import analysis
+from robust_jax.report import gallery, plots, results
+from robust_jax.report.contents import Contents
+
+WRITERS = {'csv': analysis.to_csv, 'md': analysis.to_markdown, 'tex': analysis.to_latex}
+_FORMATS = {'csv': 'CSV', 'md': 'Markdown', 'tex': 'LaTeX'}
+
+
+def render(run: Contents, tables) -> str:
+  """The HTML of the page.
+
+  Args:
+    run: what the run has left.
+    tables: {file name: (caption, table)}, of `results.tables`.
+  """
+  template = importlib.resources.files(__package__).joinpath('page.html')
+  return string.Template(template.read_text(encoding='utf-8')).substitute(
+      title=escape(title(run)),
+      facts=''.join(f'<li>{escape(fact)} </li>' for fact in _facts(run)),
+      headline=_headline(run, tables),
+      robustness=_robustness(run, tables),
+      gallery=_gallery(run),
+      training=_training(run, tables),
+      soundness=_soundness(run),
+      provenance=_provenance(run))
+
+
+def title(run: Contents) -> str:
+  """Network, dataset and method in a phrase."""
+  model = _name(run.record.get('model'), run.config.get('model'))
+  dataset = _name(run.record.get('dataset'), run.config.get('data'))
+  method = _name(run.config.get('method'))
+  phrase = f'{model or "A network"} on {dataset or "unnamed data"}'
+  return f'{phrase}, {method} training' if method else phrase
+
+
+def _name(*sections):
+  for section in sections:
+    name = section.get('name') if isinstance(section, dict) else section
+    if name:
+      return str(name)
+  return ''
+
+
+def _facts(run):
+  dataset, model = run.record.get('dataset', {}), run.record.get('model', {})
+  sigma = run.sigma
+  facts = [f'smoothed with Gaussian noise σ = {sigma:g}'] if sigma else []
+  if run.config and not sigma:
+    facts.append('not smoothed')
+  if 'num_params' in model:
+    facts.append(f'{model["num_params"]:,} parameters')
+  if 'num_classes' in dataset:
+    facts.append(f'{dataset["num_classes"]} classes')
+  if 'image_shape' in dataset:
+    facts.append(f'images {"×".join(map(str, dataset["image_shape"]))}')
+  if 'device' in run.record:
+    facts.append(results.device_text(run))
+  if 'started' in run.record:
+    facts.append(f'started {_date(run.record["started"])}')
+  return facts
+
+
+def _headline(run, tables):
+  figures = results.key_figures(run)
+  if not figures:
+    return _missing(run, 'Nothing has been measured yet', 'train')
+  tiles = ''.join(
+      f'<div><dl><dt>{_unbroken(figure.name)}</dt><dd>{escape(figure.value)}</dd>'
+      f'<dd>{escape(figure.note)}</dd></dl></div>' for figure in figures)
+  return f'<div class="headline">{tiles}</div>{_files("summary", tables)}'
+
+
+def _unbroken(name):
+  name = escape(name).replace(' ε = ', '&nbsp;ε&nbsp;=&nbsp;')
+  return name.replace('ℓ₂ radius ', 'ℓ₂&nbsp;radius&nbsp;')
+
+
+# Robustness.
+
+
+def _robustness(run, tables):
+  log, attack = run.certified, run.attack
+  certified = log is not None and len(log.idx) > 0
+  attacked = attack is not None and len(attack.idx) > 0
+  empirical = _attack_series(attack) if attacked else None
+  # Only an attack on the same classifier in the same norm bounds the certificates from above.
+  comparable = (certified and attacked and attack.header.get('smoothed')
+                and attack.header.get('attack', {}).get('norm') == 'l2')
+  parts, charts, listed = [], [], []
+  if certified:
+    lines = [_certified_series(log)] + ([empirical] if comparable else [])
+    charts.append(_accuracy_chart(lines, 'Accuracy', 'ℓ₂ radius of the perturbation')
+                  + _reading(log, comparable))
+    listed.append(_table('certified', tables))
+    parts.append(_unfinished(run, 'certify', len(log.idx)) + _environments(log))
+  elif run.sigma or not run.config:
+    parts.append(_missing(run, 'No certificates yet', 'certify'))
+  if attacked:
+    name = results.attack_name(attack)
+    charts.append(('' if comparable else _accuracy_chart(
+        [empirical], f'Accuracy under {name}', results.epsilon_axis(attack)[1]))
+        + _attack_words(attack))
+    listed.append(_table('attack', tables))
+    parts.append(_unfinished(run, 'attack', len(attack.idx)))
+  else:
+    parts.append(_missing(run, 'Not attacked yet', 'attack'))
+  beside = _beside(''.join(charts), ''.join(listed)) if charts else ''
+  return beside + ''.join(parts)
+
+
+def _accuracy_chart(lines, title, x_label):
+  end = 1.04 * max(line.x.max() for line in lines) or 1.0
+  return plots.chart(lines, title=title, x_label=x_label, y_limits=(0, 1), x_limits=(0, end),
+                     percent=True, width=520, height=340)
+
+
+def _certified_series(log):
+  radii = np.unique(log.radius[log.correct])
+  if len(radii) > plots.MAX_POINTS:
+    radii = np.linspace(0, radii[-1], plots.MAX_POINTS)
+  radii = np.unique(np.concatenate([[0.0], radii]))
+  accuracies = analysis.certified_accuracy(log, radii)
+  low, high = analysis.accuracy_interval(accuracies, len(log.idx))
+  end = lambda values: np.append(values, 0.0)  # beyond the largest radius nothing is certified
+  return plots.Series(
+      'certified (95% band)', 'certified', np.append(radii, radii[-1] + 1e-9), end(accuracies),
+      (end(low), end(high)), steps=True)
+
+
+def _attack_series(attack):
+  epsilons, accuracies = results.attack_curve(attack)
+  return plots.Series(
+      f'under {results.attack_name(attack)}', 'attack',
+      epsilons * results.epsilon_axis(attack)[0], accuracies,
+      analysis.accuracy_interval(accuracies, len(attack.idx)), marks=True)
+
+
+def _reading(log, comparable):
+  settings = log.settings
+  draws = f'{settings["n"]:,} draws an image, α = {settings["alpha"]:g}. ' if (
+      {'n', 'alpha'} <= settings.keys()) else ''
+  text = ('<b>Certified</b>: the share of images for which the smoothed classifier is right, '
+          'with the certificate that no perturbation of that ℓ₂ norm changes its answer. ' + draws)
+  if comparable:
+    text += ('<b>Under attack</b>: the share still right after an attack of that size. The true '
+             'robust accuracy lies between the two, up to sampling.')
+  return f'<p class="soft">{text}</p>'
+
+
+def _attack_words(attack):
+  header = attack.header
+  target = 'smoothed classifier' if header.get('smoothed') else 'classifier'
+  name, norm = results.attack_name(attack), results.norm(attack)
+  details = {key: value for key, value in header.get('attack', {}).items()
+             if key not in ('name', 'norm') and value is not None}
+  listed = ', '.join(f'{key} {_text(value)}' for key, value in details.items())
+  return (f'<p class="soft"><b>{escape(name)}</b> on the {target} in {escape(norm)}, '
+          f'{len(attack.idx):,} images{escape(": " + listed if listed else "")}. An image counts '
+          'at ε if it is right without attack and at every smaller ε measured; dots are '
+          'measured, whiskers are 95% intervals, the line between is a guide to the eye.'
+          + (' Where the sampled vote abstains, the image counts as wrong.'
+             if header.get('smoothed') else '') + '</p>')
+
+
+def _environments(log):
+  if len(log.environments) < 2:
+    return ''
+  return (f'<p class="note">The certificates were made in {len(log.environments)} environments, '
+          'one after the other (all in certify.jsonl). Votes may differ between them where logits '
+          'differ in the last bits.</p>')
+
+
+# Gallery and training.
+
+
+def _gallery(run):
+  arrays = run.gallery
+  if arrays is None or not len(arrays['images']):
+    return _missing(run, 'No adversarial examples yet', 'attack')
+  cards, factor = gallery.gallery(arrays, run.record.get('dataset', {}).get('class_names') or [])
+  epsilon, norm = float(arrays['epsilon']), results.norm_text(str(arrays['norm']))
+  words = (f'Perturbations of {escape(norm)} norm at most {results.epsilon_text(epsilon)}, drawn '
+           f'{factor:g} times as strong around mid-grey: grey is no change, lighter is more, '
+           'darker is less. Below each image the predicted class: '
+           '<span class="right">✓ right</span>, <span class="wrong">✗ wrong</span>.')
+  return f'<p class="soft">{words}</p>{cards}'
+
+
+def _training(run, tables):
+  train, test = run.metrics['train'], run.metrics['test']
+  if not train and not test:
+    return _missing(run, 'No training metrics yet', 'train')
+  places = {'split', 'step', 'epoch', 'images_per_second'}
+  names = {name for row in train + test for name, value in row.items()
+           if isinstance(value, int | float) and name not in places}
+  first = [name for name in ('loss', 'accuracy', 'learning_rate') if name in names]
+  x_name = 'epoch' if all('epoch' in row for row in train + test) else 'step'
+  limits = 0, max(row[x_name] for row in train + test)
+  charts = ''.join(
+      plots.chart([_metric('train', train, name, x_name), _metric('test', test, name, x_name)],
+                  title=name.replace('_', ' ').capitalize(), x_label=x_name,
+                  x_limits=limits, percent=name.endswith('accuracy'))
+      for name in first + sorted(names - set(first)))
+  thinned = len(train) > plots.MAX_POINTS
+  words = (f'<p class="soft">Each point of a training curve is a mean over '
+           f'{len(train) / plots.MAX_POINTS:.0f} logged values or so.</p>' if thinned else '')
+  words += _unfinished(run, 'train')
+  return (f'<div class="charts">{charts}</div>{words}<details><summary>Table</summary>'
+          f'{_table("training", tables)}</details>')
+
+
+def _metric(split, rows, name, x_name):
+  rows = [row for row in rows if row.get(name) is not None]
+  x, y = plots.average([row[x_name] for row in rows], [row[name] for row in rows])
+  return plots.Series(split, split, x, y, marks=split == 'test' and len(x) <= 30)
+
+
+# Soundness and provenance.
+
+
+def _soundness(run):
+  notes = []
+  log, attack = run.certified, run.attack
+  if log and len(log.idx):
+    alpha = log.settings.get('alpha')
+    if alpha:
+      notes.append(
+          f'The confidence of a certificate is <b>per image</b>: each is false with probability '
+          f'at most α = {alpha:g}. Of the {len(log.idx):,} images here, up to '
+          f'{len(log.idx) * alpha:.3g} false certificates are to be expected.')
+    notes += [
+        'The statistics are exact and in float64. The noise and the network are in float32, '
+        'while the theorem speaks of real numbers; such a certificate is not a formal proof '
+        '(Voráček &amp; Hein 2022).',
+        'A certificate speaks of the smoothed classifier with this noise, network, precision and '
+        'batch shape, in ℓ₂, with pixels in [0, 1]. It says nothing about other norms.']
+  if attack and len(attack.idx):
+    notes.append('Accuracy under attack is an <b>upper bound</b> of robust accuracy: a stronger '
+                 'attack may find more.')
+    if log and len(log.idx) and not np.array_equal(np.sort(log.idx), np.sort(attack.idx)):
+      notes.append(f'The attack saw {len(attack.idx):,} images and the certification '
+                   f'{len(log.idx):,}, not the same ones: the two curves may cross by chance.')
+  notes.append('Intervals are Clopper–Pearson at 95%, over the choice of test images, each point '
+               'for itself; not over training runs.')
+  return f'<ul>{"".join(f"<li><p>{note}</p></li>" for note in notes)}</ul>'
+
+
+def _provenance(run):
+  record = run.record
+  parts = []
+  if run.stages:
+    rows = [[name, stage.get('status'), _date(stage.get('started')), _date(stage.get('finished')),
+             results.duration(stage['seconds']) if stage.get('seconds') is not None else None]
+            for name, stage in run.stages.items()]
+    parts.append(_html_table(analysis.Table(
+        ['stage', 'status', 'started', 'finished', 'time'], rows), 'Stages'))
+  if 'command' in record:
+    parts.append(f'<h3>Command</h3><pre>{escape(record["command"])}</pre>')
+  versions = [*record.get('versions', {}).items(),
+              *((key, record[key]) for key in ('platform', 'device', 'num_devices', 'flags')
+                if record.get(key))]
+  if versions:
+    parts.append('<details><summary>Versions and machine</summary>' + _html_table(
+        analysis.Table(['what', 'value'], [[key, _text(value)] for key, value in versions]))
+        + '</details>')
+  if run.config:
+    parts.append('<details><summary>Configuration</summary>' + _html_table(
+        analysis.Table(['field', 'value'], list(_flat(run.config)))) + '</details>')
+  return ''.join(parts) or _missing(run, 'No record of a run', 'train')
+
+
+def _flat(section, prefix=''):
+  for key, value in section.items():
+    if isinstance(value, dict) and value:
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield [f'{prefix}{key}', _text(value)]
+
+
+# Small parts.
+
+
+def _missing(run, words, stage):
+  return (f'<p class="missing">{escape(words)}. To run it: '
+          f'<code>{escape(_command(run, stage))}</code></p>')
+
+
+def _unfinished(run, stage, num_images=None):
+  if run.stages.get(stage, {}).get('status', 'done') == 'done':
+    return ''
+  done = '' if num_images is None else f' ({num_images:,} images so far)'
+  return (f'<p class="note">The {stage} stage is not finished{done}. To go on: '
+          f'<code>{escape(_command(run, stage))}</code></p>')
+
+
+def _command(run, stage):
+  """The run's own command with only this stage."""
+  command = run.record.get('command', f'python -m launch --workdir={run.path}')
+  words = [word for word in command.split() if not word.startswith(('--stages=', '--redo='))]
+  return ' '.join([*words, f'--stages={stage}'])
+
+
+def _beside(left, right):
+  return f'<div class="beside"><div>{left}</div><div>{right}</div></div>'
+
+
+def _table(name, tables):
+  caption, table = tables[name]
+  return _html_table(table, caption) + _files(name, tables)
+
+
+def _html_table(table, caption=''):
+  ends = analysis.table.right_aligned(table)
+  row = lambda tag, cells: '<tr>' + ''.join(
+      f'<{tag} class="{"n" if end else "v"}">{escape(analysis.table.format_cell(cell))}</{tag}>'
+      for cell, end in zip(cells, ends)) + '</tr>'
+  caption = f'<caption>{escape(caption)}</caption>' if caption else ''
+  body = ''.join(row('td', cells) for cells in table.rows)
+  return (f'<div class="scroll"><table>{caption}<thead>{row("th", table.columns)}</thead>'
+          f'<tbody>{body}</tbody></table></div>')
+
+
+def _files(name, tables):
+  """Links that carry the table in themselves, so that the page alone is enough."""
+  table = tables[name][1]
+  links = []
+  for end, write in WRITERS.items():
+    content = base64.b64encode(write(table).encode()).decode()
+    links.append(f'<a download="{name}.{end}" href="data:text/plain;base64,{content}">'
+                 f'{_FORMATS[end]}</a>')
+  beside = ', '.join(f'<a href="tables/{name}.{end}">{name}.{end}</a>' for end in WRITERS)
+  return (f'<div class="files"><span>Download {" · ".join(links)}</span>'
+          f'<details><summary>Copy</summary><pre>{escape(analysis.to_markdown(table))}</pre>'
+          f'<pre>{escape(analysis.to_latex(table))}</pre>Beside this page: {beside}</details>'
+          '</div>')
+
+
+def _text(value):
+  if isinstance(value, str):
+    return value
+  if isinstance(value, float):
+    return f'{value:.6g}'
+  if isinstance(value, list | tuple):
+    return ', '.join(map(_text, value))
+  if isinstance(value, dict):
+    return ', '.join(f'{key} {_text(each)}' for key, each in value.items())
+  return str(value)
+
+
+def _date(value):
+  """An ISO date and time to the minute."""
+  if not value:
+    return ''
+  try:
+    return f'{datetime.datetime.fromisoformat(value):%Y-%m-%d %H:%M %Z}'.strip()
+  except ValueError:
+    return str(value)

@@ -1,0 +1,107 @@
+"""The empirical stage: accuracy under attack at a grid of radii, image by image."""
+
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from robust_jax import certification, checkpoint, keys, parallel, smoothing
+from robust_jax.errors import UserError
+from robust_jax.stages import images
+
+
+def attack(run, workdir):
+  """Attacks test images at each radius; writes attack.jsonl and gallery.npz.
+
+  A smoothed classifier (sigma > 0) is attacked through num_noise fixed draws an image and judged
+  by `certification.predict` on fresh ones, where an abstention counts as wrong.
+  """
+  network, variables, info = checkpoint.load(workdir)
+  logits_fn = network.eval_logits(variables)
+  settings = run.evaluation
+  find, predict = _attacker(run), _predictor(run, logits_fn)
+  header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),
+            'smoothed': run.sigma > 0, 'sigma': run.sigma, 'seed': run.config['seed'],
+            **{name: run.config['evaluation'][name]
+               for name in ('num_noise', 'n', 'alpha', 'stride', 'num_images')},
+            'checkpoint_step': info['step']}
+  path = Path(workdir) / 'attack.jsonl'
+  everything = images.chosen(run.test_data, settings.stride, settings.num_images)
+  done = _resume(path, header)
+  left = [index for index in everything if index not in done]
+  bar = tqdm(desc='attack', initial=len(everything) - len(left), total=len(everything),
+             unit='image', disable=None)
+  with open(path, 'a', encoding='utf-8') as file:
+    for chunk in images.batches(run.test_data, left, settings.batch_size):
+      real = chunk.mask > 0
+      clean = predict(chunk.images, chunk.index)
+      attacked = [find((run.key('attack'), logits_fn, epsilon), chunk)
+                  for epsilon in settings.epsilons]
+      predicted = np.stack([predict(x, chunk.index) for x in attacked], axis=-1)
+      if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
+        _save_gallery(workdir, run, chunk, clean, attacked, predicted)
+      for i in np.flatnonzero(real):
+        file.write(json.dumps({'idx': int(chunk.index[i]), 'label': int(chunk.labels[i]),
+                               'clean': int(clean[i]), 'adversarial': predicted[i].tolist()})
+                   + '\n')
+      file.flush()
+      os.fsync(file.fileno())
+      bar.update(int(real.sum()))
+  bar.close()
+
+
+def _attacker(run):
+  """((key, logits_fn, epsilon), batch) -> attacked images, over the devices."""
+
+  def find(replicated, batch):
+    key, logits_fn, epsilon = replicated
+    example_keys = keys.fold_in(key, batch.index)
+    noise = None
+    if run.sigma > 0:
+      noise = smoothing.sample_noise(keys.fold_in(example_keys, 1), batch.images,
+                                     sigma=run.sigma, num_noise=run.evaluation.num_noise)
+    return run.attack(keys.fold_in(example_keys, 0), logits_fn, batch.images, batch.labels,
+                      epsilon=epsilon, noise=noise).images
+
+  return parallel.map_rows(find, run.devices)
+
+
+def _predictor(run, logits_fn):
+  """(images, index) -> predicted classes of the (smoothed) classifier; -1 where it abstains."""
+  if run.sigma == 0:
+    classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), run.devices)
+    return lambda x, index: classify(logits_fn, x)
+  count = parallel.sharded_count(run.devices)
+  return lambda x, index: certification.predict(
+      run.key('attack'), logits_fn, x, sigma=run.sigma, n=run.evaluation.n,
+      alpha=run.evaluation.alpha, batch_size=run.config['certify']['batch_size'],
+      example_ids=index, count=count)
+
+
+def _resume(path, header):
+  """Cuts an unfinished last line off the log, or starts it; the indices of its images."""
+  header = json.loads(json.dumps(header))
+  lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
+  lines = [line for line in lines if line.endswith('\n')]
+  if lines and json.loads(lines[0])['header'] != header:
+    raise UserError(f'{path}: the header is another attack\'s; the same settings and checkpoint, '
+                    'or --redo=attack, are allowed')
+  lines = lines or [json.dumps({'header': header}) + '\n']
+  path.write_text(''.join(lines), encoding='utf-8')
+  return {json.loads(line)['idx'] for line in lines[1:]}
+
+
+def _save_gallery(workdir, run, chunk, clean, attacked, predicted):
+  """Some images of the first chunk at the middle radius; those that the attack broke first."""
+  middle = len(attacked) // 2
+  broken = (clean == chunk.labels) & (predicted[:, middle] != chunk.labels)
+  order = np.argsort(~broken, kind='stable')
+  order = order[chunk.mask[order] > 0][:run.evaluation.gallery]
+  np.savez_compressed(
+      Path(workdir) / 'gallery.npz', index=chunk.index[order], images=chunk.images[order],
+      adversarial=attacked[middle][order], labels=chunk.labels[order],
+      clean=clean[order], predicted=predicted[order, middle],
+      epsilon=run.evaluation.epsilons[middle], norm=run.config['attack'].get('norm', ''))

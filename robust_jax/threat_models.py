@@ -1,0 +1,220 @@
+"""Perturbation sets: a random start, the steepest ascent direction and the projection of each.
+
+A threat model is a pytree, so that epsilon is traced: a scalar or one value per example. Adversarial
+images stay in the ball of radius epsilon around the image and in the box [0, 1], up to float32
+rounding. Two orders of projection are in use, and they give different points:
+
+- 'ball_then_box' (Madry et al. 2018; the Consistency authors' SmoothAdv),
+- 'box_then_ball' (Salman et al. 2019).
+
+Both end in the intersection: the image itself is in the box, each ball projection moves every
+coordinate towards it, and clipping to the box never makes a coordinate's perturbation longer.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys
+from robust_jax.noise import standard_normal
+from robust_jax.types import Array
+
+Order = Literal['ball_then_box', 'box_then_ball']
+
+
+@flax.struct.dataclass
+class ThreatModel:
+  """A perturbation set P(x) = {x + delta in [0, 1]: ||delta|| <= epsilon}.
+
+  Attributes:
+    epsilon: radius in pixel units, scalar or [batch].
+    norm: 'linf', 'l2' or 'l1'.
+    order: which projection comes last.
+    start_fn: (keys [batch], flat images, epsilon [batch, 1]) -> flat perturbations in the ball.
+    steepest_fn: (keys [batch], flat gradients) -> flat steps of norm one.
+    ball_fn: (flat perturbations, epsilon [batch, 1]) -> the closest perturbations in the ball.
+  """
+
+  epsilon: Array
+  norm: str = flax.struct.field(pytree_node=False)
+  order: Order = flax.struct.field(pytree_node=False)
+  start_fn: Callable = flax.struct.field(pytree_node=False)
+  steepest_fn: Callable = flax.struct.field(pytree_node=False)
+  ball_fn: Callable = flax.struct.field(pytree_node=False)
+
+  def random(self, key, images):
+    """A random point of the set for each image: [batch, ...].
+
+    Drawn in the ball (linf and l2 uniformly, l1 as in `l1`), then projected onto the box.
+    """
+    rows = _rows(images)
+    epsilon = _column(self.epsilon, rows)
+    start = self.start_fn(keys.per_example(key, len(rows)), rows, epsilon)
+    return jnp.clip(rows + start, 0, 1).reshape(images.shape)
+
+  def steepest(self, key, gradient):
+    """argmax <gradient, v> over ||v|| <= 1 for each example: [batch, ...].
+
+    Finite for every finite gradient. At a zero gradient: zero for linf and l1, for l2 a random
+    unit direction, drawn from `key`.
+    """
+    rows = _rows(gradient)
+    return self.steepest_fn(keys.per_example(key, len(rows)), rows).reshape(gradient.shape)
+
+  def project(self, adversarial, images):
+    """The projection of `adversarial` [batch, ...] onto the set around `images`."""
+    center = _rows(images)
+    point = _rows(adversarial)
+    epsilon = _column(self.epsilon, center)
+    if self.order == 'ball_then_box':
+      point = jnp.clip(center + self.ball_fn(point - center, epsilon), 0, 1)
+    else:
+      point = center + self.ball_fn(jnp.clip(point, 0, 1) - center, epsilon)
+    return point.reshape(images.shape)
+
+
+def linf(epsilon, *, order: Order = 'ball_then_box'):
+  """{||delta||_inf <= epsilon}: steepest ascent sign(g), uniform random start.
+
+  Args:
+    epsilon: radius in pixel units, scalar or [batch].
+    order: 'ball_then_box' or 'box_then_ball' (the same point for this norm).
+  """
+  return ThreatModel(epsilon, 'linf', order, _start_linf, _steepest_linf, _ball_linf)
+
+
+def l2(epsilon, *, order: Order = 'ball_then_box'):
+  """{||delta||_2 <= epsilon}: steepest ascent g / ||g||_2, random start uniform in the ball.
+
+  Args:
+    epsilon: radius in pixel units, scalar or [batch].
+    order: 'ball_then_box' or 'box_then_ball'.
+  """
+  return ThreatModel(epsilon, 'l2', order, _start_l2, _steepest_l2, _ball_l2)
+
+
+def l1(epsilon, *, order: Order = 'ball_then_box', top_k: int = 1):
+  """{||delta||_1 <= epsilon}: steepest ascent on the `top_k` largest gradient entries.
+
+  The step is sign(g) / top_k on those entries and zero elsewhere; top_k = 1, the steepest
+  direction proper, changes a single pixel. The random start is epsilon v / (||v||_1 + e) with v
+  signed standard exponentials and e a standard exponential: uniform in the ball. The projection
+  onto the ball is Euclidean (Duchi et al. 2008).
+
+  Args:
+    epsilon: radius in pixel units, scalar or [batch].
+    order: 'ball_then_box' or 'box_then_ball'.
+    top_k: number of entries that a step changes.
+
+  Raises:
+    ValueError: top_k < 1.
+  """
+  if top_k < 1:
+    raise ValueError(f'top_k is {top_k}; 1 or more is allowed')
+  return ThreatModel(epsilon, 'l1', order, _start_l1, _steepest_l1(top_k), _ball_l1)
+
+
+NORMS = {'linf': linf, 'l2': l2, 'l1': l1}
+
+
+def norms(perturbation, norm):
+  """||perturbation|| of each example, [batch]; `norm` is 'linf', 'l2' or 'l1'."""
+  rows = _rows(perturbation)
+  if norm == 'linf':
+    return jnp.max(jnp.abs(rows), axis=-1)
+  return jnp.linalg.norm(rows, ord={'l1': 1, 'l2': 2}[norm], axis=-1)
+
+
+def _rows(images):
+  return images.reshape(len(images), -1)
+
+
+def _column(epsilon, rows):
+  return jnp.broadcast_to(jnp.asarray(epsilon, rows.dtype), (len(rows),))[:, None]
+
+
+def _unit(rows):
+  """rows / ||rows||_2 and where that is defined.
+
+  Dividing by the largest entry first keeps squares of tiny gradients from underflowing.
+  """
+  largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
+  defined = largest > 0
+  rows = rows / jnp.where(defined, largest, 1)
+  norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+  return rows / jnp.where(defined, norm, 1), defined
+
+
+def _random_units(key, rows):
+  return _unit(jax.vmap(lambda k: standard_normal(k, rows.shape[1:]))(key))[0]
+
+
+def _start_linf(key, rows, epsilon):
+  draws = jax.vmap(lambda k: jax.random.uniform(k, rows.shape[1:], rows.dtype, -1, 1))(key)
+  return epsilon * draws
+
+
+def _start_l2(key, rows, epsilon):
+  direction_key, radius_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  radius = jax.vmap(lambda k: jax.random.uniform(k, (1,), rows.dtype))(radius_key)
+  return epsilon * radius ** (1 / rows.shape[1]) * _random_units(direction_key, rows)
+
+
+def _start_l1(key, rows, epsilon):
+  draws = jax.vmap(lambda k: jax.random.laplace(k, rows.shape[1:], rows.dtype))(keys.fold_in(key, 0))
+  extra = jax.vmap(lambda k: jax.random.exponential(k, (1,), rows.dtype))(keys.fold_in(key, 1))
+  return epsilon * draws / (jnp.sum(jnp.abs(draws), axis=-1, keepdims=True) + extra)
+
+
+def _steepest_linf(key, gradient):
+  del key
+  return jnp.sign(gradient)
+
+
+def _steepest_l2(key, gradient):
+  unit, defined = _unit(gradient)
+  # A random direction costs as many normals as there are pixels: draw only where needed.
+  return jax.lax.cond(
+      jnp.all(defined),
+      lambda: unit,
+      lambda: jnp.where(defined, unit, _random_units(key, gradient)))
+
+
+@functools.lru_cache
+def _steepest_l1(top_k):
+  """The step for `top_k`; cached, because a new function would be compiled anew."""
+
+  def steepest(key, gradient):
+    del key
+    _, top = jax.lax.top_k(jnp.abs(gradient), min(top_k, gradient.shape[1]))
+    values = jnp.take_along_axis(jnp.sign(gradient), top, axis=-1) / top.shape[1]
+    return jax.vmap(lambda index, value: jnp.zeros_like(gradient[0]).at[index].set(value))(
+        top, values)
+
+  return steepest
+
+
+def _ball_linf(rows, epsilon):
+  return jnp.clip(rows, -epsilon, epsilon)
+
+
+def _ball_l2(rows, epsilon):
+  norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+  return rows * jnp.where(norm > epsilon, epsilon / jnp.where(norm > 0, norm, 1), 1)
+
+
+def _ball_l1(rows, epsilon):
+  """Soft thresholding at the level that brings the l1 norm down to epsilon."""
+  size = jnp.abs(rows)
+  ordered = -jnp.sort(-size, axis=-1)
+  ranks = jnp.arange(1, rows.shape[1] + 1, dtype=rows.dtype)
+  levels = (jnp.cumsum(ordered, axis=-1) - epsilon) / ranks
+  # The largest rank whose entry is above its level; rank 1 always is unless epsilon is 0.
+  active = jnp.maximum(jnp.sum(ordered > levels, axis=-1, keepdims=True), 1)
+  level = jnp.take_along_axis(levels, active - 1, axis=-1)
+  inside = jnp.sum(size, axis=-1, keepdims=True) <= epsilon
+  return jnp.where(inside, rows, jnp.sign(rows) * jnp.maximum(size - level, 0))

@@ -1,0 +1,7 @@
+"""Training: methods, the step, optimisers and schedules."""
+
+from robust_jax.training.optimizers import OPTIMIZERS
+from robust_jax.training.schedules import SCHEDULES
+from robust_jax.training.step import create_state, make_train_step
+
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'create_state', 'make_train_step']

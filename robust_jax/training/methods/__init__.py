@@ -1,0 +1,14 @@
+"""Training methods: pure functions of one batch, at the seam `types.Method`."""
+
+from robust_jax.training.methods.adversarial import adversarial
+from robust_jax.training.methods.augmentation import gaussian, standard
+from robust_jax.training.methods.smoothadv import smoothadv
+
+METHODS = {
+    'standard': standard,
+    'gaussian': gaussian,
+    'adversarial': adversarial,
+    'smoothadv': smoothadv,
+}
+
+__all__ = ['METHODS', 'adversarial', 'gaussian', 'smoothadv', 'standard']

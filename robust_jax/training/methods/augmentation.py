@@ -1,0 +1,38 @@
+"""Training on clean images and on images with Gaussian noise."""
+
+import jax.numpy as jnp
+
+from robust_jax import keys, losses, smoothing
+from robust_jax.types import MethodOutput, NonNegative
+
+
+def standard(key, network, params, batch_stats, batch, memory, progress):
+  """Cross-entropy of the images: L(x, y).
+
+  Arguments and result as `types.Method`.
+  """
+  del progress
+  logits, batch_stats = network.train_logits(params, batch_stats, batch.images, key)
+  loss = losses.cross_entropy(logits, batch.labels)
+  return MethodOutput(loss, batch_stats, _metrics(loss, logits, batch.labels), memory)
+
+
+def gaussian(key, network, params, batch_stats, batch, memory, progress, *, sigma: NonNegative):
+  """Cross-entropy of noisy images: L(x + n, y), n ~ N(0, sigma^2 I), one draw per image.
+
+  Args:
+    sigma: standard deviation of the noise in pixel units.
+
+  The other arguments and the result as `types.Method`.
+
+  Reference:
+    Cohen et al., Certified adversarial robustness via randomized smoothing, 2019.
+  """
+  noise_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)[0]
+  return standard(model_key, network, params, batch_stats,
+                  batch._replace(images=batch.images + noise), memory, progress)
+
+
+def _metrics(loss, logits, labels):
+  return {'loss': loss, 'accuracy': (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)}

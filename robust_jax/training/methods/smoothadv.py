@@ -1,0 +1,67 @@
+"""SmoothAdv: adversarial training of the Gaussian-smoothed classifier."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys, losses, smoothing
+from robust_jax.training import schedules
+from robust_jax.types import Attack, Count, Index, MethodOutput, NonNegative
+
+
+def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+              epsilon: NonNegative, sigma: NonNegative, num_noise: Count = 2,
+              train_noise: Literal['all', 'first'] = 'all',
+              loss: Literal['mean', 'plugin'] = 'mean', epsilon_warmup_epochs: Index = 0):
+  """Trains on images that attack the smoothed classifier.
+
+  n_1..n_m are drawn once; x' = attack(x) ascends -log (1/m) sum_i F(x + n_i)_y under them, in
+  evaluation mode, and the update sees the same draws:
+
+  - loss 'mean': (1/m) sum_i -log F(x' + n_i)_y, as the authors' code and protocols;
+  - loss 'plugin': -log (1/m) sum_i F(x' + n_i)_y, the paper's formula.
+
+  Args:
+    attack: the inner maximisation; it is given the noise.
+    epsilon: its radius in pixel units.
+    sigma: standard deviation of the noise in pixel units; 0 is adversarial training.
+    num_noise: m.
+    train_noise: update on all m noisy copies, or on the first only.
+    loss: 'mean' or 'plugin'.
+    epsilon_warmup_epochs: epochs over which the radius grows to epsilon.
+
+  The other arguments and the result as `types.Method`; the metric 'accuracy' is the share of
+  noisy copies of x' classified correctly.
+
+  Reference:
+    Salman et al., Provably robust deep learning via adversarially trained smoothed classifiers,
+    2019, section 2.2 and algorithm 1.
+  """
+  attack_key, noise_key, model_key = (keys.fold_in(key, use) for use in range(3))
+  epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
+  noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
+  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
+  attacked = jax.lax.stop_gradient(
+      attack(attack_key, network.eval_logits(variables), batch.images, batch.labels,
+             epsilon=epsilon, noise=noise).images)
+
+  if train_noise == 'first':
+    noise = noise[:1]
+  # All copies go through the network as one batch: BatchNorm sees them together.
+  copies = (attacked + noise).reshape((-1,) + attacked.shape[1:])
+  copy_keys = jax.vmap(lambda i: keys.fold_in(model_key, i))(jnp.arange(len(noise))).reshape(-1)
+  logits, batch_stats = network.train_logits(params, batch_stats, copies, copy_keys)
+  labels = jnp.tile(batch.labels, len(noise))
+  copy_losses = losses.cross_entropy(logits, labels).reshape(len(noise), -1)
+  if loss == 'plugin':
+    example_loss = -smoothing.log_mean_probs(-copy_losses)
+  else:
+    example_loss = jnp.mean(copy_losses, axis=0)
+  correct = (jnp.argmax(logits, axis=-1) == labels).reshape(len(noise), -1)
+  metrics = {
+      'loss': example_loss,
+      'accuracy': jnp.mean(correct, axis=0),
+      'epsilon': jnp.full_like(example_loss, epsilon),
+  }
+  return MethodOutput(example_loss, batch_stats, metrics, memory)

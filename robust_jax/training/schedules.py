@@ -1,0 +1,85 @@
+"""Schedules of the learning rate and of the attack's radius."""
+
+import jax.numpy as jnp
+import optax
+
+from robust_jax.types import Fraction, Index, NonNegative, Positive
+
+
+def warm_up(value, epoch, warmup_epochs):
+  """min(value, (epoch + 1) value / warmup_epochs); `value` itself for warmup_epochs 0.
+
+  Args:
+    value: final value.
+    epoch: whole epochs done, 0 in the first.
+    warmup_epochs: the epoch number from which on `value` is in force.
+
+  Reference:
+    The authors' code of Salman et al. 2019.
+  """
+  if warmup_epochs == 0:
+    return jnp.asarray(value, jnp.float32)
+  return jnp.minimum(value, (epoch + 1) * value / warmup_epochs)
+
+
+def constant(*, steps_per_epoch, num_epochs, learning_rate: Positive,
+             warmup_epochs: NonNegative = 0.):
+  """The same learning rate throughout, after a linear warm-up.
+
+  Args:
+    steps_per_epoch: optimiser steps of one epoch.
+    num_epochs: epochs of the whole training (unused here).
+    learning_rate: the learning rate.
+    warmup_epochs: epochs over which it grows linearly from 0.
+
+  Returns:
+    An optax schedule, step -> learning rate.
+  """
+  del num_epochs
+  return _warmed(optax.constant_schedule(learning_rate), learning_rate,
+                 warmup_epochs, steps_per_epoch)
+
+
+def step(*, steps_per_epoch, num_epochs, learning_rate: Positive,
+         boundaries: tuple[Index, ...] = (), factor: Fraction = 0.1,
+         warmup_epochs: NonNegative = 0.):
+  """The learning rate is multiplied by `factor` at the start of each epoch of `boundaries`.
+
+  Args:
+    boundaries: increasing epoch numbers, counted from 0.
+    factor: what each boundary multiplies with.
+
+  The other arguments and the result as `constant`.
+  """
+  del num_epochs
+  schedule = optax.piecewise_constant_schedule(
+      learning_rate, {epoch * steps_per_epoch: factor for epoch in boundaries})
+  return _warmed(schedule, learning_rate, warmup_epochs, steps_per_epoch)
+
+
+def cosine(*, steps_per_epoch, num_epochs, learning_rate: Positive,
+           warmup_epochs: NonNegative = 0., final_fraction: Fraction = 0.):
+  """Half a cosine from the learning rate to final_fraction times it, over the whole training.
+
+  Args:
+    final_fraction: the last learning rate over the first.
+
+  The other arguments and the result as `constant`; the warm-up's epochs are part of the whole.
+  """
+  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  decay_steps = max(round(num_epochs * steps_per_epoch) - warmup_steps, 1)
+  schedule = optax.cosine_decay_schedule(learning_rate, decay_steps, final_fraction)
+  return _warmed(lambda count: schedule(count - warmup_steps), learning_rate,
+                 warmup_epochs, steps_per_epoch)
+
+
+def _warmed(schedule, learning_rate, warmup_epochs, steps_per_epoch):
+  """A linear rise to `learning_rate`, reached with step warmup_steps - 1; then `schedule`."""
+  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  if warmup_steps == 0:
+    return schedule
+  return lambda count: jnp.where(
+      count < warmup_steps, learning_rate * (count + 1) / warmup_steps, schedule(count))
+
+
+SCHEDULES = {'constant': constant, 'step': step, 'cosine': cosine}

@@ -1,0 +1,172 @@
+"""The folder of a run: which stages are done, with which config, and what else is written there.
+
+config.json       the resolved config
+run.json          command, versions, devices, dataset, model
+stages.json       for each stage its status, times and the config it ran with
+metrics.jsonl     training, one JSON object a line
+checkpoints/      see `checkpoint`
+attack.jsonl      the empirical stage, one line an image; gallery.npz, some of its images
+certify.jsonl     certificates, with the table certify.tsv
+report.html       and tables/
+previous/         what `--redo` has put aside
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+
+import jax
+
+from robust_jax import __version__, experiment
+from robust_jax.errors import UserError
+
+OUTPUTS = {
+    'train': ('checkpoints', 'metrics.jsonl'),
+    'attack': ('attack.jsonl', 'gallery.npz'),
+    'certify': ('certify.jsonl', 'certify.tsv'),
+    'report': (),
+}
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
+             'numpy', 'scipy')
+
+
+def check(workdir, config):
+  """Makes sure that a folder is new, empty, or a workdir of the same experiment.
+
+  Raises:
+    UserError: it is no folder, cannot be written, holds something else, or was trained with a
+      config that differs in a field that training depends on.
+  """
+  workdir = Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    names = [path.name for path in workdir.iterdir()]
+    (workdir / 'write.test').touch()
+    (workdir / 'write.test').unlink()
+  except OSError as error:
+    raise UserError(f'--workdir is {workdir}; a folder that can be written is allowed '
+                    f'({error.strerror})') from error
+  if names and 'config.json' not in names:
+    raise UserError(f'--workdir is {workdir}, which holds {min(names)} but no config.json; a new '
+                    'or empty folder, or one that this launcher made, is allowed')
+  for stage, record in stages(workdir).items():
+    if stage == 'train':
+      _refuse_changes(workdir, stage, record['config'], config)
+
+
+def describe(run, workdir, command):
+  """Writes config.json and run.json."""
+  dataset, devices = run.test_data, run.devices
+  shapes = jax.eval_shape(lambda: run.model.init(
+      jax.random.key(0), jax.numpy.zeros((1, *dataset.image_shape)), train=False))
+  write_json(Path(workdir) / 'config.json', run.config)
+  write_json(Path(workdir) / 'run.json', {
+      'command': command, 'started': now(), 'num_devices': len(devices),
+      'dataset': {'name': run.data.name, 'split': 'test', 'num_classes': dataset.num_classes,
+                  'class_names': list(dataset.class_names),
+                  'image_shape': list(dataset.image_shape)},
+      'model': {'name': run.config['model']['name'],
+                'num_params': sum(x.size for x in jax.tree.leaves(shapes['params']))},
+      **environment(devices)})
+
+
+def environment(devices):
+  """What may change the last bits of a result: versions, platform, devices, compiler flags."""
+  return {
+      'versions': {'robust_jax': __version__, 'python': platform.python_version(),
+                   **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+      'platform': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
+      'device': devices[0].device_kind,
+      'flags': os.environ.get('XLA_FLAGS', ''),
+  }
+
+
+def stages(workdir):
+  """{stage: {'status', 'started', 'finished', 'seconds', 'config'}} of the stages begun."""
+  path = Path(workdir) / 'stages.json'
+  return read_json(path) if path.exists() else {}
+
+
+def begin(workdir, stage, config):
+  """Records that a stage runs; a stage that was interrupted goes on with the same config.
+
+  Returns:
+    False where the stage is done already, with the same config.
+
+  Raises:
+    UserError: it has run, or begun, with a config that differs in a field it depends on.
+  """
+  record = stages(workdir).get(stage)
+  if record:
+    _refuse_changes(workdir, stage, record['config'], config)
+    if record['status'] == 'done':
+      return False
+  spent = record['seconds'] if record else 0.
+  _record(workdir, stage, {'status': 'running', 'started': now(), 'seconds': spent,
+                           'config': config})
+  return True
+
+
+def add_time(workdir, stage, seconds, *, done):
+  """Adds to the time a stage has taken over all its runs, and records whether it is done."""
+  record = stages(workdir)[stage]
+  record['seconds'] += seconds
+  if done:
+    record |= {'status': 'done', 'finished': now()}
+  _record(workdir, stage, record)
+
+
+def set_aside(workdir, stage):
+  """Moves a stage's results to previous/, so that it runs anew."""
+  workdir = Path(workdir)
+  records = stages(workdir)
+  if stage not in records:
+    return
+  folder = workdir / 'previous' / f'{stage}-{time.strftime("%Y%m%d-%H%M%S")}'
+  folder.mkdir(parents=True)
+  write_json(folder / 'stages.json', {stage: records.pop(stage)})
+  for name in OUTPUTS[stage]:
+    if (workdir / name).exists():
+      shutil.move(workdir / name, folder / name)
+  write_json(workdir / 'stages.json', records)
+
+
+def now():
+  """The time of day, ISO 8601, UTC, whole seconds."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def read_json(path):
+  """The contents of a JSON file.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    return json.loads(Path(path).read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read ({error}); JSON written by the launcher is '
+                    'allowed') from error
+
+
+def write_json(path, value):
+  """Writes a JSON file so that a crash leaves the old one or the new one."""
+  new = Path(f'{path}.new')
+  new.write_text(json.dumps(value, indent=1) + '\n', encoding='utf-8')
+  os.replace(new, path)
+
+
+def _record(workdir, stage, record):
+  write_json(Path(workdir) / 'stages.json', {**stages(workdir), stage: record})
+
+
+def _refuse_changes(workdir, stage, saved, config):
+  changed = experiment.changed_fields(saved, config, stage)
+  if changed:
+    raise UserError(f'{workdir}: the {stage} stage ran with another config ({"; ".join(changed)}); '
+                    f'the same values, another --workdir, or --redo={stage} are allowed')

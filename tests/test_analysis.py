@@ -1,0 +1,181 @@
+"""analysis: figures from logs against brute force and published tables; the table writers."""
+
+import csv
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from robust_jax import analysis
+from robust_jax.analysis import __main__ as command_line
+from robust_jax.certification import log
+from robust_jax.errors import UserError
+
+
+def make_log(radius, predict, label):
+  radius, predict, label = np.asarray(radius, float), np.asarray(predict), np.asarray(label)
+  return log.Log(np.arange(len(radius)), label, predict, radius, predict == label,
+                 np.ones(len(radius)), {}, [])
+
+
+EMPTY = make_log([], [], [])
+
+
+def test_certified_figures_against_a_loop():
+  rng = np.random.default_rng(0)
+  one = make_log(rng.choice([0, 0.25, 0.5, 0.7, 1.0], 200), rng.integers(-1, 3, 200),
+                 rng.integers(0, 3, 200))
+  radii = [0.0, 0.25, 0.2500001, 0.5, 1.0, 1.1]
+  expected = [sum(c and r >= radius for c, r in zip(one.correct, one.radius)) / 200
+              for radius in radii]
+  np.testing.assert_allclose(analysis.certified_accuracy(one, radii), expected, rtol=1e-12)
+  assert analysis.certified_accuracy(one, 0.5) == expected[3]
+  assert analysis.average_certified_radius(one) == pytest.approx(
+      sum(r for c, r in zip(one.correct, one.radius) if c) / 200)
+  assert analysis.abstention_rate(one) == sum(p == -1 for p in one.predict) / 200
+  # ACR is the area under the curve.
+  fine = np.linspace(0, 1.2, 120_001)
+  area = np.trapezoid(analysis.certified_accuracy(one, fine), fine)
+  assert analysis.average_certified_radius(one) == pytest.approx(area, abs=1e-4)
+
+
+def test_an_empty_log_is_unknown_not_zero():
+  assert np.isnan(analysis.certified_accuracy(EMPTY, [0.0, 1.0])).all()
+  assert np.isnan(analysis.average_certified_radius(EMPTY))
+  assert np.isnan(analysis.abstention_rate(EMPTY))
+  assert np.isnan(analysis.envelope([EMPTY], [0.0, 1.0])).all()
+  assert analysis.envelope([], [0.0, 1.0]).shape == (2,)
+  low, high = analysis.accuracy_interval([np.nan], 0)
+  assert (low[0], high[0]) == (0, 1)
+
+
+@pytest.mark.parametrize('total', [1, 7, 500])
+def test_intervals_are_clopper_pearson(total):
+  hits = np.arange(total + 1)
+  low, high = analysis.accuracy_interval(hits / total, total, confidence=0.9)
+  for k in (0, total // 3, total):
+    exact = stats.binomtest(k, total).proportion_ci(0.9, method='exact')
+    assert (low[k], high[k]) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def test_envelope_takes_the_best_model_at_each_radius():
+  steep = make_log([0.4, 0.4, 0.4], [1, 1, 1], [1, 1, 1])
+  flat = make_log([0.0, 0.1, 2.0], [0, 1, 1], [1, 1, 1])
+  np.testing.assert_allclose(analysis.envelope([steep, EMPTY, flat], [0.3, 1.0, 3.0]),
+                             [1, 1 / 3, 0])
+
+
+def test_published_tables():
+  root = os.environ.get('ROBUST_JAX_TEST_DATA')
+  if not root:
+    pytest.skip('ROBUST_JAX_TEST_DATA is not set')
+
+  def envelope(folders, radii):
+    paths = [path for folder in folders
+             for path in pathlib.Path(root, 'reference_logs', folder).rglob('test/sigma_*')
+             if path.parts[-3].removeprefix('noise_') == path.name.removeprefix('sigma_')]
+    return np.rint(100 * analysis.envelope(map(log.read, paths), radii)).astype(int).tolist()
+
+  imagenet, cifar10 = np.arange(1, 8) / 2, np.arange(1, 10) / 4
+  assert envelope(['cohen2019/imagenet'], imagenet) == [49, 37, 29, 19, 15, 12, 9]
+  assert envelope(['cohen2019/cifar10'], cifar10) == [60, 43, 32, 23, 17, 14, 12, 10, 8]
+  salman = [f'salman2019/imagenet/{name}' for name in ('PGD_1step', 'DDN_2steps')]
+  assert envelope(salman, imagenet) == [56, 43, 37, 27, 25, 20, 16]
+
+
+ATTACK = [
+    {'header': {'attack': {'name': 'pgd', 'norm': 'l2'}, 'epsilons': [0.5, 0.25, 1.0]}},
+    {'idx': 0, 'label': 1, 'clean': 1, 'adversarial': [1, 1, 1]},
+    {'idx': 2, 'label': 1, 'clean': 1, 'adversarial': [1, 3, 1]},  # broken at .25, hence at all
+    {'idx': 4, 'label': 1, 'clean': 0, 'adversarial': [1, 1, 1]},  # wrong without attack
+    {'idx': 6, 'label': 1, 'clean': 1, 'adversarial': [-1, 1, 1]},  # abstains at .5
+]
+
+
+def write_attack(path, rows, end='\n'):
+  path.write_text('\n'.join(json.dumps(row) for row in rows) + end)
+  return path
+
+
+def test_robust_accuracy_counts_every_smaller_epsilon(tmp_path):
+  attack = analysis.read_attack(write_attack(tmp_path / 'attack.jsonl', ATTACK))
+  np.testing.assert_array_equal(attack.epsilons, [0.5, 0.25, 1.0])
+  np.testing.assert_allclose(analysis.robust_accuracy(attack), [1 / 4, 2 / 4, 1 / 4])
+  assert analysis.clean_accuracy(attack) == 3 / 4
+  assert attack.header['attack']['name'] == 'pgd'
+
+
+def test_attack_log_torn_empty_and_malformed(tmp_path):
+  path = tmp_path / 'attack.jsonl'
+  write_attack(path, ATTACK)
+  path.write_text(path.read_text()[:-9])
+  assert len(analysis.read_attack(path).idx) == 3
+  path.write_text('')
+  empty = analysis.read_attack(path)
+  assert analysis.robust_accuracy(empty).shape == (0,) and np.isnan(analysis.clean_accuracy(empty))
+  attack = analysis.read_attack(write_attack(path, ATTACK[:1]))
+  assert np.isnan(analysis.robust_accuracy(attack)).all()
+  for bad in ({'idx': 1}, {**ATTACK[1], 'adversarial': [1]}, {**ATTACK[1], 'clean': 'cat'}, []):
+    write_attack(path, [*ATTACK, bad])
+    with pytest.raises(UserError, match='attack.jsonl:6: '):
+      analysis.read_attack(path)
+  write_attack(path, [*ATTACK, ATTACK[1]])
+  with pytest.raises(UserError, match='more than once'):
+    analysis.read_attack(path)
+  with pytest.raises(UserError, match='absent'):
+    analysis.read_attack(tmp_path / 'absent')
+
+
+TABLE = analysis.Table(['name', 'ℓ₂ 100%', 'n'], [
+    ['a|b, "c"', '57.0', 5], ['under_score & more', 0.123456789, None]])
+
+
+def test_csv_reads_back():
+  rows = list(csv.reader(analysis.to_csv(TABLE).splitlines()))
+  assert rows == [['name', 'ℓ₂ 100%', 'n'], ['a|b, "c"', '57.0', '5'],
+                  ['under_score & more', '0.123457', '']]
+
+
+def test_markdown_is_aligned_and_escaped():
+  assert analysis.to_markdown(TABLE) == (
+      '| name               |  ℓ₂ 100% |   n |\n'
+      '| ------------------ | -------: | --: |\n'
+      '| a\\|b, "c"          |     57.0 |   5 |\n'
+      '| under_score & more | 0.123457 |     |\n')
+
+
+def test_text_for_a_terminal():
+  table = analysis.Table(['name', 'value'], [['a', '9.5%'], ['long name', '10.0%']])
+  assert analysis.to_text(table) == (
+      'name       value\n'
+      '---------  -----\n'
+      'a           9.5%\n'
+      'long name  10.0%\n')
+  assert analysis.to_text(analysis.Table(['a'], [])) == 'a\n-\n'
+
+
+def test_latex_escapes_and_aligns():
+  text = analysis.to_latex(TABLE)
+  assert text.startswith('\\begin{tabular}{lrr}\n\\toprule\n')
+  assert r'$\ell$$_2$ 100\%' in text
+  assert r'under\_score \& more & 0.123457 & ' in text
+  assert text.count(r'\\') == 3 and text.endswith('\\bottomrule\n\\end{tabular}\n')
+
+
+def test_command_line(tmp_path, capsys):
+  paths = [tmp_path / 'a.tsv', tmp_path / 'b']
+  title = 'idx\tlabel\tpredict\tradius\tcorrect\ttime\n'
+  paths[0].write_text(title + '0\t1\t1\t0.6\t1\t0:00:01\n1\t1\t-1\t0.0\t0\t0:00:01\n')
+  paths[1].write_text(title)
+  command_line.main([*map(str, paths), '--radii', '0', '0.5', '1', '--format', 'csv'])
+  rows = list(csv.reader(capsys.readouterr().out.splitlines()))
+  assert rows == [['log', 'images', 'r=0', 'r=0.5', 'r=1', 'ACR', 'abstains'],
+                  [str(paths[0]), '2', '50.0', '50.0', '0.0', '0.300', '50.0'],
+                  [str(paths[1]), '0', 'nan', 'nan', 'nan', 'nan', 'nan'],
+                  ['best at each radius', '', '50.0', '50.0', '0.0', '', '']]
+  with pytest.raises(SystemExit) as caught:
+    command_line.main([str(tmp_path / 'absent')])
+  assert caught.value.code == 2 and 'absent' in capsys.readouterr().err

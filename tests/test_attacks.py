@@ -1,0 +1,216 @@
+"""Attacks: closed forms on linear models, exact degenerate cases, and shared invariants."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax import attacks, keys, losses, smoothing, threat_models
+
+KEY = jax.random.key(11)
+NORMS = sorted(threat_models.NORMS)
+DUAL = {'linf': 1, 'l2': 2, 'l1': np.inf}
+VARIANTS = {
+    'fgsm': (attacks.fgsm_attack, {}),
+    'pgd': (attacks.pgd_attack, {}),
+    'pgd random start': (attacks.pgd_attack, {'random_start': True, 'restarts': 2}),
+    'pgd margin': (attacks.pgd_attack, {'loss': 'margin'}),
+    'pgd kl': (attacks.pgd_attack, {'loss': 'kl'}),
+    'pgd targeted': (attacks.pgd_attack, {'target': 'least_likely'}),
+    'pgd raw gradient': (attacks.pgd_attack, {'direction': 'gradient', 'step_size': 0.1}),
+    'pgd box first': (attacks.pgd_attack, {'order': 'box_then_ball'}),
+}
+
+
+@functools.cache
+def jitted(variant, norm):
+  """One compilation serves the tests of a variant: logits_fn, epsilon and labels are traced."""
+  attack, kwargs = VARIANTS[variant]
+  return jax.jit(functools.partial(attack, norm=norm, **kwargs))
+
+
+@pytest.mark.parametrize('norm', NORMS)
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_invariants(variant, norm, mlp_fn, images, labels):
+  epsilon = jnp.asarray([0., 0.05, 0.3, 1., 5.])
+  example_keys = keys.per_example(KEY, 5)
+  attack = jitted(variant, norm)
+  result = attack(example_keys, mlp_fn, images, labels, epsilon=epsilon)
+  # In the box and in the ball, with a radius per example.
+  assert result.images.shape == images.shape
+  assert (result.images >= 0).all() and (result.images <= 1).all()
+  assert (threat_models.norms(result.images - images, norm) <= epsilon + 2e-6).all()
+  np.testing.assert_array_equal(result.images[0], images[0])
+  assert result.success.shape == (5,) and np.isfinite(result.objective).all()
+  if variant != 'pgd targeted':
+    wrong = jnp.argmax(mlp_fn(result.images), -1) != labels
+    np.testing.assert_array_equal(result.success, wrong)
+  # An example's result depends on its own key, not on its place.
+  order = jnp.asarray([3, 1, 4, 0, 2])
+  shuffled = attack(example_keys[order], mlp_fn, images[order], labels[order],
+                    epsilon=epsilon[order])
+  np.testing.assert_allclose(shuffled.images, result.images[order], atol=1e-4)
+  # A constant classifier has a zero gradient everywhere.
+  constant = jax.tree.map(jnp.zeros_like, mlp_fn)
+  flat = attack(example_keys, constant, images, labels, epsilon=epsilon).images
+  assert np.isfinite(flat).all()
+  assert (threat_models.norms(flat - images, norm) <= epsilon + 2e-6).all()
+
+
+@pytest.mark.parametrize('variant', ['pgd', 'pgd random start'])
+def test_batch_equals_loop_of_singles(variant, mlp_fn, images, labels):
+  example_keys = keys.per_example(KEY, 5)
+  attack = jitted(variant, 'l2')
+  together = attack(KEY, mlp_fn, images, labels, epsilon=0.4)
+  for i in range(5):
+    one = slice(i, i + 1)
+    alone = attack(example_keys[one], mlp_fn, images[one], labels[one], epsilon=0.4)
+    np.testing.assert_allclose(alone.images[0], together.images[i], atol=1e-5)
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_objective_does_not_fall_on_a_linear_model(norm, linear_fn, images, labels):
+  for loss in ('cross_entropy', 'margin'):
+    result = attacks.pgd_attack(KEY, linear_fn, images, labels, epsilon=0.2, norm=norm, loss=loss)
+    start = {'cross_entropy': losses.cross_entropy, 'margin': losses.margin}[loss]
+    assert (result.objective >= start(linear_fn(images), labels) - 1e-5).all()
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_pgd_finds_the_worst_case_of_a_linear_model(norm):
+  # Two classes, margin w.x, far from the box: the worst case loses epsilon * ||w||_dual.
+  w = np.array([0.5, -1., 2., 0.25, 1.5, -0.75], np.float32)
+  fn = lambda x: jnp.stack([x.reshape(len(x), -1) @ w, jnp.zeros(len(x))], -1)
+  x = jnp.full((1, 2, 3, 1), 0.5)
+  result = attacks.pgd_attack(KEY, fn, x, jnp.asarray([0]), epsilon=0.1, norm=norm, loss='margin',
+                              num_steps=20)
+  worst = -(0.5 * w.sum() - 0.1 * np.linalg.norm(w, ord=DUAL[norm]))
+  np.testing.assert_allclose(result.objective, worst, rtol=1e-5)
+
+
+def test_fgsm_is_one_step_of_length_epsilon(linear_fn, images, labels):
+  gradient = jax.grad(lambda x: losses.cross_entropy(linear_fn(x), labels).sum())(images)
+  result = attacks.fgsm_attack(KEY, linear_fn, images, labels, epsilon=0.1, norm='linf')
+  np.testing.assert_allclose(
+      result.images, np.clip(images + 0.1 * np.sign(gradient), 0, 1), atol=1e-6)
+  one_pixel = attacks.fgsm_attack(KEY, linear_fn, images, labels, epsilon=0.1, norm='l1').images
+  changed = np.asarray(one_pixel != images).reshape(5, -1).sum(-1)
+  assert (changed <= 1).all() and changed.sum() >= 3
+
+
+def test_pgd_equals_a_plain_loop(mlp_fn, images, labels):
+  x = images
+  for _ in range(4):
+    g = jax.grad(lambda x: losses.cross_entropy(mlp_fn(x), labels).sum())(x)
+    g = np.asarray(g) / np.linalg.norm(np.reshape(g, (5, -1)), axis=-1)[:, None, None, None]
+    delta = np.asarray(x + 0.05 * g - images)
+    size = np.linalg.norm(delta.reshape(5, -1), axis=-1)[:, None, None, None]
+    x = jnp.clip(images + delta * np.minimum(1, 0.12 / np.maximum(size, 1e-12)), 0, 1)
+  result = attacks.pgd_attack(KEY, mlp_fn, images, labels, epsilon=0.12, norm='l2', num_steps=4,
+                              step_size=0.05)
+  np.testing.assert_allclose(result.images, x, atol=2e-6)
+
+
+def test_raw_gradient_steps(mlp_fn, images, labels):
+  g = jax.grad(lambda x: losses.cross_entropy(mlp_fn(x), labels).sum())(images)
+  result = attacks.pgd_attack(KEY, mlp_fn, images, labels, epsilon=0.1, norm='linf', num_steps=1,
+                              step_size=0.05, direction='gradient')
+  np.testing.assert_allclose(
+      result.images, jnp.clip(images + jnp.clip(0.05 * g, -0.1, 0.1), 0, 1), atol=1e-6)
+
+
+def test_step_size_per_example_and_scheduled(linear_fn, images, labels):
+  threat_model = threat_models.linf(1.)
+  objective = lambda x: losses.cross_entropy(linear_fn(x), labels)
+  sizes = jnp.asarray([0.01, 0.02, 0.03, 0.04, 0.])
+  moved = attacks.pgd(KEY, objective, images, threat_model, step_size=sizes, num_steps=1)
+  assert (threat_models.norms(moved - images, 'linf') <= sizes + 1e-6).all()
+  np.testing.assert_array_equal(moved[4], images[4])
+  scheduled = attacks.pgd(KEY, objective, images, threat_model,
+                          step_size=lambda t: jnp.where(t == 0, 0.03, 0.), num_steps=3)
+  constant = attacks.pgd(KEY, objective, images, threat_model, step_size=0.03, num_steps=1)
+  np.testing.assert_array_equal(scheduled, constant)
+
+
+def test_no_steps_is_the_identity(mlp_fn, images, labels):
+  result = attacks.pgd_attack(KEY, mlp_fn, images, labels, epsilon=0.3, num_steps=0)
+  np.testing.assert_array_equal(result.images, images)
+  np.testing.assert_array_equal(result.success, jnp.argmax(mlp_fn(images), -1) != labels)
+
+
+def test_restarts_keep_the_worst_per_example(mlp_fn, images, labels):
+  values = [attacks.pgd_attack(KEY, mlp_fn, images, labels, epsilon=0.5, num_steps=2,
+                               random_start=True, restarts=r).objective for r in (1, 2, 6)]
+  assert (values[1] >= values[0]).all() and (values[2] >= values[1]).all()
+  assert (values[2] > values[0]).any()
+
+
+def test_targets_are_never_the_label_and_are_reached(linear_fn, images, labels):
+  result = attacks.pgd_attack(KEY, linear_fn, images, labels, epsilon=2., norm='l2',
+                              targets=(labels + 1) % 4, num_steps=50)
+  np.testing.assert_array_equal(
+      result.success, jnp.argmax(linear_fn(result.images), -1) == (labels + 1) % 4)
+  assert result.success.any()
+  for target in ('random', 'least_likely'):
+    still = attacks.pgd_attack(KEY, linear_fn, images, jnp.argmax(linear_fn(images), -1),
+                               epsilon=0., target=target)
+    assert not still.success.any()
+
+
+def test_smoothadv_without_noise_is_pgd(mlp_fn, images, labels):
+  zero = smoothing.sample_noise(KEY, images, sigma=0., num_noise=3)
+  kwargs = dict(epsilon=0.3, norm='l2', num_steps=5)
+  smoothed = attacks.pgd_attack(KEY, mlp_fn, images, labels, noise=zero, **kwargs)
+  plain = attacks.pgd_attack(KEY, mlp_fn, images, labels, **kwargs)
+  np.testing.assert_allclose(smoothed.images, plain.images, atol=1e-5)
+  np.testing.assert_array_equal(smoothed.success, plain.success)
+
+
+@pytest.mark.parametrize('kind', smoothing.OBJECTIVES)
+def test_smoothed_objectives_ascend_in_the_one_loop(kind, mlp_fn, images, labels):
+  noise = smoothing.sample_noise(KEY, images, sigma=0.4, num_noise=64)
+  result = attacks.pgd_attack(KEY, mlp_fn, images, labels, epsilon=0.5, norm='l2', noise=noise,
+                              sigma=0.4, smoothed_objective=kind)
+  objective = smoothing.smoothadv_objective(mlp_fn, labels, noise)
+  assert jnp.mean(objective(result.images)) > jnp.mean(objective(images))
+  np.testing.assert_array_equal(
+      result.success, smoothing.vote(mlp_fn, result.images, noise) != labels)
+
+
+def test_new_parameters_compile_nothing(images, labels):
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def run(key, logits_fn, epsilon):
+    return attacks.pgd_attack(key, logits_fn, images, labels, epsilon=epsilon).images
+
+  def logits(params, x):
+    return x.reshape(len(x), -1) @ params
+
+  for seed in range(2):
+    params = jax.random.normal(jax.random.key(seed), (12, 4))
+    run(jax.random.key(seed), jax.tree_util.Partial(logits, params), 0.1 * (seed + 1))
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(norm='l3'), "norm is 'l3'; one of linf, l2, l1"),
+    (dict(loss='hinge'), "loss is 'hinge'"),
+    (dict(direction='up'), "direction is 'up'"),
+    (dict(restarts=0), 'restarts is 0'),
+    (dict(target='any'), "target is 'any'"),
+    (dict(loss='margin', target='random'), "loss is 'margin' with a target"),
+])
+def test_bad_arguments_are_named(kwargs, message, linear_fn, images, labels):
+  with pytest.raises(ValueError, match=message):
+    attacks.pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, **kwargs)
+
+
+def test_bad_arguments_with_noise_are_named(linear_fn, images, labels):
+  noise = jnp.zeros((1,) + images.shape)
+  for kwargs, message in ((dict(loss='margin'), "'margin' with noise"),
+                          (dict(smoothed_objective='x'), "smoothed_objective is 'x'"),
+                          (dict(smoothed_objective='gradient_free'), 'sigma is None')):
+    with pytest.raises(ValueError, match=message):
+      attacks.pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, noise=noise, **kwargs)

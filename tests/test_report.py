@@ -1,0 +1,367 @@
+"""The report: both kinds of run, missing parts, hostile names, the same figures as analysis."""
+
+import base64
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robust_jax import analysis, report
+from robust_jax.certification import log
+from robust_jax.errors import UserError
+from robust_jax.report import gallery, plots, results
+
+SECTIONS = ('robustness', 'gallery', 'training', 'soundness', 'provenance')
+
+
+def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=20,
+                  class_names=None):
+  """A made-up run whose curves look like real ones."""
+  rng = np.random.default_rng(0)
+  path.mkdir(parents=True, exist_ok=True)
+  class_names = class_names or [f'{i}' for i in range(10)]
+  norm, sigma = ('l2', 0.25) if smoothed else ('linf', 0.0)
+  epsilons = [0.25, 0.5, 0.75, 1.0] if smoothed else [2 / 255, 4 / 255, 8 / 255]
+  method = 'smoothadv' if smoothed else 'adversarial'
+  attack = {'name': 'pgd', 'norm': norm, 'num_steps': 20, 'step_ratio': 2.5}
+  config = {
+      'seed': 0, 'epsilon': epsilons[-1], 'sigma': sigma, 'data': {'name': 'digits'},
+      'model': {'name': 'lenet'}, 'attack': attack,
+      'method': {'name': method, 'num_noise': 4, 'attack': {**attack, 'num_steps': 10}},
+      'certify': {'name': 'fixed', 'n': 10_000, 'alpha': 0.001, 'sigma': None}}
+  record = {
+      'command': 'python -m launch --config=configs/digits.py --workdir=runs/digits',
+      'started': '2025-01-02T03:04:05+00:00', 'platform': 'Linux x86_64, 2 cores',
+      'device': 'cpu', 'num_devices': 2, 'flags': '',
+      'versions': {'robust_jax': '0.1.0', 'jax': '0.10.2'},
+      'dataset': {'name': 'digits', 'split': 'test', 'num_classes': 10,
+                  'class_names': class_names, 'image_shape': [side, side, channels]},
+      'model': {'name': 'lenet', 'num_params': 431_080}}
+  names = ('train', 'attack', 'certify') if smoothed else ('train', 'attack')
+  stages = {name: {'status': 'done', 'started': f'2025-01-02T0{hour}:04:05+00:00',
+                   'finished': f'2025-01-02T0{hour}:51:07+00:00', 'seconds': 2822.4,
+                   'config': config} for hour, name in enumerate(names, 3)}
+  for name, value in (('config', config), ('run', record), ('stages', stages)):
+    (path / f'{name}.json').write_text(json.dumps(value))
+
+  lines, steps = [], 50
+  for step in range(1, num_epochs * steps + 1):
+    epoch = step / steps
+    fit = 1 - 0.9 * np.exp(-epoch / 4)
+    if step % 10 == 0:
+      lines.append({'split': 'train', 'step': step, 'epoch': epoch,
+                    'loss': 2.3 * (1.02 - fit) * rng.uniform(0.9, 1.1),
+                    'accuracy': 0.1 + 0.85 * fit * rng.uniform(0.96, 1.0),
+                    'learning_rate': 0.1 * 0.1 ** (3 * step // (num_epochs * steps + 1)),
+                    'images_per_second': 900 * rng.uniform(0.9, 1.0)})
+    if step % steps == 0:
+      lines.append({'split': 'test', 'step': step, 'epoch': epoch, 'loss': 2.3 * (1.1 - fit),
+                    'accuracy': 0.1 + 0.8 * fit})
+  (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+  # One latent margin an image decides both the certificate and what the attack achieves.
+  labels = rng.integers(0, 10, num_images)
+  margin = rng.normal(0.55, 0.35, num_images) * epsilons[-1] / 0.9
+  wrong = (labels + 1) % 10
+  clean = np.where(margin > 0, labels, wrong)
+  header = {'attack': attack, 'epsilons': epsilons, 'smoothed': smoothed, 'sigma': sigma, 'seed': 0}
+  rows = [{'idx': i, 'label': int(labels[i]), 'clean': int(clean[i]),
+           'adversarial': [int(labels[i] if margin[i] > epsilon else wrong[i])
+                           for epsilon in epsilons]} for i in range(num_images)]
+  (path / 'attack.jsonl').write_text(
+      ''.join(json.dumps(row) + '\n' for row in [{'header': header}, *rows]))
+  if smoothed:
+    radius = np.clip(margin - rng.exponential(0.1, num_images), 0, 3.1 * sigma)
+    predict = np.where(radius > 0, labels, np.where(rng.random(num_images) < 0.3, -1, wrong))
+    settings = {'sigma': sigma, 'alpha': 0.001, 'n0': 100, 'n': 10_000, 'num_images': 0}
+    with log.open_for_append(path / 'certify', settings, {'device': 'cpu'}) as writer:
+      writer.write([{'idx': i, 'label': labels[i], 'predict': predict[i], 'radius': radius[i],
+                     'correct': int(predict[i] == labels[i]), 'time': 1.5}
+                    for i in range(num_images)])
+
+  y, x = np.mgrid[:side, :side] / side
+  centre, number = rng.uniform(0.3, 0.7, (2, 8, 1, 1)), 8
+  blob = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 0.06)[..., None]
+  images = np.clip(blob * rng.uniform(0.5, 1, (number, 1, 1, channels)), 0, 1)
+  change = rng.normal(size=images.shape)
+  change = (epsilons[1] * np.sign(change) if norm == 'linf' else
+            epsilons[1] * change / np.sqrt((change ** 2).sum((1, 2, 3), keepdims=True)))
+  np.savez_compressed(
+      path / 'gallery.npz', index=np.arange(number), images=images.astype(np.float32),
+      adversarial=np.clip(images + change, 0, 1).astype(np.float32), labels=labels[:number],
+      clean=clean[:number], predicted=np.where(np.arange(number) < 5, wrong[:number],
+                                               labels[:number]),
+      epsilon=epsilons[1], norm=norm)
+  return path
+
+
+KINDS = {
+    'smoothed': {'smoothed': True, 'side': 8, 'channels': 1},
+    'unsmoothed': {'smoothed': False, 'side': 32, 'channels': 3},
+}
+
+
+@pytest.fixture(scope='module', params=KINDS)
+def workdir(request, tmp_path_factory):
+  path = write_workdir(tmp_path_factory.mktemp(request.param), **KINDS[request.param])
+  report.build(path)
+  return path
+
+
+class Page(html.parser.HTMLParser):
+  """Text, tags and addresses of a page; every tag must be closed in order."""
+
+  VOID = {'meta', 'link', 'img', 'br', 'hr'}
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.tags, self.addresses, self.ids, self.text = [], [], [], [], ''
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.tags.append((tag, attrs))
+    self.addresses += [attrs[name] for name in ('src', 'href', 'data', 'srcset') if name in attrs]
+    self.ids += [attrs['id']] if 'id' in attrs else []
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    if tag not in self.VOID:
+      self.open.pop()
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if 'style' not in self.open:
+      self.text += data
+
+
+def read_page(path):
+  return Page((path / 'report.html').read_text(encoding='utf-8'))
+
+
+def test_page_is_whole_and_asks_for_nothing_else(workdir):
+  page = read_page(workdir)
+  assert [one for one in page.ids if one in SECTIONS] == list(SECTIONS)
+  assert len(page.ids) == len(set(page.ids))
+  for address in page.addresses:
+    assert address.startswith('data:') or (workdir / address).is_file(), address
+  source = (workdir / 'report.html').read_text()
+  assert not re.search(r'https?://|url\(|@import|<script', source)
+  assert len(source) < 400_000
+  for tag, attrs in page.tags:
+    if tag == 'img':
+      assert attrs['alt']
+    if tag == 'svg':
+      assert attrs['role'] == 'img' and ' against ' in attrs['aria-label']
+  assert not re.search(r'\b(nan|None|inf)\b', page.text)
+  assert not re.search(r'\$[a-z]', page.text)  # no placeholder of the template is left
+
+
+def test_the_figures_are_those_of_analysis(workdir):
+  page, summary = read_page(workdir).text, report.summary(workdir)
+  attack = analysis.read_attack(workdir / 'attack.jsonl')
+  expected = [f'{100 * analysis.robust_accuracy(attack)[-1]:.1f}%', '47 min']
+  if workdir.name.startswith('smoothed'):
+    one = log.read(workdir / 'certify.jsonl')
+    expected += [f'{100 * value:.1f}%'
+                 for value in analysis.certified_accuracy(one, [0.0, 0.25, 0.5])]
+    expected += [f'{analysis.average_certified_radius(one):.3f}',
+                 f'{100 * analysis.abstention_rate(one):.1f}%']
+    assert 'up to 0.3 false certificates' in page and 'not finished' not in page
+  else:
+    assert 'ertified' not in page and 'certificate' not in page and '--stages=' not in page
+  for figure in expected:
+    assert figure in page and figure in summary
+  assert summary.startswith('lenet on digits, ') and '431,080' in page
+  assert 'method.attack.num_steps' in page and 'configs/digits.py' in page
+
+
+def test_tables_are_written_in_every_format(workdir):
+  smoothed = workdir.name.startswith('smoothed')
+  names = {'summary', 'attack', 'training'} | ({'certified'} if smoothed else set())
+  assert {path.name for path in (workdir / 'tables').iterdir()} == {
+      f'{name}.{end}' for name in names for end in ('csv', 'md', 'tex')}
+  attack = analysis.read_attack(workdir / 'attack.jsonl')
+  lines = (workdir / 'tables' / 'attack.csv').read_text().splitlines()
+  assert lines[0].startswith('ℓ₂ ε,' if smoothed else 'ℓ∞ ε,')
+  assert lines[1].startswith(f'0,{100 * analysis.clean_accuracy(attack):.1f},')
+  assert lines[-1].startswith('1,' if smoothed else '8/255,')
+
+
+def test_the_page_does_not_change_when_built_again(workdir):
+  before = (workdir / 'report.html').read_bytes()
+  assert report.build(str(workdir)) == workdir / 'report.html'
+  assert (workdir / 'report.html').read_bytes() == before
+
+
+def test_every_missing_part_is_said(tmp_path):
+  page = report.build(tmp_path)
+  text = read_page(tmp_path).text
+  for stage in ('train', 'attack', 'certify'):
+    assert f'python -m launch --workdir={tmp_path} --stages={stage}' in text
+  assert 'nothing measured yet' in report.summary(tmp_path)
+  whole = tmp_path / 'whole'
+  write_workdir(whole, **KINDS['smoothed'], num_images=20, num_epochs=2)
+  for path in sorted(whole.iterdir()):
+    content = path.read_bytes()
+    path.unlink()
+    report.build(whole)
+    assert [one for one in read_page(whole).ids if one in SECTIONS] == list(SECTIONS), path.name
+    path.write_bytes(content)
+  (whole / 'certify.jsonl').unlink()
+  (whole / 'certify.tsv').unlink()
+  report.build(whole)
+  command = 'python -m launch --config=configs/digits.py --workdir=runs/digits --stages=certify'
+  assert command in read_page(whole).text
+  assert page.name == 'report.html'
+
+
+def test_unfinished_stages_and_empty_logs(tmp_path):
+  path = write_workdir(tmp_path / 'run', **KINDS['smoothed'], num_images=20, num_epochs=2)
+  stages = json.loads((path / 'stages.json').read_text())
+  for stage in stages.values():
+    stage['status'] = 'running'
+    del stage['finished']
+  (path / 'stages.json').write_text(json.dumps(stages))
+  with open(path / 'metrics.jsonl', 'a') as file:
+    file.write('{"split": "train", "st')  # a crash in mid-line
+  report.build(path)
+  text = read_page(path).text
+  assert text.count('stage is not finished') == 3 and '20 images so far' in text
+  for name in ('certify.jsonl', 'attack.jsonl'):
+    first = (path / name).read_text().splitlines()[0]
+    (path / name).write_text(first + '\n')
+  report.build(path)
+  assert 'No certificates yet' in read_page(path).text
+  assert 'Not attacked yet' in read_page(path).text
+
+
+def test_names_cannot_break_the_page(tmp_path):
+  names = [f'<b>"{i}" & $title</b><script>alert(1)</script>' for i in range(10)]
+  path = write_workdir(tmp_path / 'run', **KINDS['unsmoothed'], num_images=20, num_epochs=2,
+                       class_names=names)
+  record = json.loads((path / 'run.json').read_text())
+  record['model']['name'] = record['command'] = '</title><img src=x onerror=alert(1)>'
+  (path / 'run.json').write_text(json.dumps(record))
+  report.build(path)
+  page = read_page(path)
+  assert not [attrs for tag, attrs in page.tags if tag == 'script' or 'onerror' in attrs]
+  assert any(name in page.text for name in names) and '</title><img' in page.text
+
+
+def test_user_mistakes_are_one_line(tmp_path):
+  with pytest.raises(UserError, match='no such folder'):
+    report.build(tmp_path / 'absent')
+  for name, text in (('config.json', '{'), ('run.json', '[]'), ('gallery.npz', 'x'),
+                     ('metrics.jsonl', '{"step": 1}\n'), ('attack.jsonl', '{}\n'),
+                     ('certify.tsv', 'idx\n')):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name) as caught:
+      report.build(tmp_path)
+    assert '\n' not in str(caught.value)
+    (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize('low, high', [(0, 1), (0, 0.78), (0, 90), (0.9, 0.99), (0, 31.4), (-3, 2)])
+def test_ticks_are_round_and_within(low, high):
+  numbers = plots.ticks(low, high)
+  assert 3 <= len(numbers) <= 7 and numbers[0] >= low and numbers[-1] <= high + 1e-9
+  steps = np.diff(numbers)
+  np.testing.assert_allclose(steps, steps[0])
+
+
+def test_a_step_curve_never_lies_above_the_function():
+  # 3 of 4 images hold to 0.5, 1 to 1.0: the path is horizontal at 75% up to 0.5, then falls.
+  line = plots.Series('c', 'certified', [0, 0.5, 1.0], [1.0, 0.75, 0.25], steps=True)
+  drawn = plots.chart([line], title='t', x_label='x', x_limits=(0, 1), y_limits=(0, 1),
+                      width=158, height=150)
+  assert 'd="M46.0 10.0V34.0H96.0V82.0H146.0"' in drawn
+
+
+def test_charts_survive_odd_data():
+  assert plots.chart([], title='t', x_label='x') == ''
+  nothing = plots.Series('a', 'train', [0, 1], [float('nan'), float('inf')])
+  assert plots.chart([nothing], title='t', x_label='x') == ''
+  for y in ([0.0], [5.0], [1e-9, 1e9], [3, 3], [-1.0, -2.0], [float('nan'), 1.0]):
+    line = plots.Series('a', 'train', range(len(y)), y)
+    drawn = plots.chart([line], title='t', x_label='x')
+    Page(drawn)
+    assert 'nan' not in drawn and 'inf' not in drawn
+  x, y = plots.average(np.arange(1000), np.arange(1000) % 2)
+  assert len(x) == plots.MAX_POINTS and abs(y.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize('largest', [8 / 255, 0.3, 1.0, 0.5, 0.01, 0.07])
+def test_magnification_shows_all_and_is_round(largest):
+  change = np.full((1, 2, 2, 1), -largest, np.float32)
+  factor = gallery.magnification(change)
+  assert factor >= 1 and float(f'{factor:.2g}') == factor
+  if largest <= 0.5:
+    assert 0.45 <= factor * largest <= 0.5001
+  assert gallery.magnification(0 * change) == 1.0
+
+
+def test_pictures_are_exact():
+  for channels in (1, 3):
+    levels = np.random.default_rng(0).integers(0, 256, (5, 4, channels))
+    header, data = gallery.data_uri(levels / 255).split(',')
+    assert header == 'data:image/png;base64'
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    np.testing.assert_array_equal(image.reshape(levels.shape), levels)
+
+
+@pytest.mark.parametrize('value, text', [
+    (8 / 255, '8/255'), (0.3, '0.3'), (0.1, '0.1'), (1.0, '1'), (0.0, '0'), (127 / 256, '0.4961')])
+def test_epsilons_as_people_write_them(value, text):
+  assert results.epsilon_text(value) == text
+
+
+@pytest.mark.parametrize('seconds, text', [
+    (0.5, '0.5 s'), (90, '90 s'), (2822, '47 min'), (7260, '2 h 01 min'), (90000, '25 h 00 min')])
+def test_durations_as_people_say_them(seconds, text):
+  assert results.duration(seconds) == text
+
+
+@pytest.mark.parametrize('largest, count', [(0.0, 2), (0.3, 4), (0.95, 4), (3.8, 16), (7.6, 16)])
+def test_radius_grid_is_round(largest, count):
+  one = log.Log(*([np.array([0])] * 3), np.array([largest]), np.array([True]), np.array([1.0]),
+                {}, [])
+  assert len(results.radius_grid(one)) == count
+
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no chromium, google-chrome or chrome on PATH')
+def test_in_a_browser(workdir, tmp_path):
+  def browse(*flags):
+    return subprocess.run(
+        [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
+         '--no-first-run', '--disable-background-networking', '--disable-component-update',
+         '--disable-sync', '--enable-logging=stderr', f'--user-data-dir={tmp_path / "profile"}',
+         *flags, (workdir / 'report.html').as_uri()],
+        capture_output=True, text=True, timeout=120, check=True, env={**os.environ, 'TZ': 'UTC'})
+
+  shown = browse('--dump-dom')
+  assert 'CONSOLE' not in shown.stderr
+  dom = Page(shown.stdout)
+  assert [one for one in dom.ids if one in SECTIONS] == list(SECTIONS)
+  assert '431,080 parameters' in dom.text
+  shot = tmp_path / 'page.png'
+  assert 'CONSOLE' not in browse(f'--screenshot={shot}', '--window-size=1000,1400').stderr
+  pixels = np.asarray(Image.open(shot).convert('L'), float)
+  # Ink in every quarter of the height: nothing is blank, nothing runs off to nowhere.
+  assert all(part.std() > 5 for part in np.array_split(pixels, 4))
