@@ -22,7 +22,7 @@ def get_config():
       # An entry of robust_jax.data.DATASETS.
       name='digits',
       # Folder of prepared TFDS datasets; None: TFDS's own.
-      data_dir=ml_collections.config_dict.placeholder(str),
+      data_dir=None,
       # 'none', 'crop' (pad 4 and crop) or 'crop_flip'.
       augment='none',
   )

@@ -2,11 +2,15 @@
 
 
 class UserError(ValueError):
-  """Something a person can mend: a field, a file or a folder (exit status 2).
+  """Something a person can mend: a field, a file or a folder.
 
   The message is one line that names the field or file, the value, and what is allowed.
   """
 
+  exit_status = 2
+
 
 class NonFiniteLossError(ArithmeticError):
-  """Training met a loss or parameter that is not finite (exit status 3)."""
+  """Training met a loss or parameter that is not finite."""
+
+  exit_status = 3

@@ -125,7 +125,7 @@ def section(function, **kwargs):
       fields[field] = ml_collections.config_dict.placeholder(_plain_type(parameter.hint))
     elif parameter.default is not inspect.Parameter.empty:
       fields[field] = parameter.default
-  fields.update(kwargs)
+  fields.update({name: value for name, value in kwargs.items() if value is not None})
   return ml_collections.ConfigDict(fields)
 
 
@@ -191,6 +191,33 @@ class Run:
     return _bind('optimizer', self.config)(self.learning_rate())
 
 
+def saved_config(workdir):
+  """The ConfigDict of a workdir, typed as when it was made, so that overrides are checked.
+
+  Raises:
+    UserError: there is no config.json that can be read.
+  """
+  path = Path(workdir) / 'config.json'
+  try:
+    saved = json.loads(path.read_text(encoding='utf-8'))
+    config = ml_collections.ConfigDict({name: saved[name] for name in _TOP_LEVEL})
+    for name, settings in SECTIONS.items():
+      config[name] = section(settings, **_tuples(saved[name]))
+    for kind in TABLES:
+      config[kind] = _saved_component(kind, saved[kind])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{path} cannot be read ({type(error).__name__}: {error}); the config.json of '
+                    'a run is allowed') from error
+  return config
+
+
+def _saved_component(kind, saved):
+  nested = {name: _saved_component('attack', value)
+            for name, value in saved.items() if isinstance(value, dict)}
+  values = {name: value for name, value in saved.items() if value is not None}
+  return component(kind, **_tuples({**values, **nested}))
+
+
 def resolve(config):
   """The config as checked, plain nested dicts, with JSON's types.
 
@@ -220,7 +247,7 @@ def build(config, devices=None):
     UserError: a dataset that is not there, or a batch that does not divide by the devices.
   """
   devices = devices or jax.local_devices()
-  settings = {name: kind(**config[name]) for name, kind in SECTIONS.items()}
+  settings = {name: kind(**_tuples(config[name])) for name, kind in SECTIONS.items()}
   for field in ('train.batch_size', 'train.eval_batch_size', 'evaluation.batch_size'):
     name, entry = field.split('.')
     parallel.check_divisible(f'config.{field}', config[name][entry], devices)
@@ -287,15 +314,18 @@ def _bind_section(kind, values, shared):
       value = _bind_section('attack', value, shared)
     elif name in SHARED and value is None:
       value = shared[name]
-    elif isinstance(value, list):
-      value = tuple(value)
     kwargs[name] = value
-  return functools.partial(function, **kwargs)
+  return functools.partial(function, **_tuples(kwargs))
 
 
 def _without_name(values):
+  return {name: value for name, value in _tuples(values).items() if name != 'name'}
+
+
+def _tuples(values):
+  """JSON has lists where functions and configs have tuples."""
   return {name: tuple(value) if isinstance(value, list) else value
-          for name, value in values.items() if name != 'name'}
+          for name, value in values.items()}
 
 
 def _check_component(path, kind, values):

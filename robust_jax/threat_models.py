@@ -1,8 +1,8 @@
 """Perturbation sets: a random start, the steepest ascent direction and the projection of each.
 
-A threat model is a pytree, so that epsilon is traced: a scalar or one value per example. Adversarial
-images stay in the ball of radius epsilon around the image and in the box [0, 1], up to float32
-rounding. Two orders of projection are in use, and they give different points:
+A threat model is a pytree, so that epsilon is traced: a scalar or one value per example.
+Adversarial images stay in the ball of radius epsilon around the image and in the box [0, 1], up
+to float32 rounding. Two orders of projection are in use, and they give different points:
 
 - 'ball_then_box' (Madry et al. 2018; the Consistency authors' SmoothAdv),
 - 'box_then_ball' (Salman et al. 2019).
@@ -165,8 +165,9 @@ def _start_l2(key, rows, epsilon):
 
 
 def _start_l1(key, rows, epsilon):
-  draws = jax.vmap(lambda k: jax.random.laplace(k, rows.shape[1:], rows.dtype))(keys.fold_in(key, 0))
-  extra = jax.vmap(lambda k: jax.random.exponential(k, (1,), rows.dtype))(keys.fold_in(key, 1))
+  draw_key, extra_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  draws = jax.vmap(lambda k: jax.random.laplace(k, rows.shape[1:], rows.dtype))(draw_key)
+  extra = jax.vmap(lambda k: jax.random.exponential(k, (1,), rows.dtype))(extra_key)
   return epsilon * draws / (jnp.sum(jnp.abs(draws), axis=-1, keepdims=True) + extra)
 
 

@@ -259,10 +259,18 @@ def test_max_pool_equals_flax_where_nothing_ties(shape):
   np.testing.assert_allclose(second, 6 * x * v * at_maximum, rtol=1e-5, atol=1e-6)
 
 
-def test_max_pool_shares_the_gradient_of_ties_equally():
-  x = jnp.array([[1.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
-  gradient = jax.grad(lambda x: layers.max_pool(x).sum())(x)
-  np.testing.assert_allclose(gradient.reshape(2, 2), [[1 / 3, 1 / 3], [0, 1 / 3]], rtol=1e-6)
+def test_max_pool_gives_the_gradient_of_ties_to_the_first():
+  x = jnp.tile(jnp.array([[0.0, 2.0], [2.0, 2.0]]), (2, 2)).reshape(1, 4, 4, 1)
+  gradient = lambda pool: jax.grad(lambda x: pool(x).sum())(x)
+  np.testing.assert_array_equal(gradient(layers.max_pool)[0, :2, :2, 0], [[0, 1], [0, 0]])
+  np.testing.assert_array_equal(
+    gradient(layers.max_pool), gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2))))
+
+
+def test_max_pool_under_vmap():
+  x = jax.random.normal(keys.root(0), (3, 2, 4, 4, 1))
+  gradient = jax.grad(lambda x: (layers.max_pool(x) ** 2).sum())
+  np.testing.assert_array_equal(jax.vmap(gradient)(x), jnp.stack([gradient(row) for row in x]))
 
 
 # Initialisation.

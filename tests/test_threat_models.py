@@ -76,7 +76,7 @@ def test_steps_are_finite_for_tiny_and_huge_gradients(norm, scale):
   gradient = jnp.asarray([[1., -2., 3.]]) * scale
   step = threat_models.NORMS[norm](1.).steepest(jax.random.key(0), gradient)
   assert np.isfinite(step).all()
-  if 1e-30 < scale:  # Below, float32 gradients may be flushed to zero.
+  if scale > 1e-30:  # Below, float32 gradients may be flushed to zero.
     expected = threat_models.NORMS[norm](1.).steepest(jax.random.key(0), gradient / scale)
     np.testing.assert_allclose(step, expected, rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Attacks. `pgd` and `fgsm` ascend any objective; the functions of `ATTACKS` are `types.Attack`s."""
+"""Attacks: `pgd` and `fgsm` ascend any objective; those of `ATTACKS` are `types.Attack`s."""
 
 from robust_jax.attacks.ascent import fgsm, pgd
 from robust_jax.attacks.gradient import fgsm_attack, no_attack, pgd_attack

@@ -52,7 +52,7 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
   """
   if batch_size % num_hosts:
     raise UserError(
-      f'config.batch_size is {batch_size}; it must be a multiple of the {num_hosts} hosts')
+      f'config.train.batch_size is {batch_size}; it must be a multiple of the {num_hosts} hosts')
   epoch_steps = steps_per_epoch(dataset, batch_size)
   rows = slice(host * batch_size // num_hosts, (host + 1) * batch_size // num_hosts)
 

@@ -99,8 +99,9 @@ def load(name, split, *, data_dir=None):
       pathlib.Path(data_dir, name).glob('*/dataset_info.json')):
     raise UserError(
       f'{where}, where {name!r} is not prepared; prepare it there, in an environment that also has '
-      f'tensorflow and importlib_resources, with `tfds build {name} --data_dir={data_dir} '
-      '--file_format=array_record`')
+      'tensorflow and importlib_resources, with python -c "import tensorflow_datasets as tfds; '
+      f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
+      '.download_and_prepare()"')
   try:
     if source.prepare is not None:
       source.prepare(data_dir)

@@ -38,7 +38,8 @@ class CNN(nn.Module):
     return layers.dense(x, self.num_classes, name='logits')
 
 
-def cnn(num_classes, *, widths: tuple[Count, ...] = (32, 64), kernel_size: Count = 5, dense: Count = 1024):
+def cnn(num_classes, *, widths: tuple[Count, ...] = (32, 64), kernel_size: Count = 5,
+        dense: Count = 1024):
   """Stages of convolution (SAME), ReLU and 2x2 max-pool, then two dense layers.
 
   The defaults make the network that Madry et al. train on MNIST.

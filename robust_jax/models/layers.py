@@ -37,12 +37,14 @@ def dense(inputs, features, *, name):
                   bias_init=uniform_bias(inputs.shape[-1]))(inputs)
 
 
+@jax.custom_jvp
 def max_pool(images):
   """The maximum of every 2x2 window, stride 2; an odd last row or column is dropped.
 
-  Equal to `flax.linen.max_pool(images, (2, 2), (2, 2))`, whose gradient is a select-and-scatter
-  and slow on CPU. Where several entries of a window attain the maximum the gradient is shared
-  among them equally (select-and-scatter: all of it to the first).
+  `flax.linen.max_pool(images, (2, 2), (2, 2))` in its values and its gradient (where entries of a
+  window tie, all of it goes to the first, row by row, as in PyTorch), but differentiated by
+  comparisons: its own select-and-scatter is slow on CPU (LeNet's input gradient: 960 images/s
+  for 1,470 on one core). A custom JVP leaves forward mode, vmap and second derivatives possible.
 
   Args:
     images: [batch, height, width, channel].
@@ -50,7 +52,19 @@ def max_pool(images):
   Returns:
     [batch, height // 2, width // 2, channel].
   """
-  batch, height, width, channel = images.shape
-  rows, columns = height // 2, width // 2
-  windows = images[:, :2 * rows, :2 * columns].reshape(batch, rows, 2, columns, 2, channel)
-  return windows.max(axis=(2, 4))
+  return nn.max_pool(images, (2, 2), (2, 2))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(primals, tangents):
+  images, = primals
+  tangent, = tangents
+  maximum = max_pool(images)
+  first, second, third, _ = (corner == maximum for corner in _corners(images))
+  return maximum, jnp.select([first, second, third], _corners(tangent)[:3], _corners(tangent)[3])
+
+
+def _corners(images):
+  """The four entries of every 2x2 window: upper left, upper right, lower left, lower right."""
+  rows, columns = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
+  return [images[:, row:rows:2, column:columns:2] for row in (0, 1) for column in (0, 1)]

@@ -1,0 +1,92 @@
+"""The launcher's flags. What a person can type wrongly becomes one UserError."""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from robust_jax import stages
+from robust_jax.errors import UserError
+
+STAGES = [*stages.STAGES, 'report']
+DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
+
+
+def parse(argv):
+  """Parses the command line.
+
+  Without --config, an existing workdir's own config is used, or else the default one.
+
+  Args:
+    argv: list of words, the program's name first.
+
+  Returns:
+    (config, workdir, stages, redo, devices): ConfigDict, Path, two lists of names, an int.
+
+  Raises:
+    UserError: a flag, a field or a value that there is not.
+  """
+  values = dict(word.lstrip('-').partition('=')[::2] for word in argv if word.startswith('-'))
+  if 'config' not in values and '--config' not in argv:
+    folder = values.get('workdir', '')
+    saved = folder and (Path(folder) / 'config.json').is_file()
+    config_file = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
+    argv = [argv[0], f'--config={config_file}', *argv[1:]]
+  else:
+    config_file = values.get('config', '')
+  if config_file and not Path(config_file.partition(':')[0]).is_file():
+    raise UserError(f'--config is {config_file}; a file with a get_config() is allowed, such as '
+                    f'{", ".join(sorted(map(str, Path("configs").glob("[a-z]*_*.py"))))}')
+  try:
+    return _parse(argv)
+  except (AttributeError, KeyError) as error:
+    raise UserError(_unknown_field(error, argv)) from error
+  except UserError:
+    raise
+  except Exception as error:  # absl, ml_collections, and what a config file may raise.
+    message = ' '.join(str(error).split()) or type(error).__name__
+    raise UserError(f'command line: {message}') from error
+
+
+def _parse(argv):
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+      'config', None, 'The experiment; --config.FIELD=VALUE changes it.',
+      flag_values=values, sys_argv=argv)
+  workdir = flags.DEFINE_string(
+      'workdir', None, 'Folder of the run; runs/NAME if not given.', flag_values=values)
+  chosen = flags.DEFINE_list('stages', STAGES, 'Stages to run.', flag_values=values)
+  redo = flags.DEFINE_list(
+      'redo', [], 'Stages to run anew; their old results move to previous/.',
+      flag_values=values)
+  devices = flags.DEFINE_integer(
+      'devices', 0, 'Devices to use (CPU: to simulate); 0 for all.', lower_bound=0,
+      flag_values=values)
+  flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
+  rest = values(argv)[1:]
+  if values.help:
+    print('python -m launch [--FLAG=VALUE ...]', values.get_help(), sep='\n')
+    raise SystemExit(0)
+  if rest:
+    raise UserError(f'command line: {rest[0]!r} is no flag; --config, --config.FIELD, --workdir, '
+                    '--stages, --redo, --devices are allowed')
+  for name, value in (('stages', chosen.value), ('redo', redo.value)):
+    for stage in value:
+      if stage not in STAGES:
+        raise UserError(f'--{name} has {stage!r}; {", ".join(STAGES)} are allowed')
+  name = Path(config_flags.get_config_filename(values['config']).partition(':')[0]).stem
+  folder = Path(workdir.value or f'runs/{name}')
+  return config.value, folder, chosen.value, redo.value, devices.value
+
+
+def _unknown_field(error, argv):
+  """ml_collections names the last part of the field only: find the flag that holds it."""
+  message = ' '.join(str(error).replace('\\n', ' ').replace('\\', '').split())
+  for word in argv:
+    path = word.lstrip('-').partition('=')[0]
+    last = next((part for part in path.split('.')[1:] if f"'{part}'" in message), None)
+    if path.startswith('config.') and last:
+      near = message.partition('Did you mean "')[2].partition('"')[0]
+      hint = f'did you mean {near}?' if near else 'configs/base.py and the config file list them'
+      return f'{path} is not a field; {hint}'
+  return f'command line: {message}'
