@@ -71,4 +71,33 @@ def kl_divergence(logits_p, logits_q):
   return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-LOSSES = {'cross_entropy': cross_entropy, 'margin': margin}
+def cross_entropy_objective(logits_fn, labels):
+  """The cross-entropy as an Objective, images -> [batch], for an attack to ascend.
+
+  Args:
+    logits_fn: images -> logits.
+    labels: [batch] int.
+  """
+  return _objective(_cross_entropy, logits_fn, labels)
+
+
+def margin_objective(logits_fn, labels):
+  """The margin as an Objective; arguments as `cross_entropy_objective`."""
+  return _objective(_margin, logits_fn, labels)
+
+
+def _objective(function, logits_fn, labels):
+  if not isinstance(logits_fn, jax.tree_util.Partial):
+    logits_fn = jax.tree_util.Partial(logits_fn)
+  return jax.tree_util.Partial(function, logits_fn, labels)
+
+
+def _cross_entropy(logits_fn, labels, images):
+  return cross_entropy(logits_fn(images), labels)
+
+
+def _margin(logits_fn, labels, images):
+  return margin(logits_fn(images), labels)
+
+
+OBJECTIVES = {'cross_entropy': cross_entropy_objective, 'margin': margin_objective}

@@ -89,7 +89,7 @@ class MethodOutput(NamedTuple):
   Attributes:
     loss: [batch], to be differentiated with respect to the parameters.
     batch_stats: the updated BatchNorm statistics.
-    metrics: {name: [batch]}.
+    metrics: {name: [batch]}, besides the loss.
     memory: {name: [batch]}, the new values of the method's per-example memory.
   """
 

@@ -46,7 +46,7 @@ def executed(tmp_path_factory):
       # A user's kernel has JAX's defaults, not the simulated devices of these tests.
       'XLA_FLAGS': '',
       'TMPDIR': str(folder), 'ROBUST_JAX_WORKDIR': str(folder / 'none'),
-      'IPYTHONDIR': str(folder / 'ipython'),
+      'IPYTHONDIR': str(folder / 'ipython'), 'TFDS_DATA_DIR': str(folder / 'tfds'),
   }
   client = nbclient.NotebookClient(
       book, timeout=240, resources={'metadata': {'path': str(NOTEBOOK.parent)}})

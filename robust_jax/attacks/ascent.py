@@ -20,7 +20,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
   """x_{t+1} = project(x_t + step_size * direction(grad objective(x_t))).
 
   The last iterate is returned; of several restarts, per example, the one with the largest
-  objective. Gradients are taken with respect to the images only.
+  objective. Gradients are taken with respect to the images only. A plain function: wrap it in
+  jax.jit, with the loop's length fixed, to compile it once for many batches.
 
   Args:
     key: one key or [batch] keys: random starts, and directions at a zero gradient.

@@ -126,17 +126,9 @@ def _objective(logits_fn, images, labels, targets, loss):
     return jax.tree_util.Partial(_targeted, logits_fn, labels, targets)
   if loss == 'kl':
     return jax.tree_util.Partial(_kl, logits_fn, jax.lax.stop_gradient(logits_fn(images)))
-  if loss not in losses.LOSSES:
-    raise ValueError(f'loss is {loss!r}; one of {", ".join(losses.LOSSES)}, kl is allowed')
-  return jax.tree_util.Partial(_untargeted[loss], logits_fn, labels)
-
-
-def _cross_entropy(logits_fn, labels, images):
-  return losses.cross_entropy(logits_fn(images), labels)
-
-
-def _margin(logits_fn, labels, images):
-  return losses.margin(logits_fn(images), labels)
+  if loss not in losses.OBJECTIVES:
+    raise ValueError(f'loss is {loss!r}; one of {", ".join(losses.OBJECTIVES)}, kl is allowed')
+  return losses.OBJECTIVES[loss](logits_fn, labels)
 
 
 def _targeted(logits_fn, labels, targets, images):
@@ -145,9 +137,6 @@ def _targeted(logits_fn, labels, targets, images):
 
 def _kl(logits_fn, clean_logits, images):
   return losses.kl_divergence(clean_logits, logits_fn(images))
-
-
-_untargeted = {'cross_entropy': _cross_entropy, 'margin': _margin}
 
 
 def _smoothed_objective(logits_fn, labels, targets, noise, sigma, loss, kind):

@@ -97,17 +97,19 @@ def eval_batches(dataset, *, batch_size, start=0, stride=1, num_images=None):
     yield take(dataset, indices[first:first + batch_size], batch_size)
 
 
-def take(dataset, indices, batch_size):
+def take(dataset, indices, batch_size=None):
   """The batch of the examples at `indices`, filled up with black images at mask 0.
 
   Args:
     dataset: a Dataset.
     indices: [batch_size or fewer] int, positions in the dataset.
-    batch_size: examples in the batch.
+    batch_size: examples in the batch; as many as indices if None.
 
   Returns:
     types.Batch (NumPy).
   """
+  indices = np.asarray(indices)
+  batch_size = len(indices) if batch_size is None else batch_size
   batch = _batch(dataset, dataset.images[indices], indices, np.ones(len(indices), bool))
   missing = batch_size - len(indices)
   padding = Batch(np.zeros((missing, *dataset.image_shape), np.float32),

@@ -246,8 +246,8 @@ def _soundness(run):
         'A certificate speaks of the smoothed classifier with this noise, network, precision and '
         'batch shape, in ℓ₂, with pixels in [0, 1]. It says nothing about other norms.']
   if attack and len(attack.idx):
-    notes.append('Accuracy under attack is an <b>upper bound</b> of robust accuracy: a stronger '
-                 'attack may find more.')
+    notes.append('Accuracy under attack is an <b>upper bound</b> of robust accuracy, up to the '
+                 'sampling of votes: a stronger attack may find more.')
     if log and len(log.idx) and not np.array_equal(np.sort(log.idx), np.sort(attack.idx)):
       notes.append(f'The attack saw {len(attack.idx):,} images and the certification '
                    f'{len(log.idx):,}, not the same ones: the two curves may cross by chance.')

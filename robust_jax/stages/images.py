@@ -1,7 +1,5 @@
 """Which images of a split a stage looks at, and in which batches."""
 
-import numpy as np
-
 from robust_jax import data
 
 
@@ -14,4 +12,4 @@ def chosen(dataset, stride, num_images):
 def batches(dataset, indices, batch_size):
   """Batches of the given examples; the last is padded (see `types.Batch`)."""
   for begin in range(0, len(indices), batch_size):
-    yield data.take(dataset, np.asarray(indices[begin:begin + batch_size]), batch_size)
+    yield data.take(dataset, indices[begin:begin + batch_size], batch_size)

@@ -37,7 +37,7 @@ def train(run, workdir):
       models.init(run.key('init'), run.model, dataset.image_shape), optimizer)
 
   with checkpoint.manager(workdir, keep=settings.keep_checkpoints) as checkpoints:
-    state = checkpoint.restore(checkpoints, state) or state
+    state = parallel.replicate(checkpoint.restore(checkpoints, state) or state, run.devices)
     start = int(state.step)
     metrics = _Metrics(Path(workdir) / 'metrics.jsonl', start)
     batches = data.train_batches(
@@ -56,7 +56,8 @@ def train(run, workdir):
           bar.set_postfix(loss=f'{record["loss"]:.3f}', accuracy=f'{record["accuracy"]:.1%}')
         if due[eval_every]:
           tested = _test(run, state)
-          metrics.write({'split': 'test', 'step': step, 'epoch': step / steps_per_epoch, **tested})
+          metrics.write({'split': 'test', 'step': step, 'epoch': step / steps_per_epoch,
+                         'loss': tested['loss'], 'accuracy': tested['accuracy']})
           bar.write(f'epoch {step / steps_per_epoch:.3g}  step {step}/{num_steps}  '
                     f'train loss {record["loss"]:.4f}  accuracy {record["accuracy"]:.1%}  '
                     f'test accuracy {tested["accuracy"]:.1%}  '

@@ -36,8 +36,8 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     axis_name: name of the mapped axis over devices, each with a part of the batch; None without.
 
   Returns:
-    A pure function. `sums` is {metric: sum over examples, 'count': number of examples}, over all
-    devices.
+    A pure function. `sums` is {'loss' or metric: sum over examples, 'count': number of examples},
+    over all devices.
   """
   total = (lambda x: x) if axis_name is None else lambda x: jax.lax.psum(x, axis_name)
 
@@ -54,7 +54,8 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
 
     gradient, output = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(total(gradient), state.opt_state, state.params)
-    sums = {name: total(jnp.sum(batch.mask * values)) for name, values in output.metrics.items()}
+    metrics = {'loss': output.loss, **output.metrics}
+    sums = {name: total(jnp.sum(batch.mask * values)) for name, values in metrics.items()}
     state = TrainState(
         step=state.step + 1, params=optax.apply_updates(state.params, updates),
         batch_stats=output.batch_stats, opt_state=opt_state, ema=state.ema,

@@ -46,7 +46,6 @@ def adversarial(key, network, params, batch_stats, batch, memory, progress, *, a
     clean_loss = losses.cross_entropy(clean_logits, batch.labels)
     loss = (1 - clean_share) * attacked_loss + clean_share * clean_loss
   metrics = {
-      'loss': loss,
       'accuracy': (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32),
       'epsilon': jnp.full_like(loss, epsilon),
   }

@@ -14,7 +14,8 @@ def standard(key, network, params, batch_stats, batch, memory, progress):
   del progress
   logits, batch_stats = network.train_logits(params, batch_stats, batch.images, key)
   loss = losses.cross_entropy(logits, batch.labels)
-  return MethodOutput(loss, batch_stats, _metrics(loss, logits, batch.labels), memory)
+  correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+  return MethodOutput(loss, batch_stats, {'accuracy': correct}, memory)
 
 
 def gaussian(key, network, params, batch_stats, batch, memory, progress, *, sigma: NonNegative):
@@ -32,7 +33,3 @@ def gaussian(key, network, params, batch_stats, batch, memory, progress, *, sigm
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)[0]
   return standard(model_key, network, params, batch_stats,
                   batch._replace(images=batch.images + noise), memory, progress)
-
-
-def _metrics(loss, logits, labels):
-  return {'loss': loss, 'accuracy': (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)}

@@ -60,7 +60,6 @@ def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, att
     example_loss = jnp.mean(copy_losses, axis=0)
   correct = (jnp.argmax(logits, axis=-1) == labels).reshape(len(noise), -1)
   metrics = {
-      'loss': example_loss,
       'accuracy': jnp.mean(correct, axis=0),
       'epsilon': jnp.full_like(example_loss, epsilon),
   }

@@ -1,0 +1,186 @@
+"""Configs: every one loads, validates and builds; every mistake is one line."""
+
+import functools
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from launch import command_line
+from robust_jax import attacks, data, experiment, parallel, workdir
+from robust_jax.errors import UserError
+from robust_jax.training import methods
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('[a-z]*_*.py'))
+SHAPES = {'digits': (8, 8, 1), 'mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+def parse(*words):
+  config, *rest = command_line.parse(['launch', *words])
+  return experiment.resolve(config), *rest
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+  """Datasets of the right shapes without a file."""
+
+  def load(name, split, *, data_dir=None):
+    del data_dir
+    images = np.zeros((100, *SHAPES[name]), np.uint8)
+    source = data.DATASETS[name]
+    return data.Dataset(name=name, split=split, images=images, labels=np.zeros(100, np.int32),
+                        class_names=tuple('0123456789'), mean=source.mean, std=source.std)
+
+  monkeypatch.setattr(data, 'load', load)
+
+
+def test_the_configs_are_there():
+  assert {'smoothadv_digits', 'smoothadv_mnist', 'gaussian_mnist', 'standard_mnist', 'pgd_mnist',
+          'smoothadv_cifar10', 'gaussian_cifar10', 'pgd_cifar10'} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_loads_validates_and_builds(name, no_data):
+  config, folder, *_ = parse(f'--config=configs/{name}.py')
+  assert folder == Path(f'runs/{name}')
+  run = experiment.build(config, jax.devices()[:2])
+  assert (run.certify is None) == (run.sigma == 0)
+  assert run.learning_rate()(0) > 0
+  image = jax.ShapeDtypeStruct((1, *run.test_data.image_shape), np.float32)
+  variables = jax.eval_shape(
+      functools.partial(run.model.init, train=False), jax.random.key(0), image)
+  images = jax.ShapeDtypeStruct((4, *run.test_data.image_shape), np.float32)
+  logits = jax.eval_shape(lambda v, x: run.network.eval_logits(v)(x), variables, images)
+  assert logits.shape == (4, 10)
+  assert ml_collections.ConfigDict(config).to_json()
+
+
+def test_published_hyper_parameters():
+  config, *_ = parse('--config=configs/smoothadv_mnist.py')
+  assert config['epsilon'] == 255 / 256 and config['sigma'] == 0.5
+  assert config['method']['num_noise'] == 4 and config['method']['attack']['num_steps'] == 10
+  assert config['certify'] | {'sigma': None} == {
+      'name': 'fixed', 'sigma': None, 'n0': 100, 'n': 100_000, 'alpha': 0.001,
+      'batch_size': config['certify']['batch_size'], 'bound': 'one_vs_rest'}
+  config, *_ = parse('--config=configs/pgd_mnist.py')
+  assert config['method']['attack']['step_size'] == 0.01 and config['epsilon'] == 0.3
+
+
+def test_shared_fields_reach_every_function_that_has_them(no_data):
+  config, *_ = parse('--config.epsilon=0.75', '--config.sigma=0.125')
+  run = experiment.build(config, jax.devices()[:2])
+  assert run.method.keywords['epsilon'] == 0.75 and run.method.keywords['sigma'] == 0.125
+  assert run.method.keywords['attack'].keywords['sigma'] == 0.125
+  assert run.certify.keywords['sigma'] == 0.125
+  config, *_ = parse('--config.certify.sigma=0.5')
+  run = experiment.build(config, jax.devices()[:2])
+  assert run.sigma == 0.5 and run.method.keywords['sigma'] == 0.25
+
+
+def test_overrides_reach_nested_attacks(no_data):
+  config, *_ = parse('--config.method.attack.num_steps=7', '--config.evaluation.epsilons=(0.1, 0.2)')
+  run = experiment.build(config, jax.devices()[:2])
+  assert run.method.keywords['attack'].keywords['num_steps'] == 7
+  assert run.evaluation.epsilons == (0.1, 0.2)
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--config.nosuch=1'], 'config.nosuch is not a field'),
+    (['--config.method.num_noize=3'], 'config.method.num_noize is not a field; did you mean '
+                                      'num_noise?'),
+    (['--config.train.batch_size=0'], r'config.train.batch_size is 0; an integer in \[1, inf\)'),
+    (['--config.train.batch_size=many'], 'config.train.batch_size=many: invalid literal'),
+    (['--config.method.name=madry'], "config.method.name is 'madry'; one of standard, gaussian"),
+    (['--config.method.attack.norm=l7'], "config.method.attack.norm is 'l7'; one of linf, l2, l1"),
+    (['--config.model.name=vgg'], "config.model.name is 'vgg'; one of"),
+    (['--config.certify.alpha=1.5'], r'config.certify.alpha is 1.5; a number in \(0, 1\)'),
+    (['--config.certify.alpha=nan'], 'config.certify.alpha is nan'),
+    (['--config.sigma=-1.0'], r'config.sigma is -1.0; a number in \[0, inf\)'),
+    (['--config.seed=-1'], 'config.seed is -1; an integer in'),
+    (['--config.evaluation.epsilons=(0.5, -1.0)'], 'config.evaluation.epsilons is'),
+    (['--config=configs/nope.py'], '--config is configs/nope.py; a file with a get_config'),
+    (['--config=Makefile'], 'command line: '),
+    (['--stages=train,fly'], "--stages has 'fly'; train, attack, certify, report are allowed"),
+    (['--redo=all'], "--redo has 'all'"),
+    (['--devices=-1'], 'devices=-1'),
+    (['--nope'], "Unknown command line flag 'nope'"),
+    (['train'], "'train' is no flag"),
+])
+def test_mistakes_are_one_line(words, message):
+  with pytest.raises(UserError, match=message) as raised:
+    parse(*words)
+  assert '\n' not in str(raised.value)
+
+
+def test_leftover_fields_of_another_method_are_named():
+  config, *_ = command_line.parse(['launch'])
+  config.unlock()
+  config.method = {'name': 'gaussian', 'sigma': 0.5, 'num_noise': 3}
+  with pytest.raises(UserError, match='config.method.num_noise is not a field; allowed: sigma'):
+    experiment.resolve(config)
+  config.method = {'name': 'gaussian'}
+  with pytest.raises(UserError, match='config.method.sigma is missing'):
+    experiment.resolve(config)
+  del config.certify
+  with pytest.raises(UserError, match='config.certify is missing'):
+    experiment.resolve(config)
+
+
+@pytest.mark.parametrize('field', ['train.batch_size', 'train.eval_batch_size',
+                                   'evaluation.batch_size'])
+def test_batches_must_divide_by_the_devices(field, no_data):
+  config, *_ = parse(f'--config.{field}=100')
+  with pytest.raises(UserError, match=f'config.{field} is 100; a multiple of the 8 devices'):
+    experiment.build(config, jax.devices())
+
+
+def test_too_many_devices_are_refused():
+  with pytest.raises(UserError, match='--devices is 9; at most 8 are here'):
+    parallel.choose_devices(9, 18)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_saved_config_is_the_same_config(name, tmp_path):
+  config, *_ = parse(f'--config=configs/{name}.py', '--config.data.data_dir=/data')
+  workdir.write_json(tmp_path / 'config.json', config)
+  assert parse(f'--workdir={tmp_path}')[0] == config
+  changed, *_ = parse(f'--workdir={tmp_path}', '--config.certify.n=77', '--config.certify.sigma=2.0')
+  assert changed['certify']['n'] == 77 and changed['certify']['sigma'] == 2.
+
+
+def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):
+  """A method is one function and one table entry: no other file knows of it."""
+
+  def mine(key, network, params, batch_stats, batch, memory, progress, *,
+           attack: experiment.Attack, sigma: experiment.NonNegative,
+           weight: experiment.Positive = 2.):
+    del attack, sigma, weight
+    return methods.standard(key, network, params, batch_stats, batch, memory, progress)
+
+  def shift(key, logits_fn, images, labels, *, epsilon, noise=None, amount: experiment.Count = 3):
+    return attacks.no_attack(key, logits_fn, images + amount, labels, epsilon=epsilon, noise=noise)
+
+  monkeypatch.setitem(experiment.TABLES['method'], 'mine', mine)
+  monkeypatch.setitem(experiment.TABLES['attack'], 'shift', shift)
+  config, *_ = command_line.parse(['launch'])
+  config.unlock()
+  config.method = experiment.component('method', 'mine', attack=experiment.component(
+      'attack', 'shift', amount=5))
+  run = experiment.build(experiment.resolve(config), jax.devices()[:2])
+  assert run.method.keywords['weight'] == 2. and run.method.keywords['sigma'] == 0.25
+  assert run.method.keywords['attack'].keywords == {'amount': 5}
+  config.method.weight = -1.
+  with pytest.raises(UserError, match='config.method.weight is -1.0'):
+    experiment.resolve(config)
+
+
+def test_the_launchers_main_is_short():
+  assert len((ROOT / 'launch/__main__.py').read_text().splitlines()) < 80

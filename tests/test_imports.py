@@ -1,0 +1,90 @@
+"""Who may import whom: the maths knows nothing of configs, data, files or the launcher."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'robust_jax'
+
+# Each layer may import itself and the layers before it.
+LAYERS = [
+    {'types', 'errors', 'keys', 'noise'},
+    {'losses', 'threat_models', 'smoothing', 'models', 'data'},
+    {'attacks', 'certification'},
+    {'analysis'},
+    {'training'},
+    {'parallel'},
+    {'evaluation', 'checkpoint', 'report'},
+    {'experiment'},
+    {'workdir'},
+    {'stages'},
+]
+MATHS = ['losses', 'threat_models', 'smoothing', 'noise', 'keys', 'types', 'attacks',
+         'certification/bounds', 'certification/sampling', 'certification/certify',
+         'training/methods', 'training/step', 'training/schedules']
+MATHS_MAY_IMPORT = {'jax', 'numpy', 'scipy', 'optax', 'flax', 'robust_jax'}
+
+
+def files(name):
+  path = PACKAGE / name
+  return sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
+
+
+def imported(path):
+  """Dotted names of the modules, and names taken from them, that a file imports."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      names |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return names
+
+
+def layer(part):
+  return next(number for number, names in enumerate(LAYERS) if part in names)
+
+
+def test_every_part_has_a_layer():
+  parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == '.py' or path.is_dir()}
+  assert parts - {'__init__', '__pycache__'} == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize('part', sorted(set().union(*LAYERS)))
+def test_imports_go_down(part):
+  for path in files(part):
+    for name in imported(path):
+      words = name.split('.')
+      assert words[0] not in ('launch', 'configs', 'tests'), f'{path} imports {name}'
+      if words[0] == 'robust_jax' and len(words) > 1 and words[1] != '__version__':
+        assert layer(words[1]) <= layer(part), f'{path} imports {name}'
+
+
+@pytest.mark.parametrize('part', MATHS)
+def test_the_maths_imports_few_packages(part):
+  for path in files(part):
+    packages = {name.split('.')[0] for name in imported(path)} - set(sys.stdlib_module_names)
+    assert packages <= MATHS_MAY_IMPORT, path
+
+
+def test_only_parallel_says_pmap_and_only_experiment_reads_configs():
+  for path in PACKAGE.rglob('*.py'):
+    text = path.read_text()
+    assert 'pmap(' not in text or path.name == 'parallel.py', path
+    assert 'ml_collections' not in text or path.name == 'experiment.py', path
+
+
+def test_the_core_imports_without_data_or_config_packages():
+  block = """
+import sys
+for name in ('grain', 'tensorflow_datasets', 'ml_collections', 'tensorflow', 'sklearn'):
+  sys.modules[name] = None
+from robust_jax import (attacks, certification, checkpoint, evaluation, losses, models, parallel,
+                        smoothing, threat_models, training)
+from robust_jax.training import methods
+"""
+  subprocess.run([sys.executable, '-c', block], check=True, cwd=ROOT)

@@ -1,0 +1,207 @@
+"""The launcher end to end on digits: one real run, interrupted and not, and its mistakes."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import command_line
+from robust_jax import checkpoint, experiment, stages, workdir
+from robust_jax.certification import log
+from robust_jax.errors import NonFiniteLossError, UserError
+
+ROOT = Path(__file__).parents[1]
+SMALL = ['--config.train.num_epochs=4', '--config.train.checkpoint_every=20',
+         '--config.train.eval_every_epochs=2', '--config.schedule.learning_rate=0.05',
+         '--config.method.epsilon_warmup_epochs=1', '--config.attack.num_steps=3',
+         '--config.evaluation.num_noise=4', '--config.evaluation.num_images=40',
+         '--config.evaluation.batch_size=20', '--config.evaluation.n=200',
+         '--config.evaluation.epsilons=(0.25, 0.75)', '--config.certify_images.num_images=24',
+         '--config.certify_images.images_per_call=6', '--config.certify.n=1000']
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('tfds')
+
+
+@pytest.fixture(scope='module')
+def environment(data_dir):
+  kept = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return {**kept, 'TFDS_DATA_DIR': str(data_dir), 'JAX_PLATFORMS': 'cpu'}
+
+
+def launch(environment, folder, *words):
+  return subprocess.run(
+      [sys.executable, '-m', 'launch', f'--workdir={folder}', *words], cwd=ROOT, env=environment,
+      capture_output=True, text=True)
+
+
+def launch_and_kill(environment, folder, ready, *words):
+  """Starts a run and ends it with SIGKILL as soon as ready(folder) holds."""
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'launch', f'--workdir={folder}', *words], cwd=ROOT, env=environment,
+      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 240
+  while process.poll() is None and time.monotonic() < deadline and not ready(folder):
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL, 'the run ended before it could be interrupted'
+
+
+@pytest.fixture(scope='module')
+def finished(environment, tmp_path_factory):
+  """The workdir of an undisturbed run, and what it printed."""
+  folder = tmp_path_factory.mktemp('runs') / 'undisturbed'
+  result = launch(environment, folder, *SMALL)
+  assert result.returncode == 0, result.stderr
+  return folder, result.stdout
+
+
+def metrics(folder):
+  lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines]
+
+
+def test_a_run_leaves_all_its_files(finished):
+  folder, printed = finished
+  assert {'config.json', 'run.json', 'stages.json', 'metrics.jsonl', 'checkpoints', 'attack.jsonl',
+          'gallery.npz', 'certify.jsonl', 'certify.tsv', 'report.html', 'tables'} <= {
+              path.name for path in folder.iterdir()}
+  assert 'Certified accuracy' in printed and str(folder / 'report.html') in printed
+  assert {name: record['status'] for name, record in workdir.stages(folder).items()} == dict.fromkeys(
+      ('train', 'attack', 'certify'), 'done')
+
+
+def test_a_run_learns_and_its_certificates_hold_together(finished):
+  folder, _ = finished
+  tests = [line for line in metrics(folder) if line['split'] == 'test']
+  assert tests[-1]['accuracy'] > 0.5 and tests[-1]['loss'] < tests[0]['loss']
+  certified = log.read(folder / 'certify.jsonl')
+  assert len(certified.idx) == 24 and certified.correct.mean() > 0.5
+  assert (certified.radius[certified.predict < 0] == 0).all()
+  lines = [json.loads(line) for line in (folder / 'certify.jsonl').read_text().splitlines()[1:]]
+  assert all(sum(line['counts']) == 1000 and sum(line['counts0']) == 100 for line in lines)
+  settings = certified.settings
+  assert settings['sigma'] == 0.25 and settings['n'] == 1000 and settings['seed'] == 0
+  table = log.read(folder / 'certify.tsv')
+  np.testing.assert_array_equal(table.predict, certified.predict)
+  assert (table.radius <= certified.radius).all()
+
+
+def test_finished_stages_are_not_redone(environment, finished):
+  folder, _ = finished
+  before = {name: (folder / name).stat().st_mtime_ns for name in ('certify.jsonl', 'attack.jsonl')}
+  result = launch(environment, folder)  # The config is the workdir's own.
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count('done already') == 3
+  assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(environment, finished, tmp_path):
+  undisturbed, _ = finished
+  folder = tmp_path / 'interrupted'
+  first_checkpoint = lambda f: (f / 'checkpoints' / 'step_20').exists()
+  launch_and_kill(environment, folder, first_checkpoint, *SMALL, '--stages=train')
+  assert workdir.stages(folder)['train']['status'] == 'running'
+  some_lines = lambda f: (f / 'certify.jsonl').exists() and len(
+      (f / 'certify.jsonl').read_text().splitlines()) > 1
+  launch_and_kill(environment, folder, some_lines, '--stages=train,certify')
+  half = (folder / 'certify.jsonl').read_text()
+  result = launch(environment, folder, '--stages=certify')
+  assert result.returncode == 0, result.stderr
+  assert (folder / 'certify.jsonl').read_text().startswith(half[:half.rindex('\n') + 1])
+  assert metrics(folder) == metrics(undisturbed)
+  one, two = (log.read(f / 'certify.jsonl') for f in (undisturbed, folder))
+  for name in ('idx', 'label', 'predict', 'radius', 'correct'):
+    np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_redo_keeps_the_old_results(environment, finished, tmp_path):
+  folder, _ = finished
+  result = launch(environment, folder, '--stages=certify', '--redo=certify',
+                  '--config.certify.n=500')
+  assert result.returncode == 0, result.stderr
+  assert log.read(folder / 'certify.jsonl').settings['n'] == 500
+  old, = (folder / 'previous').glob('certify-*')
+  assert log.read(old / 'certify.jsonl').settings['n'] == 1000
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--config.epsilon=0.75'], 'config.epsilon: 0.5 there, 0.75 now'),
+    (['--config.data.data_dir=/nowhere/at/all', '--config.data.name=mnist', '--redo=train'],
+     "config.data.data_dir is '/nowhere/at/all'"),
+    (['--stages=certify', '--config.certify.n=77'], 'config.certify.n: '),
+])
+def test_mistakes_end_with_status_2_and_one_line(words, message, environment, finished, tmp_path):
+  folder, _ = finished
+  if '--redo=train' in words:
+    folder = tmp_path / 'new'
+  result = launch(environment, folder, *words)
+  assert result.returncode == 2
+  assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
+  assert message in result.stderr
+
+
+def test_foreign_folders_are_refused(tmp_path):
+  (tmp_path / 'thesis.tex').touch()
+  with pytest.raises(UserError, match='which holds thesis.tex but no config.json'):
+    workdir.check(tmp_path, {})
+  (tmp_path / 'thesis.tex').unlink()
+  workdir.check(tmp_path, {})
+  file = tmp_path / 'file'
+  file.touch()
+  with pytest.raises(UserError, match='a folder that can be written'):
+    workdir.check(file, {})
+  with pytest.raises(UserError, match='has no checkpoint'):
+    checkpoint.load(tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch, data_dir):
+  monkeypatch.chdir(ROOT)
+  config, *_ = command_line.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]])
+  config.data.data_dir = str(data_dir)
+  config.train.checkpoint_every = 5
+  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+
+
+def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):
+  def explode(key, network, params, batch_stats, batch, memory, progress):
+    output = run.method(key, network, params, batch_stats, batch, memory, progress)
+    return output._replace(loss=output.loss * jnp.where(progress.step >= 12, jnp.nan, 1.))
+
+  broken = dataclasses.replace(run, method=explode)
+  with pytest.raises(NonFiniteLossError, match='step 15'):
+    stages.STAGES['train'](broken, tmp_path)
+  assert checkpoint.latest_step(tmp_path) == 10
+  _, variables, info = checkpoint.load(tmp_path)
+  assert info['step'] == 10
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+  assert NonFiniteLossError.exit_status == 3
+
+
+def test_a_loaded_checkpoint_is_the_trained_network(run, tmp_path):
+  stages.STAGES['train'](run, tmp_path)
+  network, variables, info = checkpoint.load(tmp_path)
+  assert info['sigma'] == 0.25 and info['image_shape'] == [8, 8, 1]
+  images = run.test_data.images[:64] / np.float32(255)
+  accuracy = np.mean(np.argmax(network.eval_logits(variables)(images), -1)
+                     == run.test_data.labels[:64])
+  assert accuracy > 0.15
+  with pytest.raises(UserError, match='step is 3; one of'):
+    checkpoint.load(tmp_path, step=3)
+
+
+def test_later_stages_need_a_finished_training(run, tmp_path):
+  with pytest.raises(UserError, match='run the train stage first'):
+    stages.run_stage('certify', run, tmp_path)

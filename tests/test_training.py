@@ -1,0 +1,306 @@
+"""Methods, optimisers, schedules and the step, against NumPy and against each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from robust_jax import attacks, keys, losses, models, parallel, smoothing, training
+from robust_jax.training import methods, schedules
+from robust_jax.types import Batch, MethodOutput, Progress
+
+KEY = jax.random.key(5)
+PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
+PGD = functools.partial(attacks.pgd_attack, norm='l2', num_steps=2)
+
+
+class SmallNet(nn.Module):
+  """Convolution, BatchNorm, dense: the smallest network with batch statistics."""
+
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    x = nn.Conv(4, (3, 3), name='conv')(images)
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name,
+                     name='norm')(x)
+    return nn.Dense(3, name='dense')(nn.relu(x).mean((1, 2)))
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(0)
+  return Batch(images=jnp.asarray(rng.uniform(size=(16, 4, 4, 1)), jnp.float32),
+               labels=jnp.asarray(rng.integers(0, 3, 16), jnp.int32),
+               index=jnp.asarray(rng.permutation(40)[:16], jnp.int32), mask=jnp.ones(16))
+
+
+@pytest.fixture(scope='module')
+def linear():
+  """A linear network without BatchNorm: (network, params)."""
+  model = models.create('mlp', 3, hidden=())
+  return models.network(model), models.init(KEY, model, (4, 4, 1))['params']
+
+
+@pytest.fixture(scope='module')
+def small_net():
+  """A network with BatchNorm: (network, variables)."""
+  model = SmallNet()
+  variables = dict(model.init(KEY, jnp.zeros((1, 4, 4, 1)), train=False))
+  return models.network(model), variables
+
+
+def run_method(method, network, params, batch, batch_stats=None, progress=PROGRESS, key=KEY):
+  """The method's output and the gradient of its mean loss."""
+
+  @jax.jit
+  def run(params, key):
+    def loss(params):
+      output = method(keys.fold_in(key, batch.index), network, params, batch_stats or {}, batch, {},
+                      progress)
+      return jnp.mean(output.loss), output
+    return jax.grad(loss, has_aux=True)(params)
+
+  gradient, output = run(params, key)
+  return output, gradient
+
+
+def test_gaussian_without_noise_is_standard(linear, batch):
+  plain, gradient = run_method(methods.standard, *linear, batch)
+  noisy, noisy_gradient = run_method(functools.partial(methods.gaussian, sigma=0.), *linear, batch)
+  np.testing.assert_allclose(noisy.loss, plain.loss, rtol=1e-6)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), noisy_gradient, gradient)
+  logits = linear[0].eval_logits({'params': linear[1], 'batch_stats': {}})(batch.images)
+  np.testing.assert_allclose(plain.loss, losses.cross_entropy(logits, batch.labels), rtol=1e-5)
+
+
+def test_smoothadv_without_noise_is_adversarial_training(linear, batch):
+  kwargs = dict(epsilon=0.5, attack=PGD)
+  smoothed, gradient = run_method(
+      functools.partial(methods.smoothadv, sigma=0., num_noise=2, **kwargs), *linear, batch)
+  plain, plain_gradient = run_method(functools.partial(methods.adversarial, **kwargs), *linear,
+                                     batch)
+  np.testing.assert_allclose(smoothed.loss, plain.loss, rtol=1e-4)
+  np.testing.assert_allclose(smoothed.metrics['accuracy'], plain.metrics['accuracy'])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient,
+               plain_gradient)
+
+
+def test_adversarial_training_with_epsilon_zero_is_standard(linear, batch):
+  plain, _ = run_method(methods.standard, *linear, batch)
+  for method in (functools.partial(methods.adversarial, clean_share=0.),
+                 functools.partial(methods.adversarial, clean_share=0.3)):
+    output, _ = run_method(functools.partial(method, attack=PGD, epsilon=0.), *linear, batch)
+    np.testing.assert_allclose(output.loss, plain.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize('train_noise', ['all', 'first'])
+@pytest.mark.parametrize('loss', ['mean', 'plugin'])
+def test_smoothadv_loss_has_its_formula(loss, train_noise, linear, batch):
+  # The inner maximisation is replaced by a fixed shift, which also records the noise it is given.
+  seen = []
+
+  def shift(key, logits_fn, images, labels, *, epsilon, noise):
+    jax.debug.callback(lambda n: seen.append(n), noise)
+    return attacks.no_attack(key, logits_fn, images + epsilon, labels, noise=noise)
+
+  network, params = linear
+  output, _ = run_method(
+      functools.partial(methods.smoothadv, attack=shift, epsilon=0.1, sigma=0.5, num_noise=3,
+                        loss=loss, train_noise=train_noise), network, params, batch)
+  jax.effects_barrier()
+  noise = seen[0][:1] if train_noise == 'first' else seen[0]
+  logits_fn = network.eval_logits({'params': params, 'batch_stats': {}})
+  log_probs = np.stack([-losses.cross_entropy(logits_fn(batch.images + 0.1 + n), batch.labels)
+                        for n in noise]).astype(np.float64)
+  expected = -log_probs.mean(0) if loss == 'mean' else -np.log(np.exp(log_probs).mean(0))
+  np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+  np.testing.assert_allclose(np.std(seen[0]), 0.5, rtol=0.1)
+
+
+def test_gradient_is_that_at_the_fixed_adversarial_image(linear, batch):
+  network, params = linear
+  output, gradient = run_method(
+      functools.partial(methods.adversarial, attack=PGD, epsilon=0.5), network, params, batch)
+  logits_fn = network.eval_logits({'params': params, 'batch_stats': {}})
+  attack_keys = keys.fold_in(keys.fold_in(KEY, batch.index), 0)
+  fixed = PGD(attack_keys, logits_fn, batch.images, batch.labels, epsilon=0.5).images
+  _, expected = run_method(methods.standard, network, params, batch._replace(images=fixed))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient,
+               expected)
+  assert np.mean(output.loss) > np.mean(run_method(methods.standard, network, params, batch)[0].loss)
+
+
+def test_attack_leaves_batch_statistics_alone(small_net, batch):
+  network, variables = small_net
+  shifted = batch._replace(images=batch.images + 0.25)
+  attack = lambda key, f, x, y, epsilon: attacks.no_attack(key, f, x + 0.25, y)
+  output, _ = run_method(functools.partial(methods.adversarial, attack=attack, epsilon=1.), network,
+                         variables['params'], batch, variables['batch_stats'])
+  expected, _ = run_method(methods.standard, network, variables['params'], shifted,
+                           variables['batch_stats'])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), output.batch_stats,
+               expected.batch_stats)
+  conv = nn.Conv(4, (3, 3)).apply({'params': variables['params']['conv']}, shifted.images)
+  np.testing.assert_allclose(output.batch_stats['norm']['mean'], 0.1 * conv.mean((0, 1, 2)),
+                             rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_sees_all_noisy_copies_together(small_net, batch):
+  network, variables = small_net
+  seen = []
+  spy = network._replace(train_logits=lambda p, s, x, k: (
+      seen.append((x.shape, k.shape)), network.train_logits(p, s, x, k))[1])
+  run_method(functools.partial(methods.smoothadv, attack=attacks.no_attack, epsilon=0., sigma=0.1,
+                               num_noise=3), spy, variables['params'], batch,
+             variables['batch_stats'])
+  assert seen[0] == ((48, 4, 4, 1), (48,))
+
+
+def test_epsilon_warm_up():
+  # min(epsilon, (e + 1) epsilon / warm-up).
+  values = [float(schedules.warm_up(1.5, jnp.asarray(e), 3)) for e in range(5)]
+  np.testing.assert_allclose(values, [0.5, 1., 1.5, 1.5, 1.5])
+  assert float(schedules.warm_up(1.5, jnp.asarray(0), 0)) == 1.5
+
+
+def test_methods_report_the_warmed_up_epsilon(linear, batch):
+  late = Progress(jnp.asarray(30), jnp.asarray(1))
+  output, _ = run_method(
+      functools.partial(methods.adversarial, attack=PGD, epsilon=0.4, epsilon_warmup_epochs=4),
+      *linear, batch, progress=late)
+  np.testing.assert_allclose(output.metrics['epsilon'], 0.2)
+
+
+def test_learning_rate_schedules():
+  common = dict(steps_per_epoch=10, num_epochs=8, learning_rate=0.4)
+  step = schedules.step(**common, boundaries=(2, 5), factor=0.1)
+  np.testing.assert_allclose([step(s) for s in (0, 19, 20, 49, 50, 79)],
+                             [.4, .4, .04, .04, .004, .004], rtol=1e-6)
+  cosine = schedules.cosine(**common, warmup_epochs=2, final_fraction=0.)
+  np.testing.assert_allclose([cosine(s) for s in (0, 9, 19, 20, 50, 80)],
+                             [.02, .2, .4, .4, .2, 0.], atol=1e-6)
+  constant = schedules.constant(**common, warmup_epochs=1)
+  np.testing.assert_allclose([constant(s) for s in (0, 4, 9, 10, 70)], [.04, .2, .4, .4, .4])
+
+
+def test_sgd_is_torchs():
+  optimizer = training.OPTIMIZERS['sgd'](0.1, momentum=0.9, weight_decay=0.01)
+  w, v = np.array([1., -2.]), np.zeros(2)
+  params = {'w': jnp.asarray(w, jnp.float32)}
+  state = optimizer.init(params)
+  for step in range(3):
+    g = np.array([0.5, 1.]) * (step + 1)
+    v = 0.9 * v + g + 0.01 * w
+    w = w - 0.1 * v
+    updates, state = optimizer.update({'w': jnp.asarray(g, jnp.float32)}, state, params)
+    params = {'w': params['w'] + updates['w']}
+  np.testing.assert_allclose(params['w'], w, rtol=1e-5)
+
+
+def test_padding_counts_for_nothing(linear, batch):
+  network, params = linear
+  optimizer = training.OPTIMIZERS['sgd'](0.1)
+  step = jax.jit(training.make_train_step(
+      network, optimizer, functools.partial(methods.gaussian, sigma=0.3), steps_per_epoch=5))
+  state = training.create_state({'params': params, 'batch_stats': {}}, optimizer)
+  half = jax.tree.map(lambda x: x[:8], batch)
+  padded = batch._replace(images=batch.images.at[8:].set(7.), mask=batch.mask.at[8:].set(0.))
+  expected, sums = step(state, half, KEY)
+  found, padded_sums = step(state, padded, KEY)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), found.params,
+               expected.params)
+  assert float(padded_sums['count']) == 8
+  np.testing.assert_allclose(padded_sums['loss'], sums['loss'], rtol=1e-5)
+
+
+def count_visits(key, network, params, batch_stats, batch, memory, progress):
+  """A method with memory: how often each example was seen."""
+  output = methods.standard(key, network, params, batch_stats, batch, memory, progress)
+  return MethodOutput(output.loss, output.batch_stats, output.metrics,
+                      {'visits': memory['visits'] + 1})
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_memory_is_kept_per_example(num_devices, linear, batch):
+  network, params = linear
+  optimizer = training.OPTIMIZERS['sgd'](0.1)
+  devices = jax.devices()[:num_devices]
+  step = parallel.map_train_step(
+      training.make_train_step(network, optimizer, count_visits, steps_per_epoch=5,
+                               axis_name=parallel.AXIS), devices)
+  state = training.create_state({'params': params, 'batch_stats': {}}, optimizer,
+                                memory={'visits': jnp.zeros(40)})
+  padded = batch._replace(index=batch.index.at[-1].set(40), mask=batch.mask.at[-1].set(0.))
+  state, _ = step(state, batch, KEY)
+  state, _ = step(state, padded, KEY)
+  expected = np.zeros(40)
+  expected[batch.index] = 2
+  expected[batch.index[-1]] = 1
+  np.testing.assert_array_equal(state.memory['visits'], expected)
+
+
+def train_20_steps(num_devices, variables, batch):
+  devices = jax.devices()[:num_devices]
+  network = models.network(SmallNet(), axis_name=parallel.AXIS)
+  optimizer = training.OPTIMIZERS['sgd'](0.1)
+  method = functools.partial(
+      methods.smoothadv, epsilon=0.3, sigma=0.2, num_noise=2, epsilon_warmup_epochs=2,
+      attack=functools.partial(PGD, random_start=True))
+  step = parallel.map_train_step(
+      training.make_train_step(network, optimizer, method, steps_per_epoch=5,
+                               axis_name=parallel.AXIS), devices)
+  state, history = training.create_state(variables, optimizer), []
+  for _ in range(20):
+    state, sums = step(state, batch, KEY)
+    history.append(float(sums['loss'] / sums['count']))
+  return state, history
+
+
+def test_same_run_on_one_two_and_eight_devices(small_net, batch):
+  _, variables = small_net
+  one, history = train_20_steps(1, variables, batch)
+  assert history[-1] < history[0]
+  for num_devices in (2, 8):
+    state, found = train_20_steps(num_devices, variables, batch)
+    np.testing.assert_allclose(found, history, rtol=2e-4)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
+                 state.batch_stats, one.batch_stats)
+    # What claims to be replicated must be the same on every device, bit for bit.
+    for leaf in jax.tree.leaves(state):
+      shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+      assert len(shards) == num_devices
+      for shard in shards[1:]:
+        np.testing.assert_array_equal(shard, shards[0])
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+  step = parallel.map_train_step(lambda state, batch, key: (state, {}), jax.devices()[:4])
+  with pytest.raises(ValueError, match='10 rows; a multiple of the 4 devices'):
+    step({}, jnp.zeros((10, 2)), KEY)
+
+
+def test_host_device_count_is_a_divisor_within_the_cores():
+  assert [parallel.host_device_count(256, cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 8]
+  assert parallel.host_device_count(50, 4) == 2
+  assert parallel.host_device_count(7, 4) == 1
+
+
+def test_noise_is_shared_by_attack_and_loss(linear, batch):
+  # With the same draws, one step of SmoothAdv must raise the very loss that is trained on.
+  network, params = linear
+  kwargs = dict(sigma=0.3, num_noise=4, loss='plugin')
+  attacked, _ = run_method(functools.partial(methods.smoothadv, attack=PGD, epsilon=0.4, **kwargs),
+                           network, params, batch)
+  still, _ = run_method(functools.partial(methods.smoothadv, attack=PGD, epsilon=0., **kwargs),
+                        network, params, batch)
+  assert (attacked.loss >= still.loss - 1e-5).all()
+  noise = smoothing.sample_noise(keys.fold_in(keys.fold_in(KEY, batch.index), 1), batch.images,
+                                 sigma=0.3, num_noise=4)
+  logits_fn = network.eval_logits({'params': params, 'batch_stats': {}})
+  np.testing.assert_allclose(
+      still.loss, smoothing.smoothadv_objective(logits_fn, batch.labels, noise)(batch.images),
+      rtol=1e-4)
