@@ -86,7 +86,8 @@ def test_shared_fields_reach_every_function_that_has_them(no_data):
 
 
 def test_overrides_reach_nested_attacks(no_data):
-  config, *_ = parse('--config.method.attack.num_steps=7', '--config.evaluation.epsilons=(0.1, 0.2)')
+  config, *_ = parse('--config.method.attack.num_steps=7',
+                     '--config.evaluation.epsilons=(0.1, 0.2)')
   run = experiment.build(config, jax.devices()[:2])
   assert run.method.keywords['attack'].keywords['num_steps'] == 7
   assert run.evaluation.epsilons == (0.1, 0.2)
@@ -152,7 +153,8 @@ def test_saved_config_is_the_same_config(name, tmp_path):
   config, *_ = parse(f'--config=configs/{name}.py', '--config.data.data_dir=/data')
   workdir.write_json(tmp_path / 'config.json', config)
   assert parse(f'--workdir={tmp_path}')[0] == config
-  changed, *_ = parse(f'--workdir={tmp_path}', '--config.certify.n=77', '--config.certify.sigma=2.0')
+  changed, *_ = parse(f'--workdir={tmp_path}', '--config.certify.n=77',
+                      '--config.certify.sigma=2.0')
   assert changed['certify']['n'] == 77 and changed['certify']['sigma'] == 2.
 
 
