@@ -18,7 +18,7 @@ def get_config():
       'method', 'smoothadv', num_noise=2, epsilon_warmup_epochs=5,
       attack=component('attack', 'pgd', norm='l2', num_steps=2, step_ratio=2.,
                        order='box_then_ball'))
-  config.schedule = component('schedule', 'cosine', learning_rate=0.02, warmup_epochs=1.)
+  config.schedule = component('schedule', 'cosine', learning_rate=0.1, warmup_epochs=1.)
   config.attack = component('attack', 'pgd', norm='l2', num_steps=20, step_ratio=2.)
   config.evaluation.update(stride=3, num_noise=16, epsilons=(0.25, 0.5, 0.75, 1.))
   config.certify.n = 10_000

@@ -9,14 +9,13 @@ from robust_jax import errors, experiment, parallel, report, stages, workdir
 def main(argv):
   config, folder, chosen, redo, num_devices = command_line.parse(argv)
   config = experiment.resolve(config)
-  # Attacks and certificates of parameters that are trained anew are stale.
-  for stage in stages.STAGES if 'train' in redo else redo:
-    workdir.set_aside(folder, stage)
-  workdir.check(folder, config)
   wanted = {*chosen, *redo}
   if wanted != {'report'}:
     devices = parallel.choose_devices(num_devices, config['train']['batch_size'])
     run = experiment.build(config, devices)
+    # Attacks and certificates of parameters that are trained anew are stale.
+    workdir.set_aside(folder, stages.STAGES if 'train' in redo else redo)
+    workdir.check(folder, config, wanted)
     workdir.describe(run, folder, ' '.join(['python -m launch', *argv[1:]]))
     for stage in stages.STAGES:
       if stage in wanted:

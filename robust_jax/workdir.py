@@ -29,18 +29,22 @@ OUTPUTS = {
     'train': ('checkpoints', 'metrics.jsonl'),
     'attack': ('attack.jsonl', 'gallery.npz'),
     'certify': ('certify.jsonl', 'certify.tsv'),
-    'report': (),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'numpy', 'scipy')
 
 
-def check(workdir, config):
+def check(workdir, config, wanted):
   """Makes sure that a folder is new, empty, or a workdir of the same experiment.
 
+  Args:
+    workdir: the folder; made where it is missing.
+    config: the resolved config.
+    wanted: names of the stages that are to run.
+
   Raises:
-    UserError: it is no folder, cannot be written, holds something else, or was trained with a
-      config that differs in a field that training depends on.
+    UserError: it is no folder, cannot be written, holds something else, or has results of
+      training or of a wanted stage with a config that differs in a field they depend on.
   """
   workdir = Path(workdir)
   try:
@@ -55,8 +59,11 @@ def check(workdir, config):
     raise UserError(f'--workdir is {workdir}, which holds {min(names)} but no config.json; a new '
                     'or empty folder, or one that this launcher made, is allowed')
   for stage, record in stages(workdir).items():
-    if stage == 'train':
-      _refuse_changes(workdir, stage, record['config'], config)
+    changed = experiment.changed_fields(record['config'], config, stage)
+    if changed and stage in {'train', *wanted}:
+      raise UserError(f'{workdir}: the {stage} stage ran with another config '
+                      f'({"; ".join(changed)}); the same values, another --workdir, or '
+                      f'--redo={stage} are allowed')
 
 
 def describe(run, workdir, command):
@@ -93,19 +100,10 @@ def stages(workdir):
 
 
 def begin(workdir, stage, config):
-  """Records that a stage runs; a stage that was interrupted goes on with the same config.
-
-  Returns:
-    False where the stage is done already, with the same config.
-
-  Raises:
-    UserError: it has run, or begun, with a config that differs in a field it depends on.
-  """
+  """Records that a stage runs, for the first time or again; False where it is done already."""
   record = stages(workdir).get(stage)
-  if record:
-    _refuse_changes(workdir, stage, record['config'], config)
-    if record['status'] == 'done':
-      return False
+  if record and record['status'] == 'done':
+    return False
   spent = record['seconds'] if record else 0.
   _record(workdir, stage, {'status': 'running', 'started': now(), 'seconds': spent,
                            'config': config})
@@ -121,19 +119,19 @@ def add_time(workdir, stage, seconds, *, done):
   _record(workdir, stage, record)
 
 
-def set_aside(workdir, stage):
-  """Moves a stage's results to previous/, so that it runs anew."""
+def set_aside(workdir, chosen):
+  """Moves the results of the chosen stages to previous/, so that they run anew."""
   workdir = Path(workdir)
-  records = stages(workdir)
-  if stage not in records:
-    return
-  folder = workdir / 'previous' / f'{stage}-{time.strftime("%Y%m%d-%H%M%S")}'
-  folder.mkdir(parents=True)
-  write_json(folder / 'stages.json', {stage: records.pop(stage)})
-  for name in OUTPUTS[stage]:
-    if (workdir / name).exists():
-      shutil.move(workdir / name, folder / name)
-  write_json(workdir / 'stages.json', records)
+  for stage in chosen:
+    records = stages(workdir)
+    if stage in records:
+      folder = workdir / 'previous' / f'{stage}-{time.strftime("%Y%m%d-%H%M%S")}'
+      folder.mkdir(parents=True)
+      write_json(folder / 'stages.json', {stage: records.pop(stage)})
+      for name in OUTPUTS[stage]:
+        if (workdir / name).exists():
+          shutil.move(workdir / name, folder / name)
+      write_json(workdir / 'stages.json', records)
 
 
 def now():
@@ -163,10 +161,3 @@ def write_json(path, value):
 
 def _record(workdir, stage, record):
   write_json(Path(workdir) / 'stages.json', {**stages(workdir), stage: record})
-
-
-def _refuse_changes(workdir, stage, saved, config):
-  changed = experiment.changed_fields(saved, config, stage)
-  if changed:
-    raise UserError(f'{workdir}: the {stage} stage ran with another config ({"; ".join(changed)}); '
-                    f'the same values, another --workdir, or --redo={stage} are allowed')

@@ -155,13 +155,13 @@ def test_mistakes_end_with_status_2_and_one_line(words, message, environment, fi
 def test_foreign_folders_are_refused(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(UserError, match='which holds thesis.tex but no config.json'):
-    workdir.check(tmp_path, {})
+    workdir.check(tmp_path, {}, [])
   (tmp_path / 'thesis.tex').unlink()
-  workdir.check(tmp_path, {})
+  workdir.check(tmp_path, {}, [])
   file = tmp_path / 'file'
   file.touch()
   with pytest.raises(UserError, match='a folder that can be written'):
-    workdir.check(file, {})
+    workdir.check(file, {}, [])
   with pytest.raises(UserError, match='has no checkpoint'):
     checkpoint.load(tmp_path)
 

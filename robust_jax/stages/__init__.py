@@ -15,7 +15,7 @@ def run_stage(stage, run, workdir):
   """Runs one of `STAGES` unless it is done, and keeps the record of it.
 
   Raises:
-    UserError: it needs a stage that is not done, or ran with another config.
+    UserError: it needs a training that is not finished.
   """
   if stage != 'train' and workdirs.stages(workdir).get('train', {}).get('status') != 'done':
     raise UserError(f'--stages={stage}: {workdir} has no finished training; run the train stage '
