@@ -14,12 +14,13 @@ def get_config():
   config = base.get_config()
   config.epsilon = 0.3
   config.data.name = 'mnist'
-  config.train.update(batch_size=50, num_epochs=84., num_steps=100_000, checkpoint_every=1200)
+  config.train.update(batch_size=50, num_epochs=84., num_steps=100_000, checkpoint_every=1200,
+                      eval_batch_size=500)
   config.model = component('model', 'cnn', widths=(32, 64), kernel_size=5, dense=1024)
   attack = dict(norm='linf', num_steps=40, step_size=0.01, random_start=True)
   config.method = component('method', 'adversarial', attack=component('attack', 'pgd', **attack))
   config.optimizer = component('optimizer', 'adam')
   config.schedule = component('schedule', 'constant', learning_rate=1e-4)
   config.attack = component('attack', 'pgd', **attack, restarts=5)
-  config.evaluation.update(epsilons=(0.1, 0.2, 0.3), stride=10, batch_size=256)
+  config.evaluation.update(epsilons=(0.1, 0.2, 0.3), stride=10, batch_size=250)
   return config

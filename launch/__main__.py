@@ -10,16 +10,20 @@ def main(argv):
   config, folder, chosen, redo, num_devices = command_line.parse(argv)
   config = experiment.resolve(config)
   wanted = {*chosen, *redo}
+  # Attacks and certificates of parameters that are trained anew are stale.
+  redo = stages.STAGES if 'train' in redo else redo
+  workdir.check(folder, config, redo)
   if wanted != {'report'}:
-    devices = parallel.choose_devices(num_devices, config['train']['batch_size'])
+    devices = parallel.choose_devices(num_devices, experiment.batch_sizes(config))
     run = experiment.build(config, devices)
-    # Attacks and certificates of parameters that are trained anew are stale.
-    workdir.set_aside(folder, stages.STAGES if 'train' in redo else redo)
-    workdir.check(folder, config, wanted)
+    workdir.set_aside(folder, redo)
     workdir.describe(run, folder, ' '.join(['python -m launch', *argv[1:]]))
     for stage in stages.STAGES:
       if stage in wanted:
         stages.run_stage(stage, run, folder)
+  elif not workdir.stages(folder):
+    raise errors.UserError(f'--workdir is {folder}, which has no results; a run that has begun is '
+                           'allowed for --stages=report')
   if 'report' in wanted:
     page = report.build(folder)
     print(report.summary(folder), f'report: {page}', sep='\n')
@@ -32,5 +36,5 @@ if __name__ == '__main__':
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_status)
   except KeyboardInterrupt:
-    print('interrupted: the same command goes on', file=sys.stderr)
+    print('interrupted: the same command, without --redo, goes on', file=sys.stderr)
     sys.exit(130)

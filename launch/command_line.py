@@ -27,7 +27,9 @@ def parse(argv):
     UserError: a flag, a field or a value that there is not.
   """
   values = dict(word.lstrip('-').partition('=')[::2] for word in argv if word.startswith('-'))
-  if 'config' not in values and '--config' not in argv:
+  values |= {word.lstrip('-'): value for word, value in zip(argv, argv[1:])
+             if word.lstrip('-') in ('config', 'workdir') and word.startswith('-')}
+  if 'config' not in values:
     folder = values.get('workdir', '')
     saved = folder and (Path(folder) / 'config.json').is_file()
     config_file = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG

@@ -1,6 +1,5 @@
 """Checkpoints of a workdir: saved by training, opened by every later stage and by notebooks."""
 
-import json
 from pathlib import Path
 
 import flax
@@ -34,9 +33,17 @@ def restore(checkpoints, state, *, step=None):
   if step is None:
     return None
   template = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
-  saved = checkpoints.restore(step, args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(template)))
+  saved = _read(checkpoints, step, state=ocp.args.StandardRestore(template))
   return flax.serialization.from_state_dict(state, saved.state)
+
+
+def _read(checkpoints, step, **items):
+  try:
+    return checkpoints.restore(step, args=ocp.args.Composite(**items))
+  except (ValueError, KeyError, OSError) as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(f'{checkpoints.directory}: step {step} cannot be read ({reason}); a whole '
+                    'checkpoint is allowed') from error
 
 
 def latest_step(workdir):
@@ -71,14 +78,9 @@ def load(workdir, *, step=None):
     if step not in checkpoints.all_steps():
       raise UserError(f'{workdir}: step is {step}; one of {sorted(checkpoints.all_steps())} '
                       'is allowed')
-    try:
-      info = checkpoints.restore(
-          step, args=ocp.args.Composite(info=ocp.args.JsonRestore())).info
-      saved = checkpoints.restore(
-          step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
-    except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
-      reason = str(error).splitlines()[0]
-      raise UserError(f'{workdir}/{FOLDER}: step {step} cannot be read ({reason})') from error
+    saved = _read(checkpoints, step, info=ocp.args.JsonRestore(),
+                  state=ocp.args.StandardRestore())
+  info, saved = saved.info, saved.state
   model = models.create(info['model']['name'], info['num_classes'],
                         **{k: v for k, v in info['model'].items() if k != 'name'})
   network = models.network(model, mean=_constant(info['mean']), std=_constant(info['std']))

@@ -1,31 +1,29 @@
 """From a config to a run: the only reader of ConfigDicts.
 
 Every section of a config holds the keyword arguments of one function, found by `name` in a table
-where there is a choice. The function's signature is the schema: its annotated keyword-only
-arguments are the fields, and the annotations their types and ranges (`types.Interval`). So a new
-method, attack or model is configured, and checked, by the signature it has anyway.
+where there is a choice. The function's signature is the schema (see `schema`). So a new method,
+attack or model is configured, and checked, by the signature it has anyway.
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
-import types as python_types
-import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
-from robust_jax import attacks, certification, data, keys, models, parallel, training
+from robust_jax import attacks, certification, data, keys, models, parallel, schema, training
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import (
     Attack,
     Count,
     Index,
+    Interval,
     Method,
     Network,
     NonNegative,
@@ -89,16 +87,21 @@ class ImagesSettings(NamedTuple):
 
 SECTIONS = {'data': DataSettings, 'train': TrainSettings, 'evaluation': EvaluationSettings,
             'certify_images': ImagesSettings}
-_TOP_LEVEL = {'seed': Index, 'epsilon': NonNegative, 'sigma': NonNegative}
+# A jax key holds 32 bits of a seed.
+_TOP_LEVEL = {'seed': Annotated[int, Interval(0, 2**32 - 1)], 'epsilon': NonNegative,
+              'sigma': NonNegative}
 # What a stage's results depend on; the rest may change between runs of it.
 STAGE_FIELDS = {
     'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'method', 'optimizer', 'schedule',
               'train'),
-    'attack': ('attack', 'evaluation'),
+    'attack': ('attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
     'certify': ('certify', 'certify_images'),
 }
+_SPLIT_BATCHES = (('train', 'batch_size'), ('train', 'eval_batch_size'),
+                  ('evaluation', 'batch_size'))
 _FREE_FIELDS = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints',
-                'train.checkpoint_every', 'train.eval_batch_size')
+                'train.checkpoint_every', 'train.eval_batch_size', 'evaluation.batch_size',
+                'evaluation.gallery', 'certify_images.images_per_call')
 
 
 def component(kind, name, **kwargs):
@@ -118,11 +121,11 @@ def component(kind, name, **kwargs):
 def section(function, **kwargs):
   """A config section with the keyword defaults of `function`, updated by `kwargs`."""
   fields = {}
-  for field, parameter in _fields(function).items():
+  for field, parameter in schema.fields(function).items():
     if field in SHARED:
       fields[field] = ml_collections.config_dict.placeholder(float)
     elif parameter.default is None:
-      fields[field] = ml_collections.config_dict.placeholder(_plain_type(parameter.hint))
+      fields[field] = ml_collections.config_dict.placeholder(schema.plain_type(parameter.hint))
     elif parameter.default is not inspect.Parameter.empty:
       fields[field] = parameter.default
   fields.update({name: value for name, value in kwargs.items() if value is not None})
@@ -178,7 +181,7 @@ class Run:
   @property
   def num_steps(self):
     """Steps of the whole training: num_epochs' worth, or fewer by config.train.num_steps."""
-    whole = round(self.train.num_epochs * self.steps_per_epoch)
+    whole = max(round(self.train.num_epochs * self.steps_per_epoch), 1)
     return min(self.train.num_steps or whole, whole)
 
   def learning_rate(self):
@@ -226,9 +229,9 @@ def resolve(config):
   """
   config = json.loads(json.dumps(config.to_dict()))
   allowed = [*_TOP_LEVEL, *SECTIONS, *TABLES]
-  _check_names('config', config, allowed, required=allowed)
+  schema.check_names('config', config, allowed)
   for field, hint in _TOP_LEVEL.items():
-    _check_value(f'config.{field}', config[field], hint)
+    schema.check_value(f'config.{field}', config[field], hint)
   for field, settings in SECTIONS.items():
     _check_section(f'config.{field}', config[field], settings)
   for kind in TABLES:
@@ -248,19 +251,53 @@ def build(config, devices=None):
   """
   devices = devices or jax.local_devices()
   settings = {name: kind(**_tuples(config[name])) for name, kind in SECTIONS.items()}
-  for field in ('train.batch_size', 'train.eval_batch_size', 'evaluation.batch_size'):
-    name, entry = field.split('.')
-    parallel.check_divisible(f'config.{field}', config[name][entry], devices)
+  for (name, field), size in zip(_SPLIT_BATCHES, batch_sizes(config)):
+    parallel.check_divisible(f'config.{name}.{field}', size, devices)
   test_data = data.load(config['data']['name'], 'test', data_dir=config['data']['data_dir'])
   model = models.create(config['model']['name'], test_data.num_classes,
                         **_without_name(config['model']))
   sigma = smoothing_sigma(config)
-  return Run(
+  run = Run(
       config=config, devices=devices, test_data=test_data, model=model,
       network=models.network(model, mean=test_data.mean, std=test_data.std,
                              axis_name=parallel.AXIS),
-      method=_bind('method', config), attack=_bind('attack', config),
+      method=_bind('method', config),
+      attack=_bind_section('attack', config['attack'], {**_shared(config), 'sigma': sigma}),
       certify=_bind('certify', config) if sigma > 0 else None, sigma=sigma, **settings)
+  _check_combinations(run)
+  return run
+
+
+def _check_combinations(run):
+  """Raises UserError for values that only together are not available, before hours are spent."""
+  if not run.evaluation.epsilons:
+    raise UserError('config.evaluation.epsilons is (); one radius at least is allowed')
+  inner = run.method.keywords.get('attack')
+  attacks_made = [('config.attack', run.attack, run.sigma > 0)]
+  if inner is not None:
+    attacks_made.append(('config.method.attack', inner, 'num_noise' in run.method.keywords))
+  images = jax.ShapeDtypeStruct((1, *run.test_data.image_shape), jnp.float32)
+  num_classes = run.test_data.num_classes
+  logits_fn = lambda x: jnp.zeros((len(x), num_classes)) + x.mean()
+  for path, attack, smoothed in attacks_made:
+    noise = jax.ShapeDtypeStruct((1, *images.shape), jnp.float32) if smoothed else None
+    try:
+      jax.eval_shape(
+          lambda x, n, attack=attack: attack(keys.root(0), logits_fn, x, jnp.zeros(1, jnp.int32),
+                                             epsilon=0.1, noise=n), images, noise)
+    except ValueError as error:
+      raise UserError(f'{path}: {error}') from error
+  if run.certify is not None:
+    try:
+      certification.check_draws(run.certify_images.images_per_call, 0, run.certify.keywords['n'],
+                                run.certify.keywords['batch_size'])
+    except ValueError as error:
+      raise UserError(f'config.certify and config.certify_images: {error}') from error
+
+
+def batch_sizes(config):
+  """Rows of the batches that are split over devices."""
+  return [config[name][field] for name, field in _SPLIT_BATCHES]
 
 
 def smoothing_sigma(config):
@@ -271,27 +308,11 @@ def smoothing_sigma(config):
 
 def changed_fields(saved, config, stage):
   """The fields that decide the results of `stage` and differ: ['name: saved, now', ...]."""
-  old, new = (_flat({k: c[k] for k in STAGE_FIELDS[stage] if k in c}) for c in (saved, config))
+  old, new = _flat(saved), _flat(config)
   return [f'config.{name}: {old.get(name)!r} there, {new.get(name)!r} now'
           for name in sorted({*old, *new})
-          if name not in _FREE_FIELDS and old.get(name) != new.get(name)]
-
-
-class _Field(NamedTuple):
-  hint: Any
-  default: Any
-
-
-@functools.cache
-def _fields(function):
-  """The configurable arguments of a function: annotated, keyword-only; all of a NamedTuple's."""
-  hints = typing.get_type_hints(function.__new__ if inspect.isclass(function) else function,
-                                include_extras=True)
-  return {
-      name: _Field(hints[name], parameter.default)
-      for name, parameter in inspect.signature(function).parameters.items()
-      if name in hints and (inspect.isclass(function)
-                            or parameter.kind is inspect.Parameter.KEYWORD_ONLY)}
+          if any(f'{name}.'.startswith(f'{field}.') for field in STAGE_FIELDS[stage])
+          and name not in _FREE_FIELDS and old.get(name) != new.get(name)]
 
 
 def _find(kind, name, path):
@@ -302,17 +323,22 @@ def _find(kind, name, path):
 
 def _bind(kind, config):
   """partial(function, **section), nested attacks bound and shared fields filled in."""
-  return _bind_section(kind, config[kind], {name: config[name] for name in SHARED})
+  return _bind_section(kind, config[kind], _shared(config))
+
+
+def _shared(config):
+  return {name: config[name] for name in SHARED}
 
 
 def _bind_section(kind, values, shared):
   function = TABLES[kind][values['name']]
+  shared = {name: shared[name] if values.get(name) is None else values[name] for name in shared}
   kwargs = {}
-  for name, field in _fields(function).items():
+  for name, field in schema.fields(function).items():
     value = values.get(name)
     if field.hint == Attack:
       value = _bind_section('attack', value, shared)
-    elif name in SHARED and value is None:
+    elif name in SHARED:
       value = shared[name]
     kwargs[name] = value
   return functools.partial(function, **_tuples(kwargs))
@@ -336,73 +362,15 @@ def _check_component(path, kind, values):
 
 
 def _check_section(path, values, function):
-  fields = _fields(function)
-  _check_names(path, values, fields, required=fields)
+  fields = schema.fields(function)
+  schema.check_names(path, values, fields)
   for name, field in fields.items():
     if name in SHARED and values[name] is None:
       continue
     if field.hint == Attack:
       _check_component(f'{path}.{name}', 'attack', values[name])
     else:
-      _check_value(f'{path}.{name}', values[name], field.hint)
-
-
-def _check_names(path, values, allowed, required):
-  for name in values:
-    if name not in allowed:
-      near = difflib.get_close_matches(name, allowed, 1)
-      hint = f'; did you mean {near[0]}?' if near else f'; allowed: {", ".join(allowed) or "none"}'
-      raise UserError(f'{path}.{name} is not a field{hint}')
-  for name in required:
-    if name not in values:
-      raise UserError(f'{path}.{name} is missing')
-
-
-def _check_value(path, value, hint):
-  if not _fits(value, hint):
-    raise UserError(f'{path} is {value!r}; {_describe(hint)} is allowed')
-
-
-def _fits(value, hint):
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin is Annotated:
-    return _fits(value, args[0]) and value in args[1]
-  if origin is Literal:
-    return value in args
-  if origin in (typing.Union, python_types.UnionType):
-    return any(_fits(value, arg) for arg in args)
-  if origin is tuple:
-    return isinstance(value, (list, tuple)) and all(_fits(entry, args[0]) for entry in value)
-  if hint is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  if hint is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  return isinstance(value, hint)
-
-
-def _describe(hint):
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin is Annotated:
-    return f'{_describe(args[0])} in {args[1]}'
-  if origin is Literal:
-    return 'one of ' + ', '.join(map(str, args))
-  if origin in (typing.Union, python_types.UnionType):
-    return ' or '.join(_describe(arg) for arg in args)
-  if origin is tuple:
-    return f'a tuple, each entry {_describe(args[0])},'
-  names = {float: 'a number', int: 'an integer', bool: 'True or False', str: 'a string',
-           type(None): 'None'}
-  return names[hint]
-
-
-def _plain_type(hint):
-  """The type of a field that may be None, as ml_collections' placeholders want it."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin in (typing.Union, python_types.UnionType):
-    return _plain_type(next(arg for arg in args if arg is not type(None)))
-  if origin is Annotated:
-    return _plain_type(args[0])
-  return tuple if origin is tuple else hint
+      schema.check_value(f'{path}.{name}', values[name], field.hint)
 
 
 def _flat(tree, prefix=''):

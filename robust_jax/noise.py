@@ -1,4 +1,4 @@
-"""Gaussian noise, the same on every machine, version and flag, and cheap to draw under vmap."""
+"""Gaussian noise whose bits no version or flag of jax changes, and cheap to draw under vmap."""
 
 import math
 

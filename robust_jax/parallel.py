@@ -6,6 +6,7 @@ devices there are, because randomness is per example and sums are taken over all
 """
 
 import functools
+import math
 import os
 
 import jax
@@ -18,26 +19,28 @@ from robust_jax.errors import UserError
 AXIS = 'devices'
 
 
-def host_device_count(batch_size, cores):
-  """How many CPU devices to simulate: the largest divisor of batch_size up to the cores.
+def host_device_count(batch_sizes, cores):
+  """How many CPU devices to simulate: the largest common divisor of the batches up to the cores.
 
   Several single-threaded devices train small networks faster than one device with threads.
   """
-  return max(count for count in range(1, max(cores, 1) + 1) if batch_size % count == 0)
+  common = math.gcd(*batch_sizes)
+  return max(count for count in range(1, max(cores, 1) + 1) if common % count == 0)
 
 
-def choose_devices(num_devices, batch_size):
+def choose_devices(num_devices, batch_sizes):
   """The devices of a run; on CPU they are simulated, so this comes before any computation.
 
   Args:
-    num_devices: how many; 0: all accelerators or, on CPU, `host_device_count(batch_size)`.
-    batch_size: images a step, over all devices.
+    num_devices: how many; 0: all accelerators or, on CPU, `host_device_count`.
+    batch_sizes: rows of the batches that are split over the devices.
 
   Raises:
     UserError: there are fewer.
   """
   if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-    count = num_devices or host_device_count(batch_size, len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    count = num_devices or host_device_count(batch_sizes, cores)
     os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') +
                                f' --xla_force_host_platform_device_count={count}').strip()
   devices = jax.local_devices()

@@ -152,7 +152,7 @@ class Certificate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """The range of a hyper-parameter. Signatures carry it; configs are checked against it."""
+  """The finite range of a hyper-parameter, which signatures carry and configs are checked by."""
 
   low: float = -math.inf
   high: float = math.inf
@@ -162,7 +162,7 @@ class Interval:
   def __contains__(self, value):
     above = value > self.low if self.open_low else value >= self.low
     below = value < self.high if self.open_high else value <= self.high
-    return above and below
+    return above and below and math.isfinite(value)
 
   def __str__(self):
     left = '(' if self.open_low or self.low == -math.inf else '['

@@ -34,17 +34,17 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ten
              'numpy', 'scipy')
 
 
-def check(workdir, config, wanted):
+def check(workdir, config, redo=()):
   """Makes sure that a folder is new, empty, or a workdir of the same experiment.
 
   Args:
     workdir: the folder; made where it is missing.
     config: the resolved config.
-    wanted: names of the stages that are to run.
+    redo: names of the stages that are to run anew.
 
   Raises:
-    UserError: it is no folder, cannot be written, holds something else, or has results of
-      training or of a wanted stage with a config that differs in a field they depend on.
+    UserError: it is no folder, cannot be written, holds something else, or has results of another
+      stage with a config that differs in a field they depend on.
   """
   workdir = Path(workdir)
   try:
@@ -60,7 +60,7 @@ def check(workdir, config, wanted):
                     'or empty folder, or one that this launcher made, is allowed')
   for stage, record in stages(workdir).items():
     changed = experiment.changed_fields(record['config'], config, stage)
-    if changed and stage in {'train', *wanted}:
+    if changed and stage not in redo:
       raise UserError(f'{workdir}: the {stage} stage ran with another config '
                       f'({"; ".join(changed)}); the same values, another --workdir, or '
                       f'--redo={stage} are allowed')
@@ -90,6 +90,7 @@ def environment(devices):
       'platform': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
       'device': devices[0].device_kind,
       'flags': os.environ.get('XLA_FLAGS', ''),
+      'matmul_precision': str(jax.config.jax_default_matmul_precision),
   }
 
 
@@ -99,14 +100,15 @@ def stages(workdir):
   return read_json(path) if path.exists() else {}
 
 
-def begin(workdir, stage, config):
+def begin(workdir, stage, run):
   """Records that a stage runs, for the first time or again; False where it is done already."""
   record = stages(workdir).get(stage)
   if record and record['status'] == 'done':
     return False
   spent = record['seconds'] if record else 0.
   _record(workdir, stage, {'status': 'running', 'started': now(), 'seconds': spent,
-                           'config': config})
+                           'device': run.devices[0].device_kind, 'num_devices': len(run.devices),
+                           'config': run.config})
   return True
 
 
@@ -119,19 +121,20 @@ def add_time(workdir, stage, seconds, *, done):
   _record(workdir, stage, record)
 
 
-def set_aside(workdir, chosen):
-  """Moves the results of the chosen stages to previous/, so that they run anew."""
+def set_aside(workdir, redo):
+  """Moves the results of stages, and the report on them, to previous/, so that they run anew."""
   workdir = Path(workdir)
-  for stage in chosen:
-    records = stages(workdir)
-    if stage in records:
-      folder = workdir / 'previous' / f'{stage}-{time.strftime("%Y%m%d-%H%M%S")}'
-      folder.mkdir(parents=True)
-      write_json(folder / 'stages.json', {stage: records.pop(stage)})
-      for name in OUTPUTS[stage]:
-        if (workdir / name).exists():
-          shutil.move(workdir / name, folder / name)
-      write_json(workdir / 'stages.json', records)
+  records = stages(workdir)
+  redone = {stage: records.pop(stage) for stage in redo if stage in records}
+  if redone:
+    names = [name for stage in redone for name in OUTPUTS[stage]] + ['report.html', 'tables']
+    folder = workdir / 'previous' / time.strftime('%Y%m%d-%H%M%S')
+    folder.mkdir(parents=True)
+    write_json(folder / 'stages.json', redone)
+    for name in names:
+      if (workdir / name).exists():
+        shutil.move(workdir / name, folder / name)
+    write_json(workdir / 'stages.json', records)
 
 
 def now():
@@ -153,9 +156,14 @@ def read_json(path):
 
 
 def write_json(path, value):
-  """Writes a JSON file so that a crash leaves the old one or the new one."""
+  """Writes a JSON file; see `write_bytes`."""
+  write_bytes(path, (json.dumps(value, indent=1) + '\n').encode())
+
+
+def write_bytes(path, contents):
+  """Writes a file so that a crash leaves the old one or the new one, never a part."""
   new = Path(f'{path}.new')
-  new.write_text(json.dumps(value, indent=1) + '\n', encoding='utf-8')
+  new.write_bytes(contents)
   os.replace(new, path)
 
 

@@ -148,6 +148,25 @@ def test_restarts_keep_the_worst_per_example(mlp_fn, images, labels):
   assert (values[2] > values[0]).any()
 
 
+def test_restarts_keep_a_success_over_a_larger_objective(images, labels):
+  # The first pixel alone decides success, the second alone the objective.
+  threat_model = threat_models.linf(0.2)
+  objective = lambda x: x[:, 0, 1, 0]
+  success = lambda x: x[:, 0, 0, 0] > 0.6
+  kwargs = dict(step_size=0., num_steps=0, random_start=True)
+  images = jnp.full_like(images, 0.5)
+  starts = jnp.stack([
+      threat_model.random(keys.fold_in(keys.fold_in(keys.per_example(KEY, 5), r), 0), images)
+      for r in range(6)])
+  found = attacks.pgd(KEY, objective, images, threat_model, restarts=6, success_fn=success,
+                      **kwargs)
+  for i in range(5):
+    good = [r for r in range(6) if bool(success(starts[r])[i])] or list(range(6))
+    best = max(good, key=lambda r: float(objective(starts[r])[i]))
+    np.testing.assert_allclose(found[i], starts[best, i], atol=1e-6)
+  assert success(found).any()
+
+
 def test_targets_are_never_the_label_and_are_reached(linear_fn, images, labels):
   result = attacks.pgd_attack(KEY, linear_fn, images, labels, epsilon=2., norm='l2',
                               targets=(labels + 1) % 4, num_steps=50)

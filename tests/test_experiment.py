@@ -80,9 +80,10 @@ def test_shared_fields_reach_every_function_that_has_them(no_data):
   assert run.method.keywords['epsilon'] == 0.75 and run.method.keywords['sigma'] == 0.125
   assert run.method.keywords['attack'].keywords['sigma'] == 0.125
   assert run.certify.keywords['sigma'] == 0.125
-  config, *_ = parse('--config.certify.sigma=0.5')
+  config, *_ = parse('--config.certify.sigma=0.5', '--config.method.sigma=0.1')
   run = experiment.build(config, jax.devices()[:2])
-  assert run.sigma == 0.5 and run.method.keywords['sigma'] == 0.25
+  assert run.sigma == run.attack.keywords['sigma'] == 0.5
+  assert run.method.keywords['sigma'] == run.method.keywords['attack'].keywords['sigma'] == 0.1
 
 
 def test_overrides_reach_nested_attacks(no_data):
@@ -106,6 +107,8 @@ def test_overrides_reach_nested_attacks(no_data):
     (['--config.certify.alpha=nan'], 'config.certify.alpha is nan'),
     (['--config.sigma=-1.0'], r'config.sigma is -1.0; a number in \[0, inf\)'),
     (['--config.seed=-1'], 'config.seed is -1; an integer in'),
+    (['--config.seed=4294967296'], 'config.seed is 4294967296'),
+    (['--config.epsilon=inf'], 'config.epsilon is inf'),
     (['--config.evaluation.epsilons=(0.5, -1.0)'], 'config.evaluation.epsilons is'),
     (['--config=configs/nope.py'], '--config is configs/nope.py; a file with a get_config'),
     (['--config=Makefile'], 'command line: '),
@@ -145,7 +148,25 @@ def test_batches_must_divide_by_the_devices(field, no_data):
 
 def test_too_many_devices_are_refused():
   with pytest.raises(UserError, match='--devices is 9; at most 8 are here'):
-    parallel.choose_devices(9, 18)
+    parallel.choose_devices(9, [18])
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--config.attack.loss=margin'], "config.attack: loss is 'margin' with noise"),
+    (['--config.method.attack.loss=kl'], "config.method.attack: loss is 'kl' with noise"),
+    (['--config.evaluation.epsilons=()'], r'config.evaluation.epsilons is \(\)'),
+    (['--config.certify_images.images_per_call=1000000'], 'config.certify and'),
+])
+def test_combinations_are_checked_before_any_work(words, message, no_data):
+  config, *_ = parse(*words)
+  with pytest.raises(UserError, match=message):
+    experiment.build(config, jax.devices()[:2])
+
+
+def test_a_workdir_after_a_space_is_found(tmp_path):
+  config, *_ = parse('--config.certify.n=77')
+  workdir.write_json(tmp_path / 'config.json', config)
+  assert parse('--workdir', str(tmp_path))[0]['certify']['n'] == 77
 
 
 @pytest.mark.parametrize('name', CONFIGS)

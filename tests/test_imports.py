@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'robust_jax'
 
 # Each layer may import itself and the layers before it.
 LAYERS = [
-    {'types', 'errors', 'keys', 'noise'},
+    {'types', 'errors', 'keys', 'noise', 'schema'},
     {'losses', 'threat_models', 'smoothing', 'models', 'data'},
     {'attacks', 'certification'},
     {'analysis'},

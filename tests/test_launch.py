@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import checkpoint, experiment, stages, workdir
+from robust_jax import checkpoint, experiment, models, stages, training, workdir
 from robust_jax.certification import log
 from robust_jax.errors import NonFiniteLossError, UserError
 
@@ -54,6 +54,7 @@ def launch_and_kill(environment, folder, ready, *words):
   deadline = time.monotonic() + 240
   while process.poll() is None and time.monotonic() < deadline and not ready(folder):
     time.sleep(0.02)
+  assert ready(folder), 'the run did not come so far'
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL, 'the run ended before it could be interrupted'
 
@@ -113,55 +114,63 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(environment, finished, tmp
   first_checkpoint = lambda f: (f / 'checkpoints' / 'step_20').exists()
   launch_and_kill(environment, folder, first_checkpoint, *SMALL, '--stages=train')
   assert workdir.stages(folder)['train']['status'] == 'running'
-  some_lines = lambda f: (f / 'certify.jsonl').exists() and len(
-      (f / 'certify.jsonl').read_text().splitlines()) > 1
-  launch_and_kill(environment, folder, some_lines, '--stages=train,certify')
+  has_lines = lambda path: path.exists() and len(path.read_text().splitlines()) > 1
+  launch_and_kill(environment, folder, lambda f: has_lines(f / 'attack.jsonl'))
+  launch_and_kill(environment, folder, lambda f: has_lines(f / 'certify.jsonl'))
   half = (folder / 'certify.jsonl').read_text()
-  result = launch(environment, folder, '--stages=certify')
+  result = launch(environment, folder)
   assert result.returncode == 0, result.stderr
   assert (folder / 'certify.jsonl').read_text().startswith(half[:half.rindex('\n') + 1])
   assert metrics(folder) == metrics(undisturbed)
+  attacks = [(f / 'attack.jsonl').read_text() for f in (undisturbed, folder)]
+  assert attacks[0] == attacks[1]
+  galleries = [np.load(f / 'gallery.npz') for f in (undisturbed, folder)]
+  np.testing.assert_array_equal(galleries[0]['adversarial'], galleries[1]['adversarial'])
   one, two = (log.read(f / 'certify.jsonl') for f in (undisturbed, folder))
   for name in ('idx', 'label', 'predict', 'radius', 'correct'):
     np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
-def test_redo_keeps_the_old_results(environment, finished, tmp_path):
+def test_redo_keeps_the_old_results(environment, finished):
   folder, _ = finished
   result = launch(environment, folder, '--stages=certify', '--redo=certify',
                   '--config.certify.n=500')
   assert result.returncode == 0, result.stderr
   assert log.read(folder / 'certify.jsonl').settings['n'] == 500
-  old, = (folder / 'previous').glob('certify-*')
+  old, = (folder / 'previous').iterdir()
   assert log.read(old / 'certify.jsonl').settings['n'] == 1000
+  assert (old / 'report.html').exists() and not (folder / 'report.html').exists()
 
 
 @pytest.mark.parametrize('words, message', [
     (['--config.epsilon=0.75'], 'config.epsilon: 0.5 there, 0.75 now'),
+    (['--config.epsilon=0.75', '--redo=attack'], 'config.epsilon: 0.5 there, 0.75 now'),
+    (['--config.certify.sigma=1.0', '--redo=certify'], 'the attack stage ran with another config'),
+    (['--stages=certify', '--config.evaluation.n=5'], 'config.evaluation.n: 200 there, 5 now'),
     (['--config.data.data_dir=/nowhere/at/all', '--config.data.name=mnist', '--redo=train'],
      "config.data.data_dir is '/nowhere/at/all'"),
-    (['--stages=certify', '--config.certify.n=77'], 'config.certify.n: '),
 ])
-def test_mistakes_end_with_status_2_and_one_line(words, message, environment, finished, tmp_path):
+def test_mistakes_end_with_status_2_and_change_nothing(words, message, environment, finished):
   folder, _ = finished
-  if '--redo=train' in words:
-    folder = tmp_path / 'new'
+  before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob('*') if path.is_file())
   result = launch(environment, folder, *words)
   assert result.returncode == 2
   assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
   assert message in result.stderr
+  after = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob('*') if path.is_file())
+  assert after == before
 
 
 def test_foreign_folders_are_refused(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(UserError, match='which holds thesis.tex but no config.json'):
-    workdir.check(tmp_path, {}, [])
+    workdir.check(tmp_path, {})
   (tmp_path / 'thesis.tex').unlink()
-  workdir.check(tmp_path, {}, [])
+  workdir.check(tmp_path, {})
   file = tmp_path / 'file'
   file.touch()
   with pytest.raises(UserError, match='a folder that can be written'):
-    workdir.check(file, {}, [])
+    workdir.check(file, {})
   with pytest.raises(UserError, match='has no checkpoint'):
     checkpoint.load(tmp_path)
 
@@ -193,13 +202,22 @@ def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):
 def test_a_loaded_checkpoint_is_the_trained_network(run, tmp_path):
   stages.STAGES['train'](run, tmp_path)
   network, variables, info = checkpoint.load(tmp_path)
-  assert info['sigma'] == 0.25 and info['image_shape'] == [8, 8, 1]
+  assert info['sigma'] == 0.25 and info['image_shape'] == [8, 8, 1] and info['step'] == 23
+  with checkpoint.manager(tmp_path) as checkpoints:
+    template = training.create_state(models.init(run.key('init'), run.model, (8, 8, 1)),
+                                     run.optimizer())
+    state = checkpoint.restore(checkpoints, template)
   images = run.test_data.images[:64] / np.float32(255)
-  accuracy = np.mean(np.argmax(network.eval_logits(variables)(images), -1)
-                     == run.test_data.labels[:64])
-  assert accuracy > 0.15
+  np.testing.assert_array_equal(network.eval_logits(variables)(images),
+                                run.network.eval_logits(state.variables)(images))
+  assert np.any(np.asarray(jax.tree.leaves(state.params)[0])
+                != np.asarray(jax.tree.leaves(template.params)[0]))
   with pytest.raises(UserError, match='step is 3; one of'):
     checkpoint.load(tmp_path, step=3)
+  damaged = next((tmp_path / 'checkpoints' / 'step_23' / 'state').rglob('manifest.ocdbt'))
+  damaged.write_bytes(b'')
+  with pytest.raises(UserError, match='step 23 cannot be read'):
+    checkpoint.load(tmp_path)
 
 
 def test_later_stages_need_a_finished_training(run, tmp_path):

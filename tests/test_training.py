@@ -285,9 +285,9 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_host_device_count_is_a_divisor_within_the_cores():
-  assert [parallel.host_device_count(256, cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 8]
-  assert parallel.host_device_count(50, 4) == 2
-  assert parallel.host_device_count(7, 4) == 1
+  assert [parallel.host_device_count([256, 64], cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 8]
+  assert parallel.host_device_count([50, 512], 5) == 2
+  assert parallel.host_device_count([7], 4) == 1
 
 
 def test_noise_is_shared_by_attack_and_loss(linear, batch):

@@ -16,12 +16,13 @@ _UNROLLED_STEPS = 20
 
 
 def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_start=False,
-        restarts=1, direction: Direction = 'steepest', start=None):
+        restarts=1, direction: Direction = 'steepest', start=None, success_fn=None):
   """x_{t+1} = project(x_t + step_size * direction(grad objective(x_t))).
 
   The last iterate is returned; of several restarts, per example, the one with the largest
-  objective. Gradients are taken with respect to the images only. A plain function: wrap it in
-  jax.jit, with the loop's length fixed, to compile it once for many batches.
+  objective, among those where success_fn holds if there are any. Gradients are taken with respect
+  to the images only. A plain function: wrap it in jax.jit, with the loop's length fixed, to compile
+  it once for many batches.
 
   Args:
     key: one key or [batch] keys: random starts, and directions at a zero gradient.
@@ -34,6 +35,7 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     restarts: number of independent runs; only random starts make more than one useful.
     direction: 'steepest' (see the threat model) or 'gradient', the gradient as it is.
     start: [batch, ...] first iterate; `images` if None.
+    success_fn: images -> [batch] bool, whether an attack has reached its goal; None: nowhere.
 
   Returns:
     [batch, ...] images in the perturbation set.
@@ -73,14 +75,16 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
   if restarts == 1:
     return best
 
-  def keep_better(restart, carry):
-    best, best_value = carry
-    found = ascend(restart)
-    value = objective(found)
-    better = value > best_value
-    return jnp.where(_column(better, images), found, best), jnp.where(better, value, best_value)
+  def judge(found):
+    success = jnp.zeros(len(images), bool) if success_fn is None else success_fn(found)
+    return found, success, objective(found)
 
-  return jax.lax.fori_loop(1, restarts, keep_better, (best, objective(best)))[0]
+  def keep_better(restart, best):
+    found = judge(ascend(restart))
+    better = (found[1] & ~best[1]) | ((found[1] == best[1]) & (found[2] > best[2]))
+    return jax.tree.map(lambda new, old: jnp.where(_column(better, new), new, old), found, best)
+
+  return jax.lax.fori_loop(1, restarts, keep_better, judge(best))[0]
 
 
 def fgsm(key, objective, images, threat_model):

@@ -4,6 +4,7 @@ Their annotated keyword arguments are hyper-parameters, which a config may set; 
 targets come with each call.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -46,7 +47,8 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
       num_steps.
     step_ratio: the steps' total length over epsilon: 2 in Salman et al., 2.5 in Madry et al.
     random_start: start from a random point of the perturbation set.
-    restarts: independent runs; the worst result per example is kept.
+    restarts: independent runs; per example a successful result is kept, if there is one, and
+      among equals the one with the largest objective.
     loss: 'cross_entropy'; 'margin' (Carlini-Wagner); 'kl', KL(F(x) || F(x')) from a start at
       x + 0.001 N(0, I). With noise: 'cross_entropy' only, shaped by `smoothed_objective`.
     target: 'none': raise the loss of the label. 'random' or 'least_likely': raise z_t - z_y of
@@ -83,11 +85,13 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     start = threat_model.project(
         images + smoothing.sample_noise(start_keys, images, sigma=_KL_START, num_noise=1)[0],
         images)
+  success_fn = functools.partial(_success, logits_fn, labels, targets, noise)
   adversarial = ascent.pgd(
       loop_keys, objective, images, threat_model, num_steps=num_steps,
       step_size=step_ratio * epsilon / max(num_steps, 1) if step_size is None else step_size,
-      random_start=random_start, restarts=restarts, direction=direction, start=start)
-  return _result(logits_fn, adversarial, labels, targets, noise, objective)
+      random_start=random_start, restarts=restarts, direction=direction, start=start,
+      success_fn=success_fn)
+  return AttackResult(adversarial, success_fn(adversarial), objective(adversarial))
 
 
 def fgsm_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
@@ -108,7 +112,7 @@ def no_attack(key, logits_fn, images, labels, *, epsilon=0., noise=None):
   del key, epsilon
   objective = (_objective(logits_fn, images, labels, None, 'cross_entropy') if noise is None
                else smoothing.smoothadv_objective(logits_fn, labels, noise))
-  return _result(logits_fn, images, labels, None, noise, objective)
+  return AttackResult(images, _success(logits_fn, labels, None, noise, images), objective(images))
 
 
 def _threat_model(norm, epsilon, order, l1_top_k):
@@ -147,8 +151,8 @@ def _smoothed_objective(logits_fn, labels, targets, noise, sigma, loss, kind):
                      f'one of {", ".join(smoothing.OBJECTIVES)} is allowed')
   kwargs = {}
   if kind == 'gradient_free':
-    if sigma is None:
-      raise ValueError("sigma is None; smoothed_objective 'gradient_free' needs it above 0")
+    if sigma is None or (not isinstance(sigma, jax.core.Tracer) and not sigma > 0):
+      raise ValueError(f"sigma is {sigma}; smoothed_objective 'gradient_free' needs it above 0")
     kwargs['sigma'] = sigma
   make = smoothing.OBJECTIVES[kind]
   if targets is None:
@@ -176,10 +180,9 @@ def _choose_targets(key, logits_fn, images, labels, noise, target):
   raise ValueError(f"target is {target!r}; 'none', 'random' or 'least_likely' is allowed")
 
 
-def _result(logits_fn, adversarial, labels, targets, noise, objective):
+def _success(logits_fn, labels, targets, noise, images):
   if noise is None:
-    predicted = jnp.argmax(logits_fn(adversarial), axis=-1)
+    predicted = jnp.argmax(logits_fn(images), axis=-1)
   else:
-    predicted = smoothing.vote(logits_fn, adversarial, noise)
-  success = predicted != labels if targets is None else predicted == targets
-  return AttackResult(adversarial, success, objective(adversarial))
+    predicted = smoothing.vote(logits_fn, images, noise)
+  return predicted != labels if targets is None else predicted == targets

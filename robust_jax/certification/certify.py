@@ -79,6 +79,8 @@ def certify(
   if bound not in ('one_vs_rest', 'runner_up'):
     raise ValueError(f"bound={bound!r}; 'one_vs_rest' or 'runner_up' is allowed")
   example_ids = _example_ids(example_ids, images)
+  # The noise is drawn with float32(sigma): a larger sigma would overstate the radius.
+  sigma = min(sigma, float(np.float32(sigma)))
 
   def votes(phase, num):
     return np.asarray(count(

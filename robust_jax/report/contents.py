@@ -1,6 +1,7 @@
 """What a run has left in its folder, read once. A stage that has not run leaves None."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,5 +104,5 @@ def _arrays(path):
   try:
     with np.load(path) as file:
       return dict(file)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, zipfile.BadZipFile) as error:
     raise UserError(f'{path}: {error}; an .npz of arrays is allowed') from error

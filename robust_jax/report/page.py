@@ -96,7 +96,8 @@ def _robustness(run, tables):
   empirical = _attack_series(attack) if attacked else None
   # Only an attack on the same classifier in the same norm bounds the certificates from above.
   comparable = (certified and attacked and attack.header.get('smoothed')
-                and attack.header.get('attack', {}).get('norm') == 'l2')
+                and attack.header.get('attack', {}).get('norm') == 'l2'
+                and attack.header.get('sigma') == log.settings.get('sigma'))
   parts, charts, listed = [], [], []
   if certified:
     lines = [_certified_series(log)] + ([empirical] if comparable else [])

@@ -181,7 +181,8 @@ def duration(seconds):
 
 def device_text(run):
   """The devices of the run, as `8 × TPU v4`."""
-  device, number = run.record.get('device', 'unknown device'), run.record.get('num_devices', 1)
+  record = {**run.record, **run.stages.get('train', {})}
+  device, number = record.get('device', 'unknown device'), record.get('num_devices', 1)
   return f'{number} × {device}' if number > 1 else str(device)
 
 

@@ -20,7 +20,7 @@ def run_stage(stage, run, workdir):
   if stage != 'train' and workdirs.stages(workdir).get('train', {}).get('status') != 'done':
     raise UserError(f'--stages={stage}: {workdir} has no finished training; run the train stage '
                     'first')
-  if not workdirs.begin(workdir, stage, run.config):
+  if not workdirs.begin(workdir, stage, run):
     print(f'{stage}: done already')
     return
   begun = time.monotonic()

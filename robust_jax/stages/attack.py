@@ -1,5 +1,6 @@
 """The empirical stage: accuracy under attack at a grid of radii, image by image."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from robust_jax import certification, checkpoint, keys, parallel, smoothing
+from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
 from robust_jax.stages import images
 
@@ -35,7 +37,7 @@ def attack(run, workdir):
   bar = tqdm(desc='attack', initial=len(everything) - len(left), total=len(everything),
              unit='image', disable=None)
   with open(path, 'a', encoding='utf-8') as file:
-    for chunk in images.batches(run.test_data, left, settings.batch_size):
+    for chunk in images.batches(run.test_data, left, settings.batch_size, pad=True):
       real = chunk.mask > 0
       clean = predict(chunk.images, chunk.index)
       attacked = [find((run.key('attack'), logits_fn, epsilon), chunk)
@@ -90,7 +92,7 @@ def _resume(path, header):
     raise UserError(f'{path}: the header is another attack\'s; the same settings and checkpoint, '
                     'or --redo=attack, are allowed')
   lines = lines or [json.dumps({'header': header}) + '\n']
-  path.write_text(''.join(lines), encoding='utf-8')
+  workdirs.write_bytes(path, ''.join(lines).encode())
   return {json.loads(line)['idx'] for line in lines[1:]}
 
 
@@ -100,8 +102,10 @@ def _save_gallery(workdir, run, chunk, clean, attacked, predicted):
   broken = (clean == chunk.labels) & (predicted[:, middle] != chunk.labels)
   order = np.argsort(~broken, kind='stable')
   order = order[chunk.mask[order] > 0][:run.evaluation.gallery]
+  file = io.BytesIO()
   np.savez_compressed(
-      Path(workdir) / 'gallery.npz', index=chunk.index[order], images=chunk.images[order],
+      file, index=chunk.index[order], images=chunk.images[order],
       adversarial=attacked[middle][order], labels=chunk.labels[order],
       clean=clean[order], predicted=predicted[order, middle],
       epsilon=run.evaluation.epsilons[middle], norm=run.config['attack'].get('norm', ''))
+  workdirs.write_bytes(Path(workdir) / 'gallery.npz', file.getvalue())

@@ -30,13 +30,11 @@ def certify(run, workdir):
     left = [index for index in everything if index not in writer.done]
     bar = tqdm(desc='certify', initial=len(everything) - len(left), total=len(everything),
                unit='image', disable=None)
-    for chunk in images.batches(dataset, left, chosen.images_per_call):
+    for chunk in images.batches(dataset, left, chosen.images_per_call, pad=False):
       begun = time.monotonic()
       certificate = run.certify(run.key('certify'), logits_fn, chunk.images,
                                 example_ids=chunk.index, count=count)
-      real = chunk.mask > 0
-      seconds = (time.monotonic() - begun) / real.sum()
-      certificate = type(certificate)(*(field[real] for field in certificate))
-      writer.write(log.records(chunk.index[real], chunk.labels[real], certificate, seconds))
-      bar.update(int(real.sum()))
+      seconds = (time.monotonic() - begun) / len(chunk.index)
+      writer.write(log.records(chunk.index, chunk.labels, certificate, seconds))
+      bar.update(len(chunk.index))
     bar.close()

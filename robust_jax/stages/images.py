@@ -9,7 +9,7 @@ def chosen(dataset, stride, num_images):
   return list(indices[:num_images] if num_images else indices)
 
 
-def batches(dataset, indices, batch_size):
-  """Batches of the given examples; the last is padded (see `types.Batch`)."""
+def batches(dataset, indices, batch_size, *, pad):
+  """Batches of the given examples; the last is padded (see `types.Batch`) or smaller."""
   for begin in range(0, len(indices), batch_size):
-    yield data.take(dataset, indices[begin:begin + batch_size], batch_size)
+    yield data.take(dataset, indices[begin:begin + batch_size], batch_size if pad else None)

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from robust_jax import checkpoint, data, evaluation, models, parallel, training
+from robust_jax import workdir as workdirs
 from robust_jax.errors import NonFiniteLossError
 from robust_jax.types import Batch
 
@@ -44,31 +45,24 @@ def train(run, workdir):
         dataset, batch_size=settings.batch_size, seed=run.config['seed'],
         augment=run.data.augment, start_step=start, num_steps=num_steps)
     bar = tqdm(batches, desc='train', initial=start, total=num_steps, unit='step', disable=None)
-    saved = start
-    try:
-      for step, batch in enumerate(bar, start + 1):
-        state, sums = step_fn(state, Batch(*batch), key)
-        metrics.add(sums)
-        due = {every: step % every == 0 or step == num_steps
-               for every in (settings.log_every, eval_every, settings.checkpoint_every)}
-        if any(due.values()):
-          record = metrics.flush(step, step / steps_per_epoch, float(learning_rate(step - 1)))
-          bar.set_postfix(loss=f'{record["loss"]:.3f}', accuracy=f'{record["accuracy"]:.1%}')
-        if due[eval_every]:
-          tested = _test(run, state)
-          metrics.write({'split': 'test', 'step': step, 'epoch': step / steps_per_epoch,
-                         'loss': tested['loss'], 'accuracy': tested['accuracy']})
-          bar.write(f'epoch {step / steps_per_epoch:.3g}  step {step}/{num_steps}  '
-                    f'train loss {record["loss"]:.4f}  accuracy {record["accuracy"]:.1%}  '
-                    f'test accuracy {tested["accuracy"]:.1%}  '
-                    f'{record["images_per_second"]:,.0f} images/s')
-        if due[settings.checkpoint_every]:
-          _save(run, checkpoints, state)
-          saved = step
-    except KeyboardInterrupt:
-      if int(state.step) > saved:
+    for step, batch in enumerate(bar, start + 1):
+      state, sums = step_fn(state, Batch(*batch), key)
+      metrics.add(sums)
+      due = {every: step % every == 0 or step == num_steps
+             for every in (settings.log_every, eval_every, settings.checkpoint_every)}
+      if any(due.values()):
+        record = metrics.flush(step, step / steps_per_epoch, float(learning_rate(step - 1)))
+        bar.set_postfix(loss=f'{record["loss"]:.3f}', accuracy=f'{record["accuracy"]:.1%}')
+      if due[eval_every]:
+        tested = _test(run, state)
+        metrics.write({'split': 'test', 'step': step, 'epoch': step / steps_per_epoch,
+                       'loss': tested['loss'], 'accuracy': tested['accuracy']})
+        bar.write(f'epoch {step / steps_per_epoch:.3g}  step {step}/{num_steps}  '
+                  f'train loss {record["loss"]:.4f}  accuracy {record["accuracy"]:.1%}  '
+                  f'test accuracy {tested["accuracy"]:.1%}  '
+                  f'{record["images_per_second"]:,.0f} images/s')
+      if due[settings.checkpoint_every]:
         _save(run, checkpoints, state)
-      raise
 
 
 def _save(run, checkpoints, state):
@@ -94,7 +88,7 @@ def _all_finite(params):
 
 
 def _test(run, state):
-  """Loss and accuracy of the base classifier on the test split, under the training noise."""
+  """Loss and accuracy of the base classifier on the test split, under noise of config.sigma."""
   batches = data.eval_batches(run.test_data, batch_size=run.train.eval_batch_size)
   return evaluation.loss_and_accuracy(
       run.key('evaluate'), run.network.eval_logits(state.variables), batches,
@@ -110,7 +104,7 @@ class _Metrics:
       lines = [line for line in path.read_text(encoding='utf-8').splitlines(keepends=True)
                if line.endswith('\n') and json.loads(line)['step'] <= start]
     # Lines beyond the checkpoint will be written again.
-    path.write_text(''.join(lines), encoding='utf-8')
+    workdirs.write_bytes(path, ''.join(lines).encode())
     self._path = path
     self._pending = []
     self._begun = None

@@ -1,0 +1,94 @@
+"""A function's signature as the schema of a config section.
+
+The annotated keyword-only arguments of a function (all those of a NamedTuple) are its fields. An
+annotation gives the type and, by `types.Interval`, the range: `Count`, `Positive | None`,
+`tuple[int, ...]`, `Literal['all', 'first']`.
+"""
+
+import difflib
+import functools
+import inspect
+import types as python_types
+import typing
+from typing import Annotated, Any, Literal, NamedTuple
+
+from robust_jax.errors import UserError
+
+
+class Field(NamedTuple):
+  """One field: its annotation, and its default (`inspect.Parameter.empty` without one)."""
+
+  hint: Any
+  default: Any
+
+
+@functools.cache
+def fields(function):
+  """{name: Field} of a function or NamedTuple."""
+  hints = typing.get_type_hints(function.__new__ if inspect.isclass(function) else function,
+                                include_extras=True)
+  return {
+      name: Field(hints[name], parameter.default)
+      for name, parameter in inspect.signature(function).parameters.items()
+      if name in hints and (inspect.isclass(function)
+                            or parameter.kind is inspect.Parameter.KEYWORD_ONLY)}
+
+
+def check_names(path, values, allowed):
+  """Raises UserError unless `values`, the section at `path`, has exactly the allowed names."""
+  for name in values:
+    if name not in allowed:
+      near = difflib.get_close_matches(name, allowed, 1)
+      hint = f'; did you mean {near[0]}?' if near else f'; allowed: {", ".join(allowed) or "none"}'
+      raise UserError(f'{path}.{name} is not a field{hint}')
+  for name in allowed:
+    if name not in values:
+      raise UserError(f'{path}.{name} is missing')
+
+
+def check_value(path, value, hint):
+  """Raises UserError unless `value`, the field at `path`, fits the annotation."""
+  if not _fits(value, hint):
+    raise UserError(f'{path} is {value!r}; {_describe(hint)} is allowed')
+
+
+def _fits(value, hint):
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    return _fits(value, args[0]) and value in args[1]
+  if origin is Literal:
+    return value in args
+  if origin in (typing.Union, python_types.UnionType):
+    return any(_fits(value, arg) for arg in args)
+  if origin is tuple:
+    return isinstance(value, (list, tuple)) and all(_fits(entry, args[0]) for entry in value)
+  if hint is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if hint is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  return isinstance(value, hint)
+
+
+def _describe(hint):
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    return f'{_describe(args[0])} in {args[1]}'
+  if origin is Literal:
+    return 'one of ' + ', '.join(map(str, args))
+  if origin in (typing.Union, python_types.UnionType):
+    return ' or '.join(_describe(arg) for arg in args)
+  if origin is tuple:
+    return f'a tuple, each entry {_describe(args[0])},'
+  names = {float: 'a number', int: 'an integer', bool: 'True or False', str: 'a string',
+           type(None): 'None'}
+  return names[hint]
+
+
+def plain_type(hint):
+  """The type of a field that may be None, for a config's placeholder."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, python_types.UnionType):
+    return plain_type(next(arg for arg in args if arg is not type(None)))
+  if origin is Annotated:
+    return plain_type(args[0])
+  return tuple if origin is tuple else hint
