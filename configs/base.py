@@ -12,7 +12,7 @@ def get_config():
 
   # Decides everything random: initialisation, order, augmentation, noise, attacks, certificates.
   config.seed = 0
-  # Radius of the perturbations that training defends against.
+  # Radius of the perturbations that training defends against; evaluation.epsilons has its own.
   config.epsilon = 0.
   # Standard deviation of the noise, in training, attack and certification; 0: no smoothing.
   config.sigma = 0.
@@ -32,7 +32,7 @@ def get_config():
       batch_size=256,
       # Length of the training that schedules refer to.
       num_epochs=90.,
-      # Stop after this many steps; 0: after num_epochs.
+      # Stop after this many steps if that is sooner; 0: after num_epochs.
       num_steps=0,
       # Steps a line of metrics.jsonl.
       log_every=50,
@@ -64,6 +64,7 @@ def get_config():
   config.certify_images = experiment.section(
       experiment.ImagesSettings, stride=1, num_images=0, images_per_call=50)
 
+  # The fields of a component are the arguments of its function, where they are documented.
   config.model = component('model', 'lenet')
   config.method = component('method', 'standard')
   config.optimizer = component('optimizer', 'sgd', momentum=0.9, weight_decay=1e-4)

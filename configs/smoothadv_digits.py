@@ -1,6 +1,6 @@
 """SmoothAdv on scikit-learn's 8x8 digits: the whole path in a minute or two on a laptop.
 
-  python -m launch --config=configs/smoothadv_digits.py --workdir=runs/digits
+  python -m launch --config=configs/smoothadv_digits.py --workdir=runs/demo
 """
 
 from configs import base

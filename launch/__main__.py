@@ -16,6 +16,7 @@ def main(argv):
   if wanted != {'report'}:
     devices = parallel.choose_devices(num_devices, experiment.batch_sizes(config))
     run = experiment.build(config, devices)
+    stages.check_training(folder, wanted, redo)
     workdir.set_aside(folder, redo)
     workdir.describe(run, folder, ' '.join(['python -m launch', *argv[1:]]))
     for stage in stages.STAGES:

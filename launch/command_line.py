@@ -53,13 +53,14 @@ def parse(argv):
 def _parse(argv):
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file(
-      'config', None, 'The experiment; --config.FIELD=VALUE changes it.',
+      'config', None, 'The experiment; --config.FIELD=VALUE changes it. '
+      f'Default: that of an existing workdir, or {DEFAULT_CONFIG}.',
       flag_values=values, sys_argv=argv)
   workdir = flags.DEFINE_string(
       'workdir', None, 'Folder of the run; runs/NAME if not given.', flag_values=values)
   chosen = flags.DEFINE_list('stages', STAGES, 'Stages to run.', flag_values=values)
   redo = flags.DEFINE_list(
-      'redo', [], 'Stages to run anew; their old results move to previous/.',
+      'redo', [], f'Stages of {",".join(STAGES)} to run anew; old results move to previous/.',
       flag_values=values)
   devices = flags.DEFINE_integer(
       'devices', 0, 'Devices to use (CPU: to simulate); 0 for all.', lower_bound=0,
@@ -67,7 +68,8 @@ def _parse(argv):
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
   rest = values(argv)[1:]
   if values.help:
-    print('python -m launch [--FLAG=VALUE ...]', values.get_help(), sep='\n')
+    print('python -m launch [--FLAG=VALUE ...]', values.main_module_help() or
+          values.get_help().partition('\nabsl.flags:')[0], sep='\n')
     raise SystemExit(0)
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; --config, --config.FIELD, --workdir, '

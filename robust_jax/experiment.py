@@ -227,6 +227,9 @@ def resolve(config):
   Raises:
     UserError: a field that is missing, unknown, of the wrong type or out of range.
   """
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'--config gives {config!r}; a get_config() that returns a ConfigDict is '
+                    'allowed')
   config = json.loads(json.dumps(config.to_dict()))
   allowed = [*_TOP_LEVEL, *SECTIONS, *TABLES]
   schema.check_names('config', config, allowed)

@@ -54,6 +54,7 @@ class AttackResult(NamedTuple):
 Attack = Callable[..., AttackResult]
 """(key, logits_fn, images, labels, *, epsilon, noise=None) -> AttackResult.
 
+`key` is one key or [batch] keys; `epsilon` a scalar or [batch], in pixel units.
 `noise` [num_noise, batch, ...] makes it an attack on the smoothed classifier."""
 
 

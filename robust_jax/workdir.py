@@ -67,11 +67,13 @@ def check(workdir, config, redo=()):
 
 
 def describe(run, workdir, command):
-  """Writes config.json and run.json."""
+  """Writes config.json, and run.json on the training that the workdir holds, or will hold."""
+  write_json(Path(workdir) / 'config.json', run.config)
+  if 'train' in stages(workdir):
+    return
   dataset, devices = run.test_data, run.devices
   shapes = jax.eval_shape(lambda: run.model.init(
       jax.random.key(0), jax.numpy.zeros((1, *dataset.image_shape)), train=False))
-  write_json(Path(workdir) / 'config.json', run.config)
   write_json(Path(workdir) / 'run.json', {
       'command': command, 'started': now(), 'num_devices': len(devices),
       'dataset': {'name': run.data.name, 'split': 'test', 'num_classes': dataset.num_classes,

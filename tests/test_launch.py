@@ -220,6 +220,11 @@ def test_a_loaded_checkpoint_is_the_trained_network(run, tmp_path):
     checkpoint.load(tmp_path)
 
 
-def test_later_stages_need_a_finished_training(run, tmp_path):
+def test_later_stages_need_a_finished_training(tmp_path):
   with pytest.raises(UserError, match='run the train stage first'):
-    stages.run_stage('certify', run, tmp_path)
+    stages.check_training(tmp_path, {'certify', 'report'}, [])
+  stages.check_training(tmp_path, {'train', 'certify'}, [])
+  workdir.write_json(tmp_path / 'stages.json', {'train': {'status': 'done'}})
+  with pytest.raises(UserError, match='has lost its checkpoints'):
+    stages.check_training(tmp_path, {'train', 'certify'}, [])
+  stages.check_training(tmp_path, {'train', 'certify'}, ['train'])

@@ -66,8 +66,9 @@ def _facts(run):
     facts.append(f'images {"×".join(map(str, dataset["image_shape"]))}')
   if 'device' in run.record:
     facts.append(results.device_text(run))
-  if 'started' in run.record:
-    facts.append(f'started {_date(run.record["started"])}')
+  started = run.stages.get('train', {}).get('started') or run.record.get('started')
+  if started:
+    facts.append(f'started {_date(started)}')
   return facts
 
 
@@ -191,9 +192,11 @@ def _gallery(run):
     return _missing(run, 'No adversarial examples yet', 'attack')
   cards, factor = gallery.gallery(arrays, run.record.get('dataset', {}).get('class_names') or [])
   epsilon, norm = float(arrays['epsilon']), results.norm_text(str(arrays['norm']))
+  strength = 'as they are' if factor == 1 else f'{factor:g} times as strong'
   words = (f'Perturbations of {escape(norm)} norm at most {results.epsilon_text(epsilon)}, drawn '
-           f'{factor:g} times as strong around mid-grey: grey is no change, lighter is more, '
-           'darker is less. Below each image the predicted class: '
+           f'{strength} around mid-grey: grey is no change, lighter is more, darker is less. Images '
+           'that the attack broke come first; the table above has the share of those it did not. '
+           'Below each image the predicted class: '
            '<span class="right">✓ right</span>, <span class="wrong">✗ wrong</span>.')
   return f'<p class="soft">{words}</p>{cards}'
 
@@ -216,6 +219,10 @@ def _training(run, tables):
   thinned = len(train) > plots.MAX_POINTS
   words = (f'<p class="soft">Each point of a training curve is a mean over '
            f'{len(train) / plots.MAX_POINTS:.0f} logged values or so.</p>' if thinned else '')
+  if train and test:
+    words += ('<p class="soft">Train: on what the method trains on, such as attacked and noisy '
+              'copies. Test: the network itself on test images, under one draw of the noise, not '
+              'attacked.</p>')
   words += _unfinished(run, 'train')
   return (f'<div class="charts">{charts}</div>{words}<details><summary>Table</summary>'
           f'{_table("training", tables)}</details>')
@@ -238,8 +245,8 @@ def _soundness(run):
     if alpha:
       notes.append(
           f'The confidence of a certificate is <b>per image</b>: each is false with probability '
-          f'at most α = {alpha:g}. Of the {len(log.idx):,} images here, up to '
-          f'{len(log.idx) * alpha:.3g} false certificates are to be expected.')
+          f'at most α = {alpha:g}. Of the {len(log.idx):,} certificates here, at most '
+          f'{len(log.idx) * alpha:.3g} are expected to be false.')
     notes += [
         'The statistics are exact and in float64. The noise and the network are in float32, '
         'while the theorem speaks of real numbers; such a certificate is not a formal proof '
@@ -249,7 +256,8 @@ def _soundness(run):
   if attack and len(attack.idx):
     notes.append('Accuracy under attack is an <b>upper bound</b> of robust accuracy, up to the '
                  'sampling of votes: a stronger attack may find more.')
-    if log and len(log.idx) and not np.array_equal(np.sort(log.idx), np.sort(attack.idx)):
+    same_norm = attack.header.get('attack', {}).get('norm') == 'l2'
+    if same_norm and log and len(log.idx) and not np.array_equal(np.sort(log.idx), np.sort(attack.idx)):
       notes.append(f'The attack saw {len(attack.idx):,} images and the certification '
                    f'{len(log.idx):,}, not the same ones: the two curves may cross by chance.')
   notes.append('Intervals are Clopper–Pearson at 95%, over the choice of test images, each point '

@@ -52,14 +52,13 @@ def train(run, workdir):
              for every in (settings.log_every, eval_every, settings.checkpoint_every)}
       if any(due.values()):
         record = metrics.flush(step, step / steps_per_epoch, float(learning_rate(step - 1)))
-        bar.set_postfix(loss=f'{record["loss"]:.3f}', accuracy=f'{record["accuracy"]:.1%}')
+        bar.set_postfix(loss=f'{record["loss"]:.3f}')
       if due[eval_every]:
         tested = _test(run, state)
         metrics.write({'split': 'test', 'step': step, 'epoch': step / steps_per_epoch,
                        'loss': tested['loss'], 'accuracy': tested['accuracy']})
         bar.write(f'epoch {step / steps_per_epoch:.3g}  step {step}/{num_steps}  '
-                  f'train loss {record["loss"]:.4f}  accuracy {record["accuracy"]:.1%}  '
-                  f'test accuracy {tested["accuracy"]:.1%}  '
+                  f'train loss {record["loss"]:.4f}  test accuracy {tested["accuracy"]:.1%}  '
                   f'{record["images_per_second"]:,.0f} images/s')
       if due[settings.checkpoint_every]:
         _save(run, checkpoints, state)
