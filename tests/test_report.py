@@ -180,7 +180,7 @@ def test_the_figures_are_those_of_analysis(workdir):
                  for value in analysis.certified_accuracy(one, [0.0, 0.25, 0.5])]
     expected += [f'{analysis.average_certified_radius(one):.3f}',
                  f'{100 * analysis.abstention_rate(one):.1f}%']
-    assert 'up to 0.3 false certificates' in page and 'not finished' not in page
+    assert 'at most 0.3 are expected to be false' in page and 'not finished' not in page
   else:
     assert 'ertified' not in page and 'certificate' not in page and '--stages=' not in page
   for figure in expected:

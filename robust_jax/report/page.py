@@ -194,9 +194,9 @@ def _gallery(run):
   epsilon, norm = float(arrays['epsilon']), results.norm_text(str(arrays['norm']))
   strength = 'as they are' if factor == 1 else f'{factor:g} times as strong'
   words = (f'Perturbations of {escape(norm)} norm at most {results.epsilon_text(epsilon)}, drawn '
-           f'{strength} around mid-grey: grey is no change, lighter is more, darker is less. Images '
-           'that the attack broke come first; the table above has the share of those it did not. '
-           'Below each image the predicted class: '
+           f'{strength} around mid-grey: grey is no change, lighter is more, darker is less. '
+           'Images that the attack broke come first; the table above has the share of those it '
+           'did not. Below each image the predicted class: '
            '<span class="right">✓ right</span>, <span class="wrong">✗ wrong</span>.')
   return f'<p class="soft">{words}</p>{cards}'
 
@@ -257,7 +257,8 @@ def _soundness(run):
     notes.append('Accuracy under attack is an <b>upper bound</b> of robust accuracy, up to the '
                  'sampling of votes: a stronger attack may find more.')
     same_norm = attack.header.get('attack', {}).get('norm') == 'l2'
-    if same_norm and log and len(log.idx) and not np.array_equal(np.sort(log.idx), np.sort(attack.idx)):
+    if same_norm and log and len(log.idx) and (
+        not np.array_equal(np.sort(log.idx), np.sort(attack.idx))):
       notes.append(f'The attack saw {len(attack.idx):,} images and the certification '
                    f'{len(log.idx):,}, not the same ones: the two curves may cross by chance.')
   notes.append('Intervals are Clopper–Pearson at 95%, over the choice of test images, each point '
