@@ -1,30 +1,50 @@
 """The fields that every experiment shares. Lengths and radii are in [0, 1] pixel units."""
 
-import ml_collections
-
 from robust_jax import experiment
 from robust_jax.experiment import component
 
 
 def get_config():
   """The base; each experiment overrides what differs."""
-  config = ml_collections.ConfigDict()
-
-  # Decides everything random: initialisation, order, augmentation, noise, attacks, certificates.
-  config.seed = 0
-  # Radius of the perturbations that training defends against; evaluation.epsilons has its own.
-  config.epsilon = 0.
-  # Standard deviation of the noise, in training, attack and certification; 0: no smoothing.
-  config.sigma = 0.
+  config = experiment.section(
+      experiment.Experiment,
+      # Decides everything random: initialisation, order, augmentation, noise, attacks,
+      # certificates.
+      seed=0,
+      # Radius of the perturbations that training defends against; evaluation.epsilons has its own.
+      epsilon=0.,
+      # Standard deviation of the noise, in training, attack and certification; 0: no smoothing.
+      sigma=0.,
+      # What training starts from, and what is attacked and certified where nothing was trained:
+      # a workdir, or a PyTorch checkpoint (.safetensors, .pth); None: a fresh initialisation.
+      weights=None,
+      # Which parameters are attacked and certified: the 'last', or the 'best' by test accuracy
+      # (train.keep_best).
+      checkpoint='last',
+  )
 
   config.data = experiment.section(
       experiment.DataSettings,
-      # An entry of robust_jax.data.DATASETS.
+      # A TFDS dataset of images with classes, as 'cifar100' or 'imagenet_resized/32x32', or
+      # 'folder': data_dir/SPLIT/CLASS/IMAGE.
       name='digits',
       # Folder of prepared TFDS datasets; None: TFDS's own.
       data_dir=None,
-      # 'none', 'crop' (pad 4 and crop) or 'crop_flip'.
+      # 'none', 'crop' (pad 4 and crop), 'crop_flip' or 'resized_crop' (a random part, and flip).
       augment='none',
+      # Height and width of the images in pixels; None: the dataset's own. Images of another size
+      # are resized (short side to image_size * 256 / 224) and their middle kept.
+      image_size=None,
+      # 1 (grey) or 3 (RGB); None: the dataset's own, 3 of a folder.
+      channels=None,
+      # Input normalisation (images - mean) / std, one number or one a channel; None: that of
+      # robust_jax.data.DATASETS, (0,) and (1,) for what is not there.
+      mean=None,
+      std=None,
+      # What is trained on and tested on, as TFDS writes it: 'train[:90%]'. None: 'train'; 'test',
+      # or validation where there is no test split with labels.
+      train_split=None,
+      test_split=None,
   )
   config.train = experiment.section(
       experiment.TrainSettings,
@@ -34,14 +54,24 @@ def get_config():
       num_epochs=90.,
       # Stop after this many steps if that is sooner; 0: after num_epochs.
       num_steps=0,
+      # Parts that a batch goes through the network in, for less memory.
+      accumulation=1,
+      # Of the moving average of parameters that is tested and certified; 0: none.
+      ema_decay=0.,
       # Steps a line of metrics.jsonl.
       log_every=50,
       # Epochs between evaluations on the test split.
       eval_every_epochs=1.,
       eval_batch_size=512,
-      # Steps between checkpoints, and how many are kept.
+      # Steps between checkpoints, and how many of the newest are kept.
       checkpoint_every=500,
       keep_checkpoints=2,
+      # Keep the one of the highest test accuracy too: every evaluation then saves one.
+      keep_best=False,
+      # Write TensorBoard events besides metrics.jsonl.
+      tensorboard=False,
+      # Steps to trace with jax.profiler, after the first ten; as --profile.
+      profile_steps=0,
   )
   # The empirical stage: accuracy under config.attack at each radius.
   config.evaluation = experiment.section(

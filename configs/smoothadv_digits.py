@@ -1,6 +1,10 @@
 """SmoothAdv on scikit-learn's 8x8 digits: the whole path in a minute or two on a laptop.
 
   python -m launch --config=configs/smoothadv_digits.py --workdir=runs/demo
+
+Three seeds of it, with the mean and its interval (three times as long):
+
+  python -m launch --config=configs/smoothadv_digits.py --workdir=runs/seeds --sweep
 """
 
 from configs import base
@@ -23,3 +27,7 @@ def get_config():
   config.evaluation.update(stride=3, num_noise=16, epsilons=(0.25, 0.5, 0.75, 1.))
   config.certify.n = 10_000
   return config
+
+
+def sweep():
+  return [{'seed': seed} for seed in range(3)]

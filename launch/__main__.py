@@ -2,40 +2,49 @@
 
 import sys
 
-from launch import command_line
-from robust_jax import errors, experiment, parallel, report, stages, workdir
+from absl import logging
+
+from launch import command_line, sweep
+from robust_jax import errors, experiment, interrupts, parallel, report, stages, workdir
 
 
 def main(argv):
-  config, folder, chosen, redo, num_devices = command_line.parse(argv)
+  config, folder, chosen, redo, num_devices, points = command_line.parse(argv)
   config = experiment.resolve(config)
   wanted = {*chosen, *redo}
   # Attacks and certificates of parameters that are trained anew are stale.
   redo = stages.STAGES if 'train' in redo else redo
-  workdir.check(folder, config, redo)
+  if points is not None:
+    return sweep.run(folder, *zip(*points), wanted, redo, flags=[f'--devices={num_devices}'])
   if wanted != {'report'}:
-    devices = parallel.choose_devices(num_devices, experiment.batch_sizes(config))
-    run = experiment.build(config, devices)
-    stages.check_training(folder, wanted, redo)
-    workdir.set_aside(folder, redo)
-    workdir.describe(run, folder, ' '.join(['python -m launch', *argv[1:]]))
-    for stage in stages.STAGES:
-      if stage in wanted:
-        stages.run_stage(stage, run, folder)
+    with workdir.locked(folder):
+      workdir.check(folder, config, redo)
+      devices = parallel.choose_devices(num_devices, experiment.batch_sizes(config))
+      run = experiment.build(config, devices)
+      stages.check(run, folder, wanted)
+      workdir.set_aside(folder, redo)
+      workdir.describe(run, folder, ' '.join(['python -m launch', *argv[1:]]))
+      for stage in stages.STAGES:
+        if stage in wanted:
+          stages.run_stage(stage, run, folder)
   elif not workdir.stages(folder):
     raise errors.UserError(f'--workdir is {folder}, which has no results; a run that has begun is '
                            'allowed for --stages=report')
   if 'report' in wanted:
     page = report.build(folder)
     print(report.summary(folder), f'report: {page}', sep='\n')
+  return 0
 
 
 if __name__ == '__main__':
+  # Orbax reports through absl what it does, and errors that it raises as well.
+  logging.set_verbosity(logging.FATAL)
+  interrupts.raise_interrupted()
   try:
-    main(sys.argv)
+    sys.exit(main(sys.argv))
   except (errors.UserError, errors.NonFiniteLossError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_status)
-  except KeyboardInterrupt:
-    print('interrupted: the same command, without --redo, goes on', file=sys.stderr)
-    sys.exit(130)
+  except interrupts.Interrupted as error:
+    print(f'interrupted: {error}; the same command, without --redo, goes on', file=sys.stderr)
+    sys.exit(error.exit_status)

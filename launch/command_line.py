@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from launch import sweep
 from robust_jax import stages
 from robust_jax.errors import UserError
 
@@ -21,7 +22,8 @@ def parse(argv):
     argv: list of words, the program's name first.
 
   Returns:
-    (config, workdir, stages, redo, devices): ConfigDict, Path, two lists of names, an int.
+    (config, workdir, stages, redo, devices, points): ConfigDict, Path, two lists of names, an int;
+    points is None, or with --sweep the list of (point, resolved config).
 
   Raises:
     UserError: a flag, a field or a value that there is not.
@@ -65,6 +67,12 @@ def _parse(argv):
   devices = flags.DEFINE_integer(
       'devices', 0, 'Devices to use (CPU: to simulate); 0 for all.', lower_bound=0,
       flag_values=values)
+  swept = flags.DEFINE_bool(
+      'sweep', False, "Run every point of the config file's sweep(), each in its own folder of "
+      '--workdir, and compare them.', flag_values=values)
+  profile = flags.DEFINE_integer(
+      'profile', 0, 'Training steps to trace, after the first ten, into WORKDIR/profile.',
+      lower_bound=0, flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
   rest = values(argv)[1:]
   if values.help:
@@ -73,14 +81,21 @@ def _parse(argv):
     raise SystemExit(0)
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; --config, --config.FIELD, --workdir, '
-                    '--stages, --redo, --devices are allowed')
+                    '--stages, --redo, --devices, --sweep, --profile are allowed')
   for name, value in (('stages', chosen.value), ('redo', redo.value)):
     for stage in value:
       if stage not in STAGES:
         raise UserError(f'--{name} has {stage!r}; {", ".join(STAGES)} are allowed')
-  name = Path(config_flags.get_config_filename(values['config']).partition(':')[0]).stem
-  folder = Path(workdir.value or f'runs/{name}')
-  return config.value, folder, chosen.value, redo.value, devices.value
+  if profile.value:
+    config.value.train.profile_steps = profile.value
+  config_file = Path(config_flags.get_config_filename(values['config']).partition(':')[0])
+  folder = Path(workdir.value or f'runs/{config_file.stem}{"_sweep" if swept.value else ""}')
+  points = None
+  if swept.value:
+    points = sweep.read_points(config_file)
+    overridden = config_flags.get_override_values(values['config'])
+    points = list(zip(points, sweep.expand(config.value, points, overridden)))
+  return config.value, folder, chosen.value, redo.value, devices.value, points
 
 
 def _unknown_field(error, argv):

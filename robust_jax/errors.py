@@ -1,4 +1,4 @@
-"""The two errors that the launcher turns into one line and an exit status."""
+"""The errors that the launcher turns into one line and an exit status."""
 
 
 class UserError(ValueError):

@@ -7,6 +7,7 @@ attack or model is configured, and checked, by the signature it has anyway.
 
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -22,6 +23,7 @@ from robust_jax.training import methods
 from robust_jax.types import (
     Attack,
     Count,
+    Fraction,
     Index,
     Interval,
     Method,
@@ -48,7 +50,30 @@ class DataSettings(NamedTuple):
 
   name: str
   data_dir: str | None = None
-  augment: Literal['none', 'crop', 'crop_flip'] = 'none'
+  augment: data.Augmentation = 'none'
+  image_size: Count | None = None
+  channels: Count | None = None
+  mean: tuple[Fraction, ...] | None = None
+  std: tuple[Positive, ...] | None = None
+  train_split: str | None = None
+  test_split: str | None = None
+
+  def load(self, use):
+    """The dataset that is for 'train' or 'test'."""
+    split = {'train': self.train_split, 'test': self.test_split}[use] or use
+    return data.load(self.name, split, data_dir=self.data_dir, image_size=self.image_size,
+                     channels=self.channels, mean=self.mean, std=self.std)
+
+
+class Experiment(NamedTuple):
+  """The fields of the config that are in no section."""
+
+  # A jax key holds 32 bits of a seed.
+  seed: Annotated[int, Interval(0, 2**32 - 1)] = 0
+  epsilon: NonNegative = 0.
+  sigma: NonNegative = 0.
+  weights: str | None = None
+  checkpoint: Literal['last', 'best'] = 'last'
 
 
 class TrainSettings(NamedTuple):
@@ -57,11 +82,16 @@ class TrainSettings(NamedTuple):
   batch_size: Count = 128
   num_epochs: Positive = 10.
   num_steps: Index = 0
+  accumulation: Count = 1
+  ema_decay: Annotated[float, Interval(0, 1, open_high=True)] = 0.
   log_every: Count = 50
   eval_every_epochs: Positive = 1.
   eval_batch_size: Count = 512
   checkpoint_every: Count = 500
   keep_checkpoints: Count = 2
+  keep_best: bool = False
+  tensorboard: bool = False
+  profile_steps: Index = 0
 
 
 class EvaluationSettings(NamedTuple):
@@ -87,20 +117,17 @@ class ImagesSettings(NamedTuple):
 
 SECTIONS = {'data': DataSettings, 'train': TrainSettings, 'evaluation': EvaluationSettings,
             'certify_images': ImagesSettings}
-# A jax key holds 32 bits of a seed.
-_TOP_LEVEL = {'seed': Annotated[int, Interval(0, 2**32 - 1)], 'epsilon': NonNegative,
-              'sigma': NonNegative}
 # What a stage's results depend on; the rest may change between runs of it.
+_CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'checkpoint')
 STAGE_FIELDS = {
-    'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'method', 'optimizer', 'schedule',
-              'train'),
-    'attack': ('attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
-    'certify': ('certify', 'certify_images'),
+    'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'weights', 'method', 'optimizer',
+              'schedule', 'train'),
+    'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
+    'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
 }
-_SPLIT_BATCHES = (('train', 'batch_size'), ('train', 'eval_batch_size'),
-                  ('evaluation', 'batch_size'))
 _FREE_FIELDS = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints',
                 'train.checkpoint_every', 'train.eval_batch_size', 'evaluation.batch_size',
+                'train.keep_best', 'train.tensorboard', 'train.profile_steps',
                 'evaluation.gallery', 'certify_images.images_per_call')
 
 
@@ -122,7 +149,7 @@ def section(function, **kwargs):
   """A config section with the keyword defaults of `function`, updated by `kwargs`."""
   fields = {}
   for field, parameter in schema.fields(function).items():
-    if field in SHARED:
+    if field in SHARED and parameter.default is inspect.Parameter.empty:
       fields[field] = ml_collections.config_dict.placeholder(float)
     elif parameter.default is None:
       fields[field] = ml_collections.config_dict.placeholder(schema.plain_type(parameter.hint))
@@ -163,6 +190,11 @@ class Run:
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
 
+  @property
+  def trainable(self):
+    """Whether the model has parameters of its own; a function that was brought has none."""
+    return not getattr(self.model, 'takes_pixels', False)
+
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""
     return keys.fold_in(keys.root(self.config['seed']),
@@ -171,7 +203,7 @@ class Run:
   @functools.cached_property
   def train_data(self):
     """The training split."""
-    return data.load(self.data.name, 'train', data_dir=self.data.data_dir)
+    return self.data.load('train')
 
   @property
   def steps_per_epoch(self):
@@ -202,15 +234,20 @@ def saved_config(workdir):
   """
   path = Path(workdir) / 'config.json'
   try:
-    saved = json.loads(path.read_text(encoding='utf-8'))
-    config = ml_collections.ConfigDict({name: saved[name] for name in _TOP_LEVEL})
-    for name, settings in SECTIONS.items():
-      config[name] = section(settings, **_tuples(saved[name]))
-    for kind in TABLES:
-      config[kind] = _saved_component(kind, saved[kind])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    return _typed(json.loads(path.read_text(encoding='utf-8')))
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f'{path} cannot be read ({type(error).__name__}: {error}); the config.json of '
                     'a run is allowed') from error
+
+
+def _typed(saved):
+  """The ConfigDict of saved nested dicts; fields that they do not have yet get their defaults."""
+  top = {name: saved[name] for name in Experiment._fields if name in saved}
+  config = section(Experiment, **top)
+  for name, settings in SECTIONS.items():
+    config[name] = section(settings, **_tuples(saved[name]))
+  for kind in TABLES:
+    config[kind] = _saved_component(kind, saved[kind])
   return config
 
 
@@ -231,10 +268,10 @@ def resolve(config):
     raise UserError(f'--config gives {config!r}; a get_config() that returns a ConfigDict is '
                     'allowed')
   config = json.loads(json.dumps(config.to_dict()))
-  allowed = [*_TOP_LEVEL, *SECTIONS, *TABLES]
-  schema.check_names('config', config, allowed)
-  for field, hint in _TOP_LEVEL.items():
-    schema.check_value(f'config.{field}', config[field], hint)
+  top = schema.fields(Experiment)
+  schema.check_names('config', config, [*top, *SECTIONS, *TABLES])
+  for name, field in top.items():
+    schema.check_value(f'config.{name}', config[name], field.hint)
   for field, settings in SECTIONS.items():
     _check_section(f'config.{field}', config[field], settings)
   for kind in TABLES:
@@ -254,9 +291,13 @@ def build(config, devices=None):
   """
   devices = devices or jax.local_devices()
   settings = {name: kind(**_tuples(config[name])) for name, kind in SECTIONS.items()}
-  for (name, field), size in zip(_SPLIT_BATCHES, batch_sizes(config)):
-    parallel.check_divisible(f'config.{name}.{field}', size, devices)
-  test_data = data.load(config['data']['name'], 'test', data_dir=config['data']['data_dir'])
+  train = settings['train']
+  parallel.check_divisible('config.train.batch_size', train.batch_size, devices,
+                           train.accumulation)
+  parallel.check_divisible('config.train.eval_batch_size', train.eval_batch_size, devices)
+  parallel.check_divisible('config.evaluation.batch_size', settings['evaluation'].batch_size,
+                           devices)
+  test_data = settings['data'].load('test')
   model = models.create(config['model']['name'], test_data.num_classes,
                         **_without_name(config['model']))
   sigma = smoothing_sigma(config)
@@ -273,6 +314,14 @@ def build(config, devices=None):
 
 def _check_combinations(run):
   """Raises UserError for values that only together are not available, before hours are spent."""
+  if not run.trainable:
+    models.external.check(models.external.load(run.model.function), run.test_data.image_shape,
+                          run.test_data.num_classes, target=run.model.function)
+  if run.train.tensorboard:
+    _check_tensorboard()
+  if run.config['checkpoint'] == 'best' and not run.train.keep_best:
+    raise UserError("config.checkpoint is 'best'; 'last', or config.train.keep_best=True, is "
+                    'allowed')
   if not run.evaluation.epsilons:
     raise UserError('config.evaluation.epsilons is (); one radius at least is allowed')
   inner = run.method.keywords.get('attack')
@@ -298,9 +347,17 @@ def _check_combinations(run):
       raise UserError(f'config.certify and config.certify_images: {error}') from error
 
 
+def _check_tensorboard():
+  if importlib.util.find_spec('tensorboardX') is None:
+    raise UserError('config.train.tensorboard is True, which needs tensorboardX: pip install -e '
+                    "'.[tensorboard]'")
+
+
 def batch_sizes(config):
-  """Rows of the batches that are split over devices."""
-  return [config[name][field] for name, field in _SPLIT_BATCHES]
+  """Rows of the batches that are split over devices, those of training for one of its parts."""
+  train = config['train']
+  return [max(train['batch_size'] // train['accumulation'], 1), train['eval_batch_size'],
+          config['evaluation']['batch_size']]
 
 
 def smoothing_sigma(config):
@@ -310,8 +367,11 @@ def smoothing_sigma(config):
 
 
 def changed_fields(saved, config, stage):
-  """The fields that decide the results of `stage` and differ: ['name: saved, now', ...]."""
-  old, new = _flat(saved), _flat(config)
+  """The fields that decide the results of `stage` and differ: ['name: saved, now', ...].
+
+  A field that an older version did not have counts as at its default.
+  """
+  old, new = _flat(json.loads(json.dumps(_typed(saved).to_dict()))), _flat(config)
   return [f'config.{name}: {old.get(name)!r} there, {new.get(name)!r} now'
           for name in sorted({*old, *new})
           if any(f'{name}.'.startswith(f'{field}.') for field in STAGE_FIELDS[stage])

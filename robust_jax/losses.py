@@ -4,18 +4,25 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(logits, labels):
-  """-log softmax(logits)_y.
+def cross_entropy(logits, labels, *, label_smoothing=0.):
+  """-(1 - s) log softmax(logits)_y - s/K sum_k log softmax(logits)_k.
 
   Args:
     logits: [batch, classes].
     labels: [batch] int.
+    label_smoothing: s, the weight of the uniform distribution over all K classes.
 
   Returns:
     [batch] float32, finite for finite logits however large.
+
+  Reference:
+    Szegedy et al., Rethinking the Inception architecture, 2016, section 7 (label smoothing).
   """
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  return -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+  loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+  if label_smoothing == 0:
+    return loss
+  return (1 - label_smoothing) * loss - label_smoothing * jnp.mean(log_probs, axis=-1)
 
 
 def margin(logits, labels):

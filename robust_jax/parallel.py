@@ -49,10 +49,19 @@ def choose_devices(num_devices, batch_sizes):
   return devices[:num_devices or None]
 
 
-def check_divisible(field, batch_size, devices):
-  """Raises UserError where `batch_size`, the value of config field `field`, does not split."""
-  if batch_size % len(devices):
-    raise UserError(f'{field} is {batch_size}; a multiple of the {len(devices)} devices is allowed')
+def check_divisible(field, batch_size, devices, parts=1):
+  """Raises UserError where `batch_size`, the value of config field `field`, does not split.
+
+  Args:
+    field: its name.
+    batch_size: rows.
+    devices: list of devices.
+    parts: what each device's rows are split into.
+  """
+  if batch_size % (len(devices) * parts):
+    each = f' times {parts} parts (config.train.accumulation)' if parts > 1 else ''
+    raise UserError(f'{field} is {batch_size}; a multiple of the {len(devices)} devices{each} is '
+                    'allowed')
 
 
 def replicate(tree, devices):

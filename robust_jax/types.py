@@ -115,7 +115,7 @@ class TrainState(NamedTuple):
     params: parameters.
     batch_stats: BatchNorm statistics ({} without BatchNorm).
     opt_state: the optax state.
-    ema: None, or the moving average of (params, batch_stats).
+    ema: None, or the moving average {'params', 'batch_stats'}.
     memory: {name: [num_train]}, per-example memory of the method.
   """
 
@@ -129,8 +129,9 @@ class TrainState(NamedTuple):
   @property
   def variables(self):
     """What the network is evaluated with: the average where there is one."""
-    params, batch_stats = (self.params, self.batch_stats) if self.ema is None else self.ema
-    return {'params': params, 'batch_stats': batch_stats}
+    if self.ema is not None:
+      return self.ema
+    return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
 class Certificate(NamedTuple):

@@ -4,14 +4,18 @@ config.json       the resolved config
 run.json          command, versions, devices, dataset, model
 stages.json       for each stage its status, times and the config it ran with
 metrics.jsonl     training, one JSON object a line
-checkpoints/      see `checkpoint`
+checkpoints/      see `checkpoint`; damaged/, those that were found to be so
+tensorboard/      and profile/, where they were asked for
 attack.jsonl      the empirical stage, one line an image; gallery.npz, some of its images
 certify.jsonl     certificates, with the table certify.tsv
 report.html       and tables/
 previous/         what `--redo` has put aside
 """
 
+import contextlib
 import datetime
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -25,8 +29,9 @@ import jax
 from robust_jax import __version__, experiment
 from robust_jax.errors import UserError
 
+LOCK = '.lock'
 OUTPUTS = {
-    'train': ('checkpoints', 'metrics.jsonl'),
+    'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'tensorboard'),
     'attack': ('attack.jsonl', 'gallery.npz'),
     'certify': ('certify.jsonl', 'certify.tsv'),
 }
@@ -35,26 +40,19 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ten
 
 
 def check(workdir, config, redo=()):
-  """Makes sure that a folder is new, empty, or a workdir of the same experiment.
+  """Makes sure that a folder is empty or a workdir of the same experiment.
 
   Args:
-    workdir: the folder; made where it is missing.
+    workdir: the folder.
     config: the resolved config.
     redo: names of the stages that are to run anew.
 
   Raises:
-    UserError: it is no folder, cannot be written, holds something else, or has results of another
-      stage with a config that differs in a field they depend on.
+    UserError: it holds something else, or has results of another stage with a config that
+      differs in a field they depend on.
   """
   workdir = Path(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    names = [path.name for path in workdir.iterdir()]
-    (workdir / 'write.test').touch()
-    (workdir / 'write.test').unlink()
-  except OSError as error:
-    raise UserError(f'--workdir is {workdir}; a folder that can be written is allowed '
-                    f'({error.strerror})') from error
+  names = [path.name for path in workdir.iterdir() if path.name != LOCK]
   if names and 'config.json' not in names:
     raise UserError(f'--workdir is {workdir}, which holds {min(names)} but no config.json; a new '
                     'or empty folder, or one that this launcher made, is allowed')
@@ -64,6 +62,41 @@ def check(workdir, config, redo=()):
       raise UserError(f'{workdir}: the {stage} stage ran with another config '
                       f'({"; ".join(changed)}); the same values, another --workdir, or '
                       f'--redo={stage} are allowed')
+
+
+@contextlib.contextmanager
+def locked(workdir):
+  """A context in which no other process runs stages in the folder, which is made if missing.
+
+  The system gives the lock back when the process ends, however it does.
+
+  Raises:
+    UserError: another one does, or the folder cannot be written, or it has no room any more.
+  """
+  path = Path(workdir) / LOCK
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115 - closed below
+  except OSError as error:
+    raise UserError(f'--workdir is {workdir}; a folder that can be written is allowed '
+                    f'({error.strerror})') from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      file.seek(0)
+      raise UserError(f'--workdir is {workdir}, which is in use ({file.read().strip()}); wait for '
+                      'that run, or take another folder') from error
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {platform.node()} since {now()}\n')
+    file.flush()
+    try:
+      yield
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise
+      raise UserError(f'--workdir is {workdir}, where there is no room left ({error.strerror}); '
+                      'what was written is whole, and the same command goes on') from error
 
 
 def describe(run, workdir, command):
@@ -80,7 +113,7 @@ def describe(run, workdir, command):
                   'class_names': list(dataset.class_names),
                   'image_shape': list(dataset.image_shape)},
       'model': {'name': run.config['model']['name'],
-                'num_params': sum(x.size for x in jax.tree.leaves(shapes['params']))},
+                'num_params': sum(x.size for x in jax.tree.leaves(shapes.get('params')))},
       **environment(devices)})
 
 
@@ -102,10 +135,17 @@ def stages(workdir):
   return read_json(path) if path.exists() else {}
 
 
-def begin(workdir, stage, run):
-  """Records that a stage runs, for the first time or again; False where it is done already."""
+def begin(workdir, stage, run, *, again=False):
+  """Records that a stage runs, for the first time or again; False where it is done already.
+
+  Args:
+    workdir: the folder.
+    stage: its name.
+    run: the Run.
+    again: go on although it is done.
+  """
   record = stages(workdir).get(stage)
-  if record and record['status'] == 'done':
+  if record and record['status'] == 'done' and not again:
     return False
   spent = record['seconds'] if record else 0.
   _record(workdir, stage, {'status': 'running', 'started': now(), 'seconds': spent,
@@ -114,12 +154,19 @@ def begin(workdir, stage, run):
   return True
 
 
-def add_time(workdir, stage, seconds, *, done):
-  """Adds to the time a stage has taken over all its runs, and records whether it is done."""
+def add_time(workdir, stage, seconds, facts):
+  """Adds to the time a stage has taken over all its runs, and records that it is done.
+
+  Args:
+    workdir: the folder.
+    stage: its name.
+    seconds: of this run.
+    facts: dict to keep about the finished stage; None where it did not finish.
+  """
   record = stages(workdir)[stage]
   record['seconds'] += seconds
-  if done:
-    record |= {'status': 'done', 'finished': now()}
+  if facts is not None:
+    record |= {'status': 'done', 'finished': now(), **facts}
   _record(workdir, stage, record)
 
 

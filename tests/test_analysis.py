@@ -86,6 +86,58 @@ def test_published_tables():
   assert envelope(salman, imagenet) == [56, 43, 37, 27, 25, 20, 16]
 
 
+def test_means_and_differences_are_those_of_scipy():
+  rng = np.random.default_rng(0)
+  first, second = rng.normal(0.8, 0.1, 6), rng.normal(0.7, 0.3, 4)
+  for confidence in (0.9, 0.95):
+    mean, half = analysis.mean_interval(first, confidence=confidence)
+    interval = stats.t.interval(confidence, 5, loc=first.mean(), scale=stats.sem(first))
+    assert (mean - half, mean + half) == pytest.approx(interval)
+    difference, half = analysis.welch_difference(first, second, confidence=confidence)
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
+    assert (difference - half, difference + half) == pytest.approx((interval.low, interval.high))
+    difference, half = analysis.paired_difference(first[:4], second, confidence=confidence)
+    interval = stats.ttest_rel(first[:4], second).confidence_interval(confidence)
+    assert (difference - half, difference + half) == pytest.approx((interval.low, interval.high))
+
+
+def test_one_value_has_no_interval():
+  mean, half = analysis.mean_interval([0.25])
+  assert mean == 0.25 and np.isnan(half)
+  assert np.isnan(analysis.mean_interval([])).all()
+  difference, half = analysis.welch_difference([3.0], [1.0, 2.0])
+  assert difference == 1.5 and np.isnan(half)
+  assert np.isnan(analysis.welch_difference([], [1.0])).all()
+  assert analysis.welch_difference([1.0, 1.0], [0.5, 0.5]) == (0.5, 0.0)
+  with pytest.raises(ValueError, match='the same images'):
+    analysis.paired_difference([1.0], [1.0, 2.0])
+
+
+def test_the_mean_interval_holds_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  hits = 0
+  for _ in range(2000):
+    mean, half = analysis.mean_interval(rng.normal(size=3))
+    hits += abs(mean) <= half
+  assert abs(hits / 2000 - 0.95) < 0.02
+
+
+def test_logs_are_cut_to_the_images_that_all_have(tmp_path):
+  one = make_log([0.1, 0.2, 0.3, 0.4], [0, 1, 2, 3], [0, 1, 2, 2])._replace(
+      idx=np.array([9, 5, 7, 1]))
+  other = make_log([1.0, 2.0, 3.0], [0, 0, 0], [0, 0, 0])._replace(idx=np.array([1, 5, 2]))
+  idx = analysis.common_images([one, other])
+  assert idx.tolist() == [1, 5]
+  cut = analysis.on_images(one, idx)
+  assert (cut.idx.tolist(), cut.radius.tolist(), cut.correct.tolist()) == (
+      [1, 5], [0.4, 0.2], [False, True])
+  attack = analysis.read_attack(write_attack(tmp_path / 'attack.jsonl', ATTACK))
+  cut = analysis.on_images(attack, [6, 0])
+  assert cut.idx.tolist() == [6, 0] and cut.adversarial.tolist() == [[-1, 1, 1], [1, 1, 1]]
+  assert cut.epsilons.tolist() == attack.epsilons.tolist() and cut.header == attack.header
+  assert len(analysis.common_images([])) == 0
+
+
 ATTACK = [
     {'header': {'attack': {'name': 'pgd', 'norm': 'l2'}, 'epsilons': [0.5, 0.25, 1.0]}},
     {'idx': 0, 'label': 1, 'clean': 1, 'adversarial': [1, 1, 1]},
@@ -155,6 +207,27 @@ def test_text_for_a_terminal():
       'a           9.5%\n'
       'long name  10.0%\n')
   assert analysis.to_text(analysis.Table(['a'], [])) == 'a\n-\n'
+
+
+def test_the_best_is_set_off_in_every_format():
+  table = analysis.Table(['name', 'r=1'], [['a', analysis.Best('9.5 ± 0.1')], ['b', '10.0 (n=1)']])
+  assert analysis.to_csv(table).splitlines()[1:] == ['a,9.5 ± 0.1', 'b,10.0 (n=1)']
+  assert '| **9.5 ± 0.1** |' in analysis.to_markdown(table)
+  assert r'a & \textbf{9.5 $\pm$ 0.1} \\' in analysis.to_latex(table)
+  assert analysis.to_text(table) == (
+      'name         r=1\n'
+      '----  -----------\n'
+      'a      9.5 ± 0.1*\n'
+      'b     10.0 (n=1)\n')
+
+
+def test_text_of_a_limited_width_repeats_the_first_column():
+  table = analysis.Table(['name', 'one', 'two', 'three'], [['a', '1', '2', '3']])
+  assert analysis.to_text(table, 15) == (
+      'name  one  two\n----  ---  ---\na       1    2\n\n'
+      'name  three\n----  -----\na         3\n')
+  assert analysis.to_text(table, 21) == analysis.to_text(table)
+  assert analysis.to_text(table, 1).count('name') == 3
 
 
 def test_latex_escapes_and_aligns():

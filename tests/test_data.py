@@ -1,21 +1,35 @@
 """Data: every example once an epoch, the same batches however they are asked for."""
 
+import concurrent.futures
+import contextlib
+import io
+import math
 import os
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny_imagenet
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from robust_jax import data
-from robust_jax.data import digits
+from robust_jax import data, experiment
+from robust_jax.data import digits, images, lazy, prepared
 from robust_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
   return str(tmp_path_factory.mktemp('tfds'))
+
+
+@pytest.fixture(scope='module')
+def imagenet_dir(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp('imagenet'))
+  tiny_imagenet.write(folder, num_train=30, num_validation=12)
+  return folder
 
 
 @pytest.fixture(scope='module')
@@ -37,6 +51,48 @@ def assert_same(batches, others):
   for batch, other in zip(batches, others):
     for leaf, other_leaf in zip(batch, other):
       np.testing.assert_array_equal(leaf, other_leaf)
+
+
+def write_tfds(data_dir, name, features, examples, supervised_keys=None):
+  """Prepares a TFDS dataset; examples: {split: [feature dict]}."""
+
+  def split_generators(self, dl_manager):
+    del dl_manager
+    return {split: iter(enumerate(values)) for split, values in examples.items()}
+
+  def info(self):
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
+                                 supervised_keys=supervised_keys)
+
+  tfds.disable_progress_bar()
+  with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
+    made = type(name, (tfds.core.GeneratorBasedBuilder,), {
+      'VERSION': tfds.core.Version('1.0.0'), 'url_infos': None, '_info': info, 'name': name,
+      '_split_generators': split_generators, '_generate_examples': None, '__module__': __name__})
+    made(data_dir=str(data_dir), file_format='array_record').download_and_prepare()
+
+
+def picture(seed, height, width, channels=3):
+  shape = (height, width, channels) if channels > 1 else (height, width)
+  return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def png(image):
+  file = io.BytesIO()
+  image.save(file, 'PNG')
+  file.seek(0)
+  return file
+
+
+def write_folder(root, sizes=((8, 6), (8, 6)), suffix='png'):
+  """train/{cat,dog}/ and test/{cat,dog}/ of an image of each size (height, width)."""
+  for split in ('train', 'test'):
+    for label, name in enumerate(('cat', 'dog')):
+      (root / split / name).mkdir(parents=True)
+      for number, (height, width) in enumerate(sizes):
+        seed = (split == 'test', label, number)
+        picture(seed, height, width).save(root / split / name / f'{number}.{suffix}')
+  return str(root)
 
 
 # Reading.
@@ -86,7 +142,12 @@ def test_the_second_of_two_preparing_processes_uses_what_the_first_wrote(tmp_pat
 
 
 @pytest.mark.parametrize(('name', 'split', 'folder', 'words'), [
-  ('nist', 'train', '.', ["config.data.name is 'nist'", 'cifar10, digits, mnist']),
+  ('nist', 'train', '.', ["config.data.name is 'nist'", 'did you mean mnist?']),
+  ('cifar-100', 'train', '.', ['did you mean cifar100?']),
+  ('imagenet', 'train', '.', ['did you mean imagenet2012?']),
+  ('oxford_flower102', 'train', '.', ['did you mean oxford_flowers102?']),
+  ('nothing like it', 'train', '.', ['cifar10, cifar100, digits, imagenet2012, mnist, folder']),
+  ('cifar100', 'train', '.', ["'cifar100' is not prepared", 'download_and_prepare']),
   ('mnist', 'train', '.', ["'mnist' is not prepared", 'download_and_prepare']),
   ('mnist', 'train', 'missing', ['config.data.data_dir is', 'missing', 'is not prepared']),
   ('digits', 'train', 'file', ['config.data.data_dir is', 'file', 'Not a directory']),
@@ -102,7 +163,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, name, split, folder, words):
 
 
 def test_a_missing_split_is_named(data_dir):
-  with pytest.raises(UserError, match=r"split 'validation'.*'train', 'test'"):
+  with pytest.raises(UserError, match="split 'validation'.*one of train, test"):
     data.load('digits', 'validation', data_dir=data_dir)
 
 
@@ -112,6 +173,23 @@ def test_a_damaged_file_is_named(tmp_path):
   file.write_bytes(file.read_bytes()[:1000])
   with pytest.raises(UserError, match='config.data.data_dir is .* cannot be read'):
     data.load('digits', 'test', data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(('file', 'change', 'message'), [
+  ('dataset_info.json', lambda old: old.replace(b'array_record', b'tfrecord'),
+   "'train', cannot be read: .*TFRECORD.*file_format=parquet or array_record"),
+  ('dataset_info.json', lambda old: old[:200], "'imagenet2012', cannot be read: Failed to load"),
+  ('features.json', lambda old: old[:200], "'imagenet2012', cannot be read: Expecting"),
+  ('imagenet2012-train.array_record-00001-of-00002',
+   lambda old: old.replace(b'JFIF', b'JFIG'),
+   r"'train', example \d+, cannot be read: .*Corrupted"),
+])
+def test_damaged_files_are_told_in_one_line(imagenet_dir, tmp_path, file, change, message):
+  folder = shutil.copytree(imagenet_dir, tmp_path / 'copy') / 'imagenet2012' / '5.1.0'
+  (folder / file).write_bytes(change((folder / file).read_bytes()))
+  with pytest.raises(UserError, match=f'config.data.data_dir is .*copy.*{message}') as error:
+    data.take(data.load('imagenet2012', 'train', data_dir=str(tmp_path / 'copy')), range(30))
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(('name', 'shape', 'mean'), [
@@ -126,6 +204,324 @@ def test_real_data(real_data_dir, name, shape, mean):
   for index in (0, 1, 9999):
     np.testing.assert_array_equal(test.images[index], decoded[index]['image'])
     assert test.labels[index] == decoded[index]['label']
+
+
+def test_every_dataset_is_read_by_what_its_files_say(tmp_path):
+  """Odd keys, two labels, grey and coloured images of different sizes, no normalisation."""
+  pictures = [picture(seed, 20 + seed, 30, channels=1 if seed % 2 else 3) for seed in range(4)]
+  write_tfds(
+    tmp_path, 'fish', {
+      'kind': tfds.features.ClassLabel(names=['salmon', 'trout', 'eel']),
+      'sea': tfds.features.ClassLabel(num_classes=2),
+      'photo': tfds.features.Image(shape=(None, None, 3)),
+      'author': tfds.features.Text(),
+    }, {'valid': [
+      {'kind': seed % 3, 'sea': 0, 'photo': png(image), 'author': 'me'}
+      for seed, image in enumerate(pictures)]},
+    supervised_keys=('photo', 'kind'))
+  fish = data.load('fish', 'test', data_dir=str(tmp_path), image_size=14)
+  assert fish.split == 'valid' and fish.class_names == ('salmon', 'trout', 'eel')
+  assert (fish.mean, fish.std, fish.image_shape) == (0.0, 1.0, (14, 14, 3))
+  found = sorted((fish.labels[i], fish.images[i].tobytes()) for i in range(4))
+  assert found == sorted((seed % 3, images.centre_crop(image.convert('RGB'), 14).tobytes())
+                         for seed, image in enumerate(pictures))
+  grey = data.load('fish', 'valid', data_dir=str(tmp_path), image_size=14, channels=1,
+                   mean=(0.5,), std=(0.25,))
+  assert grey.images[:].shape == (4, 14, 14, 1) and (grey.mean, grey.std) == ((0.5,), (0.25,))
+  for options, message in [
+      ({}, "config.data.image_size is None, but the images of 'fish' differ in size"),
+      ({'image_size': 14, 'channels': 2}, 'config.data.channels is 2; 1 or 3'),
+      ({'image_size': 14, 'std': (1.0, 1.0)}, r'config.data.std is \(1.0, 1.0\); one number or 3')]:
+    with pytest.raises(UserError, match=message):
+      data.load('fish', 'test', data_dir=str(tmp_path), **options)
+  with pytest.raises(UserError, match="'fish', split 'valid.:0.'.* has no example"):
+    data.load('fish', 'test[:0]', data_dir=str(tmp_path), image_size=14)
+  with pytest.raises(UserError, match="did you mean fish"):
+    data.load('fsh', 'train', data_dir=str(tmp_path))
+
+
+def test_what_is_no_image_classification_is_refused(tmp_path):
+  write_tfds(tmp_path, 'words', {'text': tfds.features.Text(),
+                                 'label': tfds.features.ClassLabel(num_classes=2)},
+             {'train': [{'text': 'a', 'label': 0}]})
+  with pytest.raises(UserError, match="'words', no image.* label ClassLabel, text Text;"):
+    data.load('words', 'train', data_dir=str(tmp_path))
+
+
+def test_a_tiny_imagenet_in_the_files_of_the_real_one(imagenet_dir):
+  train = data.load('imagenet2012', 'train', data_dir=imagenet_dir, image_size=16)
+  test = data.load('imagenet2012', 'test', data_dir=imagenet_dir, image_size=16)
+  assert data.load('imagenet2012', 'test', data_dir=imagenet_dir).image_shape == (224, 224, 3)
+  assert (train.num_examples, test.num_examples, test.split) == (30, 12, 'validation')
+  assert train.num_classes == 1000 and train.class_names[7] == 'n00000007'
+  assert train.mean == (0.485, 0.456, 0.406) and train.std == (0.229, 0.224, 0.225)
+  assert isinstance(test.images, lazy.LazyImages) and test.images.shape == (12, 16, 16, 3)
+  # TFDS finds the stock dataset in these files, and decodes the same pixels.
+  decoded = tfds.data_source('imagenet2012', split='validation', data_dir=imagenet_dir,
+                             download=False)
+  assert len({example['image'].shape for example in decoded}) > 6
+  for index, example in enumerate(decoded):
+    np.testing.assert_array_equal(
+      test.images[index], images.centre_crop(Image.fromarray(example['image']), 16))
+    assert test.labels[index] == example['label']
+  np.testing.assert_array_equal(np.bincount(train.labels)[::100], [3] * 10)
+  part = data.load('imagenet2012', 'test[25%:50%]', data_dir=imagenet_dir, image_size=16)
+  assert part.split == 'validation[25%:50%]'
+  np.testing.assert_array_equal(part.images, test.images[3:6])
+  np.testing.assert_array_equal(part.labels, test.labels[3:6])
+  settings = experiment.DataSettings('imagenet2012', imagenet_dir, image_size=16,
+                                     train_split='train[:10]', mean=(0.5,))
+  assert settings.load('train').num_examples == 10 and settings.load('test').mean == (0.5,)
+  assert 'tensorflow' not in sys.modules
+
+
+def test_images_without_labels_are_refused(imagenet_dir, monkeypatch):
+  monkeypatch.setitem(data.DATASETS, 'imagenet2012', data.DATASETS['mnist'])
+  dataset = data.load('imagenet2012', 'test', data_dir=imagenet_dir, image_size=16)
+  assert dataset.split == 'test'
+  with pytest.raises(UserError, match="'test', example 0: its label is -1; 0..999 are allowed"):
+    data.take(dataset, [0])
+
+
+def test_lazy_images_are_those_in_memory(data_dir):
+  kept = data.load('digits', 'train', data_dir=data_dir)
+  lazies = data.load('digits', 'train', data_dir=data_dir, in_memory_bytes=1442 * 64 - 1)
+  assert isinstance(kept.images, np.ndarray) and isinstance(lazies.images, lazy.LazyImages)
+  np.testing.assert_array_equal(kept.labels[5:9], lazies.labels[5:9])
+  assert lazies.labels[-1] == kept.labels[-1]
+  for indices in (3, -1, slice(4, 20, 3), [2, 2, 1400], np.arange(1442) < 5, []):
+    np.testing.assert_array_equal(kept.images[indices], lazies.images[indices])
+    np.testing.assert_array_equal(kept.labels[indices], lazies.labels[indices])
+  for augment in ('none', 'crop_flip', 'resized_crop'):
+    assert_same(*(list(data.train_batches(dataset, batch_size=300, seed=1, num_steps=2,
+                                          augment=augment)) for dataset in (kept, lazies)))
+  assert_same(*(list(data.eval_batches(dataset, batch_size=500, stride=3))
+                for dataset in (kept, lazies)))
+
+
+def test_every_file_of_a_split_may_stay_open(monkeypatch):
+  """ImageNet's 1,024 files are more than the soft limit of most systems."""
+  limits = {'now': (1024, 4096)}
+  monkeypatch.setattr(prepared.resource, 'getrlimit', lambda kind: limits['now'])
+  monkeypatch.setattr(prepared.resource, 'setrlimit', lambda kind, now: limits.update(now=now))
+  for number, expected in [(10, 1024), (1088, 2432), (100_000, 4096)]:
+    prepared._allow_open_files(number)
+    assert limits['now'] == (expected, 4096)
+
+
+# A folder of images.
+
+
+def test_a_folder_is_read_class_by_class(tmp_path):
+  root = write_folder(tmp_path)
+  (tmp_path / 'train' / 'dog' / 'more').mkdir()
+  picture(9, 8, 6, channels=1).save(tmp_path / 'train' / 'dog' / 'more' / 'a.JPG', 'PNG')
+  (tmp_path / 'train' / 'dog' / 'notes.txt').touch()
+  (tmp_path / 'train' / 'dog' / '._0.png').touch()
+  train = data.load('folder', 'train', data_dir=root)
+  assert train.class_names == ('cat', 'dog') and train.labels.tolist() == [0, 0, 1, 1, 1]
+  assert isinstance(train.images, np.ndarray) and train.image_shape == (8, 6, 3)
+  for index, seed in enumerate([(False, 0, 0), (False, 0, 1), (False, 1, 0), (False, 1, 1)]):
+    np.testing.assert_array_equal(train.images[index], np.asarray(picture(seed, 8, 6)))
+  np.testing.assert_array_equal(train.images[4], np.asarray(picture(9, 8, 6, 1).convert('RGB')))
+  assert data.load('folder', 'train', data_dir=root, channels=1).image_shape == (8, 6, 1)
+  test = data.load('folder', 'test', data_dir=root)
+  assert test.labels.tolist() == [0, 0, 1, 1]
+  (tmp_path / 'test').rename(tmp_path / 'val')
+  renamed = data.load('folder', 'test', data_dir=root)
+  assert renamed.split == 'val'
+  np.testing.assert_array_equal(renamed.images, test.images)
+
+
+def test_a_folder_of_images_that_differ_in_size(tmp_path):
+  root = write_folder(tmp_path, sizes=((20, 30), (31, 21)))
+  test = data.load('folder', 'test', data_dir=root, image_size=12)
+  assert test.image_shape == (12, 12, 3)
+  np.testing.assert_array_equal(
+    test.images[3], images.centre_crop(picture((True, 1, 1), 31, 21), 12))
+  with pytest.raises(UserError, match="config.data.image_size is None.*differ in size"):
+    data.load('folder', 'test', data_dir=root)
+
+
+def break_nothing(root):
+  pass
+
+
+def break_layout(root):
+  (root / 'train').rename(root / 'training')
+
+
+def break_class(root):
+  (root / 'test' / 'cat').rename(root / 'test' / 'cow')
+
+
+def empty_class(root):
+  for path in (root / 'train' / 'cat').iterdir():
+    path.unlink()
+
+
+def empty_split(root):
+  for path in (root / 'test').glob('*/*'):
+    path.unlink()
+
+
+def break_image(root):
+  file = root / 'test' / 'dog' / '1.png'
+  file.write_bytes(file.read_bytes()[:90])
+
+
+def break_head(root):
+  (root / 'test' / 'dog' / '1.png').write_bytes(b'no image')
+
+
+@pytest.mark.parametrize(('mistake', 'split', 'folder', 'message'), [
+  (break_nothing, 'train', None, 'config.data.data_dir is None; a folder with train/CLASS/IMAGE'),
+  (break_nothing, 'train', 'none', 'config.data.data_dir is .*none.*; a folder with train'),
+  (break_layout, 'test', '.', 'config.data.data_dir is .*no folder train'),
+  (break_nothing, 'dev', '.', "split 'dev'; one of the folders there, test, train, is allowed"),
+  (break_nothing, 'train[:9]', '.', "split 'train.:9.'; one of .* is allowed, and no part of one"),
+  (break_class, 'test', '.', "test/cow: there is no class 'cow' in .*train; its 2 classes"),
+  (empty_class, 'train', '.', 'train/cat holds no image; one file at least that ends in .bmp'),
+  (empty_split, 'test', '.', 'test holds no image'),
+  (break_image, 'test', '.', r'test/dog/1.png: no image that can be decoded \('),
+  (break_head, 'test', '.', r'test/dog/1.png: no image that can be decoded \(cannot identify'),
+])
+def test_mistakes_in_a_folder_are_told_in_one_line(tmp_path, mistake, split, folder, message):
+  write_folder(tmp_path)
+  mistake(tmp_path)
+  with pytest.raises(UserError, match=message) as error:
+    data.load('folder', split, data_dir=folder and str(tmp_path / folder))
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('augment', ['none', 'resized_crop'])
+def test_a_damaged_image_ends_the_batches_with_its_name(tmp_path, augment):
+  root = write_folder(tmp_path, sizes=((30, 40), (40, 30)))
+  file = tmp_path / 'train' / 'dog' / '1.png'
+  file.write_bytes(file.read_bytes()[:300])
+  dataset = data.load('folder', 'train', data_dir=root, image_size=14)
+  with pytest.raises(UserError, match='train/dog/1.png: no image that can be decoded'):
+    list(data.train_batches(dataset, batch_size=4, seed=0, num_steps=1, augment=augment))
+  with pytest.raises(UserError, match='train/dog/1.png: no image that can be decoded'):
+    list(data.eval_batches(dataset, batch_size=4))
+
+
+# Images.
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'I;16'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_images_of_every_mode_are_converted(mode, channels):
+  image = picture(0, 5, 4).convert('L' if mode == 'I;16' else mode)
+  if mode == 'I;16':
+    image = Image.fromarray((np.asarray(image).astype(np.uint16) << 8) + 77)
+  file = io.BytesIO()
+  image.save(file, 'TIFF')
+  found = images.to_array(images.decode(file.getvalue(), channels))
+  assert found.shape == (5, 4, channels) and found.dtype == np.uint8
+  opened = Image.open(file)
+  if mode == 'I;16':
+    opened = picture(0, 5, 4).convert('L')
+  np.testing.assert_array_equal(found[..., 0], np.asarray(opened.convert('RGB'))[..., 0]
+                                if channels == 3 else np.asarray(opened.convert('L')))
+
+
+def test_pixels_of_32_bits_are_refused():
+  file = io.BytesIO()
+  Image.fromarray(np.ones((4, 4), np.float32)).save(file, 'TIFF')
+  with pytest.raises(images.BROKEN, match="mode 'F'; 8 or 16 bits are allowed"):
+    images.decode(file.getvalue(), 1)
+
+
+def resized(values, height, width):
+  """Bilinear resizing with antialiasing in float64: triangles as wide as the scale."""
+
+  def weights(size, new):
+    scale = size / new
+    centres = (np.arange(new)[:, None] + 0.5) * scale
+    distance = np.abs(np.arange(size) + 0.5 - centres) / max(scale, 1)
+    kernel = np.maximum(1 - distance, 0)
+    return kernel / kernel.sum(axis=1, keepdims=True)
+
+  rows = np.tensordot(weights(values.shape[0], height), values.astype(np.float64), (1, 0))
+  return np.tensordot(weights(values.shape[1], width), rows, (1, 1)).swapaxes(0, 1)
+
+
+@pytest.mark.parametrize(('height', 'width', 'size'), [
+  (300, 500, 224), (500, 333, 224), (256, 256, 224), (100, 37, 224), (60, 80, 32), (9, 200, 33)])
+def test_evaluation_keeps_the_middle_of_the_resized_image(height, width, size):
+  """Resize(256) and CenterCrop(224) of torchvision, for a PIL image."""
+  image = picture(1, height, width)
+  short = {224: 256, 32: 37, 33: 38}[size]
+  if height < width:
+    new_height, new_width = short, math.floor(short * width / height)
+  else:
+    new_height, new_width = math.floor(short * height / width), short
+  top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+  found = images.centre_crop(image, size)
+  pil = np.asarray(image.resize((new_width, new_height), Image.Resampling.BILINEAR))
+  np.testing.assert_array_equal(found, pil[top:top + size, left:left + size])
+  expected = resized(np.asarray(image), new_height, new_width)[top:top + size, left:left + size]
+  assert np.abs(found - expected).max() <= 1.01
+
+
+def torchvision_box(width, height, draws):
+  """torchvision.transforms.RandomResizedCrop.get_params with the given uniform draws."""
+  for u in draws:
+    target = (0.08 + 0.92 * u[0]) * width * height
+    ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[1])
+    w, h = int(round(math.sqrt(target * ratio))), int(round(math.sqrt(target / ratio)))
+    if 0 < w <= width and 0 < h <= height:
+      return math.floor(u[2] * (width - w + 1)), math.floor(u[3] * (height - h + 1)), w, h
+  w, h = width, height
+  if width / height < 3 / 4:
+    h = int(round(w / (3 / 4)))
+  elif width / height > 4 / 3:
+    w = int(round(h * (4 / 3)))
+  return (width - w) // 2, (height - h) // 2, w, h
+
+
+@pytest.mark.parametrize(('width', 'height'), [
+  (500, 375), (100, 100), (40, 90), (400, 30), (2, 90)])
+def test_random_boxes_follow_torchvisions_rule(width, height):
+  rng = np.random.default_rng(0)
+  boxes = []
+  for _ in range(1000):
+    draws = rng.random((images.CROP_TRIES, 4))
+    boxes.append(images.crop_box(width, height, draws))
+    assert boxes[-1] == torchvision_box(width, height, draws)
+  left, top, w, h = np.transpose(boxes)
+  assert min(left) >= 0 and min(top) >= 0
+  assert max(left + w) <= width and max(top + h) <= height
+
+
+def test_random_boxes_are_as_wide_spread_as_they_should_be():
+  """On a large square, where rounding is nothing: areas of 0.08 to 1, ratios of 3/4 to 4/3."""
+  rng = np.random.default_rng(0)
+  boxes = np.array([images.crop_box(4000, 4000, rng.random((10, 4))) for _ in range(4000)])
+  left, top, width, height = boxes.T
+  area, ratio = width * height / 4000**2, width / height
+  assert 0.0799 < area.min() < 0.085 and 0.98 < area.max() < 1.0001
+  assert 0.749 < ratio.min() < 0.755 and 1.325 < ratio.max() < 1.335
+  # Areas below 3/4 always fit, so that there they are uniform, and log-ratios too.
+  small = area < 0.74
+  assert abs(np.mean(area[small]) - 0.41) < 0.01
+  assert abs(np.mean(np.log(ratio[small]))) < 0.01
+  assert abs(np.std(np.log(ratio[small])) - math.log(16 / 9) / math.sqrt(12)) < 0.01
+  for start, room in ((left, 4000 - width), (top, 4000 - height)):
+    assert abs(np.mean(start[small] / room[small]) - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(('channels', 'mirrored'), [(1, False), (3, True)])
+def test_a_resized_crop_is_a_part_of_the_image(channels, mirrored):
+  image = picture(2, 50, 70, channels)
+  draws = np.random.default_rng(3).random((10, 4))
+  left, top, width, height = images.crop_box(70, 50, draws)
+  part = images.to_array(image)[top:top + height, left:left + width]
+  found = images.resized_crop(image, (20, 16), draws, mirrored)
+  expected = resized(part, 20, 16)[:, ::-1] if mirrored else resized(part, 20, 16)
+  assert found.shape == (20, 16, channels) and found.dtype == np.uint8
+  assert np.abs(found - expected).max() <= 1.01
 
 
 # Training batches.
@@ -206,6 +602,49 @@ def test_augmentation_differs_between_epochs():
   first, second = data.train_batches(dataset, batch_size=16, num_steps=2, seed=0, augment='crop')
   by_index = [batch.images[np.argsort(batch.index)] for batch in (first, second)]
   assert np.mean(np.all(by_index[0] == by_index[1], axis=(1, 2, 3))) < 0.5
+
+
+@pytest.mark.parametrize('augment', ['none', 'crop_flip', 'resized_crop'])
+def test_batches_of_lazy_images_depend_on_seed_and_step_alone(imagenet_dir, augment, monkeypatch):
+  """Not on where a run is resumed, on the hosts, on the threads or on when an image is read."""
+  dataset = data.load('imagenet2012', 'train', data_dir=imagenet_dir, image_size=16)
+  make = lambda **kwargs: list(data.train_batches(
+    dataset, batch_size=8, num_steps=6, **{'seed': 1, 'augment': augment, **kwargs}))
+  whole = make()
+  assert sorted(np.concatenate([batch.index for batch in whole[:4]])) == [*range(30), 30, 30]
+  for batch in whole:
+    real = batch.index < 30
+    np.testing.assert_array_equal(batch.labels[real], dataset.labels[batch.index[real]])
+    assert batch.images.dtype == np.float32 and batch.images.shape == (8, 16, 16, 3)
+  assert_same(whole[4:], make(start_step=4))
+  hosts = [make(host=host, num_hosts=2) for host in range(2)]
+  assert_same([type(parts[0])(*map(np.concatenate, zip(*parts))) for parts in zip(*hosts)], whole)
+  with concurrent.futures.ThreadPoolExecutor(5) as executor, monkeypatch.context() as patch:
+    patch.setattr(lazy, '_executor', lambda: (executor, 5))
+    assert_same(make(), whole)
+  assert not np.array_equal(make(seed=2)[0].images, whole[0].images)
+
+
+def test_resized_crops_are_of_the_original_image(imagenet_dir):
+  """At the first step of a run, drawn for the image's place in the batch."""
+  dataset = data.load('imagenet2012', 'train', data_dir=imagenet_dir, image_size=16)
+  batch = next(data.train_batches(
+    dataset, batch_size=8, seed=5, num_steps=1, augment='resized_crop'))
+  originals = tfds.data_source('imagenet2012', split='train', data_dir=imagenet_dir, download=False)
+  found = []
+
+  def crop(image, row):
+    expected = Image.fromarray(originals[int(batch.index[row])]['image'])
+    assert image.size == expected.size
+    found.append(row)
+    return images.centre_crop(image, 16)
+
+  dataset.images.map(batch.index, crop)
+  assert sorted(found) == list(range(8))
+  # The stripes of an upright crop are not those of the middle of the image.
+  assert all(np.abs(batch.images - dataset.images[batch.index] / 255).max(axis=(1, 2, 3)) > 0.05)
+  mean = [np.asarray(originals[int(index)]['image']).mean() / 255 for index in batch.index]
+  np.testing.assert_allclose(batch.images.mean((1, 2, 3)), mean, atol=0.1)
 
 
 # Evaluation batches.

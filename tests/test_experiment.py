@@ -15,7 +15,8 @@ from robust_jax.training import methods
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('[a-z]*_*.py'))
-SHAPES = {'digits': (8, 8, 1), 'mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
+SHAPES = {'digits': (8, 8, 1), 'mnist': (28, 28, 1), 'cifar10': (32, 32, 3),
+          'cifar100': (32, 32, 3), 'imagenet2012': (224, 224, 3)}
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,8 @@ def parse(*words):
 def no_data(monkeypatch):
   """Datasets of the right shapes without a file."""
 
-  def load(name, split, *, data_dir=None):
-    del data_dir
+  def load(name, split, **kwargs):
+    del kwargs
     images = np.zeros((100, *SHAPES[name]), np.uint8)
     source = data.DATASETS[name]
     return data.Dataset(name=name, split=split, images=images, labels=np.zeros(100, np.int32),
@@ -102,7 +103,7 @@ def test_overrides_reach_nested_attacks(no_data):
     (['--config.train.batch_size=many'], 'config.train.batch_size=many: invalid literal'),
     (['--config.method.name=madry'], "config.method.name is 'madry'; one of standard, gaussian"),
     (['--config.method.attack.norm=l7'], "config.method.attack.norm is 'l7'; one of linf, l2, l1"),
-    (['--config.model.name=vgg'], "config.model.name is 'vgg'; one of"),
+    (['--config.model.name=vgg99'], "config.model.name is 'vgg99'; one of"),
     (['--config.certify.alpha=1.5'], r'config.certify.alpha is 1.5; a number in \(0, 1\)'),
     (['--config.certify.alpha=nan'], 'config.certify.alpha is nan'),
     (['--config.sigma=-1.0'], r'config.sigma is -1.0; a number in \[0, inf\)'),

@@ -12,13 +12,13 @@ PACKAGE = ROOT / 'robust_jax'
 
 # Each layer may import itself and the layers before it.
 LAYERS = [
-    {'types', 'errors', 'keys', 'noise', 'schema'},
+    {'types', 'errors', 'keys', 'noise', 'schema', 'interrupts', 'monitoring'},
     {'losses', 'threat_models', 'smoothing', 'models', 'data'},
     {'attacks', 'certification'},
     {'analysis'},
     {'training'},
     {'parallel'},
-    {'evaluation', 'checkpoint', 'report'},
+    {'evaluation', 'checkpoint', 'report', 'torch_weights'},
     {'experiment'},
     {'workdir'},
     {'stages'},

@@ -22,6 +22,14 @@ def test_cross_entropy_is_minus_log_softmax(logits):
   np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(logits), LABELS), expected, 1e-5)
 
 
+def test_label_smoothing_mixes_in_the_uniform_distribution(logits):
+  target = np.full((6, 5), 0.3 / 5)
+  target[np.arange(6), LABELS] += 0.7
+  expected = -(target * log_softmax(logits.astype(np.float64), axis=-1)).sum(-1)
+  found = losses.cross_entropy(jnp.asarray(logits), LABELS, label_smoothing=0.3)
+  np.testing.assert_allclose(found, expected, 1e-5)
+
+
 def test_margin_is_the_best_other_logit_less_the_labels(logits):
   expected = [max(np.delete(row, y)) - row[y] for row, y in zip(logits, LABELS)]
   margin = losses.margin(jnp.asarray(logits), LABELS)

@@ -1,15 +1,19 @@
 """Models against NumPy evaluations of their published descriptions."""
 
+import inspect
+from itertools import pairwise
+
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from numpy.lib.stride_tricks import sliding_window_view
 
-from robust_jax import keys, models
+from robust_jax import keys, models, schema
 from robust_jax.errors import UserError
-from robust_jax.models import layers, resnet
+from robust_jax.models import cnn, densenet, layers, preact_resnet, resnet, vgg
 
 # NumPy's layers, in float64.
 
@@ -21,20 +25,18 @@ def numpy_conv(x, layer, pad, stride=1):
   return np.einsum('bijchw,hwco->bijo', windows, kernel) + np.asarray(layer.get('bias', 0))
 
 
-def numpy_pool(x):
-  rows, columns = x.shape[1] // 2, x.shape[2] // 2
-  out = np.empty((x.shape[0], rows, columns, x.shape[3]))
-  for row in range(rows):
-    for column in range(columns):
-      out[:, row, column] = x[:, 2 * row:2 * row + 2, 2 * column:2 * column + 2].max((1, 2))
-  return out
+def numpy_pool(x, size=2, stride=None, pad=(0, 0), reduce=np.max):
+  """Windows that do not fit are dropped; np.max pads with -inf, np.mean with zeros."""
+  x = np.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-np.inf if reduce is np.max else 0)
+  stride = stride or size
+  return reduce(sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride], (-2, -1))
 
 
 def numpy_dense(x, layer):
   return x @ np.asarray(layer['kernel'], np.float64) + np.asarray(layer['bias'])
 
 
-def numpy_norm(x, params, stats, train, updated):
+def numpy_norm(x, params, stats, train=False, updated=None, epsilon=1e-5):
   """BatchNorm; `updated` receives the new running statistics."""
   mean, var = np.asarray(stats['mean']), np.asarray(stats['var'])
   if train:
@@ -42,7 +44,16 @@ def numpy_norm(x, params, stats, train, updated):
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     updated['mean'] = 0.9 * old_mean + 0.1 * mean
     updated['var'] = 0.9 * old_var + 0.1 * var
-  return (x - mean) / np.sqrt(var + 1e-5) * np.asarray(params['scale']) + np.asarray(params['bias'])
+  x = (x - mean) / np.sqrt(var + epsilon)
+  return x * np.asarray(params['scale']) + np.asarray(params['bias']) if params else x
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def swish(x):
+  return x / (1 + np.exp(-x))
 
 
 def numpy_resnet(x, params, stats, num_blocks, train):
@@ -68,10 +79,119 @@ def numpy_resnet(x, params, stats, num_blocks, train):
   return numpy_dense(x.mean((1, 2)), params['logits']), updated
 
 
-def random_like(tree, seed):
-  """Positive random numbers in the shapes of `tree`: BatchNorm that is not the identity."""
+def numpy_layers(variables, **kwargs):
+  """conv, norm and dense of a module's variables by name, in evaluation mode."""
+  params, stats = variables['params'], variables['batch_stats']
+  norm = lambda x, name: numpy_norm(x, params.get(name), stats[name], **kwargs)
+  return (lambda x, name, pad=(1, 1), stride=1: numpy_conv(x, params[name], pad, stride),
+          norm, lambda x, name: numpy_dense(x, params[name]))
+
+
+def block_of(variables, name):
+  return {kind: tree.get(name, {}) for kind, tree in variables.items()}
+
+
+def numpy_bottleneck_resnet(x, variables):
+  """Two stages of one bottleneck each, after the stem for large images."""
+  conv, norm, dense = numpy_layers(variables)
+  x = relu(norm(conv(x, 'conv', (3, 3), 2), 'norm'))
+  x = numpy_pool(x, 3, 2, (1, 1))
+  for stage, stride in ((1, 1), (2, 2)):
+    conv, norm, _ = numpy_layers(block_of(variables, f'stage{stage}_block1'))
+    out = relu(norm(conv(x, 'conv1', (0, 0)), 'norm1'))
+    out = relu(norm(conv(out, 'conv2', (1, 1), stride), 'norm2'))
+    out = norm(conv(out, 'conv3', (0, 0)), 'norm3')
+    x = relu(out + norm(conv(x, 'shortcut', (0, 0), stride), 'shortcut_norm'))
+  return dense(x.mean((1, 2)), 'logits')
+
+
+def numpy_preact_resnet(x, variables, num_blocks, form, activation):
+  conv, norm, dense = numpy_layers(variables)
+  x = conv(x, 'conv')
+  for stage, blocks in enumerate(num_blocks):
+    for block in range(blocks):
+      inner = block_of(variables, f'stage{stage + 1}_block{block + 1}')
+      inner_conv, inner_norm, _ = numpy_layers(inner)
+      stride = 2 if stage and not block else 1
+      pad = (0, 1) if form == 'deepmind' and stride == 2 else (1, 1)
+      start = activation(inner_norm(x, 'norm1'))
+      out = activation(inner_norm(inner_conv(start, 'conv1', pad, stride), 'norm2'))
+      out = inner_conv(out, 'conv2')
+      if form == 'mcdonnell' and stride == 2:
+        pooled = numpy_pool(x, 3, 2, (1, 1), np.mean)
+        x = np.concatenate([pooled, np.zeros_like(pooled)], axis=-1)
+      elif 'shortcut' in inner['params']:
+        x = inner_conv(start, 'shortcut', (0, 0), stride)
+      x = x + out
+  if 'norm' in variables['batch_stats']:
+    x = activation(norm(x, 'norm'))
+  if form == 'mcdonnell':
+    return norm(conv(x, 'logits', (0, 0)), 'logits_norm').mean((1, 2))
+  return dense(x.mean((1, 2)), 'logits')
+
+
+def numpy_densenet(x, variables, num_layers, bottleneck):
+  conv, norm, dense = numpy_layers(variables)
+  x = conv(x, 'conv')
+  for block in (1, 2, 3):
+    for number in range(1, num_layers + 1):
+      inner_conv, inner_norm, _ = numpy_layers(block_of(variables, f'block{block}_layer{number}'))
+      out = inner_conv(relu(inner_norm(x, 'norm1')), 'conv1', (0, 0) if bottleneck else (1, 1))
+      if bottleneck:
+        out = inner_conv(relu(inner_norm(out, 'norm2')), 'conv2')
+      x = np.concatenate([x, out], axis=-1)
+    if block < 3:
+      x = conv(relu(norm(x, f'transition{block}_norm')), f'transition{block}', (0, 0))
+      x = numpy_pool(x, reduce=np.mean)
+  return dense(relu(norm(x, 'norm')).mean((1, 2)), 'logits')
+
+
+def numpy_vgg(x, variables):
+  conv, norm, _ = numpy_layers(variables, epsilon=1e-3)
+  _, dense_norm, dense = numpy_layers(variables)
+  for stage, convs in enumerate((2, 2, 3, 3, 3), start=1):
+    for number in range(1, convs + 1):
+      x = relu(norm(conv(x, f'stage{stage}_conv{number}'), f'stage{stage}_norm{number}'))
+    x = numpy_pool(x, pad=(0, x.shape[1] % 2))
+  x = dense(x.reshape(len(x), -1), 'dense')
+  return dense(relu(dense_norm(x, 'norm')), 'logits')
+
+
+def variable_shapes(model, image_shape):
+  """{'params', 'batch_stats'} as jax.ShapeDtypeStruct, which compiles nothing."""
+  variables = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False), keys.root(0))
+  return {'batch_stats': {}, **variables}
+
+
+def random_variables(model, image_shape, seed=0):
+  """Variables in the model's shapes: kernels N(0, 2 / fan_in), all else in [0.5, 1.5]."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32), tree)
+
+  def draw(path, leaf):
+    if 'kernel' in str(path[-1]):
+      return rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+    return rng.uniform(0.5, 1.5, leaf.shape)
+
+  return jax.tree.map_with_path(lambda *args: jnp.asarray(draw(*args), jnp.float32),
+                                variable_shapes(model, image_shape))
+
+
+def jit(function):
+  """jax.jit for small arguments, with which a compilation takes longer than the run."""
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
+
+
+def evaluate(function, *args):
+  return jit(function)(*args)
+
+
+def equations(jaxpr):
+  """All equations of a jaxpr, those of inner jaxprs included."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+      yield from equations(inner)
 
 
 @pytest.fixture(scope='module')
@@ -82,32 +202,67 @@ def images():
 @pytest.fixture(scope='module')
 def small_resnet():
   """ResNet-8 on 8x8 images, with random statistics, BatchNorm scales and biases."""
-  model = resnet.ResNet(5, num_blocks=1)
-  variables = models.init(keys.root(0), model, (8, 8, 3))
-  randomised = random_like(variables['params'], 1)
-  params = jax.tree.map_with_path(
-    lambda path, leaf, other: other if 'norm' in str(path) else leaf,
-    variables['params'], randomised)
-  return model, {'params': params, 'batch_stats': random_like(variables['batch_stats'], 2)}
+  model = resnet.ResNet(5, num_blocks=(1, 1, 1))
+  return model, random_variables(model, (8, 8, 3))
 
 
 # Architectures.
 
 
-@pytest.mark.parametrize(('name', 'shape', 'count'), [
-  ('lenet', (28, 28, 1), 431_080),
-  ('cnn', (28, 28, 1), 3_274_634),  # Madry et al.'s
-  ('mlp', (28, 28, 1), 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10),
-  ('resnet20', (32, 32, 3), 272_474),  # He et al.: 0.27M, here with two shortcut convolutions
-  ('resnet110', (32, 32, 3), 1_730_714),  # 1.7M
+MNIST, CIFAR, IMAGENET = (28, 28, 1), (32, 32, 3), (224, 224, 3)
+VGG_WIDTHS = (3, 64, 64, 128, 128, *[256] * 3, *[512] * 6)
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'shape', 'count'), [
+  ('linear', {}, MNIST, 7_850),
+  ('mlp', {}, MNIST, 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10),
+  ('cnn', {}, MNIST, 3_274_634),
+  ('lenet', {}, MNIST, 431_080),
+  ('madry_cnn', {}, MNIST, 3_274_634),
+  # Convolutions, then 2 x 2 x 64 features into the dense layer, from 32 and from 28 pixels.
+  ('shaham_cnn', {}, (32, 32, 1), 26 * 32 + 801 * 64 + 257 * 200 + 201 * 10),
+  ('shaham_cnn', {}, MNIST, 105_506),
+  # Convolutions with biases and BN; a dense layer with BN; logits.
+  ('vgg', {}, CIFAR, sum((9 * fan_in + 3) * width for fan_in, width in pairwise(VGG_WIDTHS))
+   + 515 * 512 + 513 * 10),
+  ('resnet20', {}, CIFAR, 272_474),  # He et al.: 0.27M, here with two shortcut convolutions
+  # ResNet-20's and 6 blocks more in each stage, a block of w channels being 18 w^2 + 4 w.
+  ('resnet56', {}, CIFAR, 272_474 + 6 * sum(18 * w**2 + 4 * w for w in (16, 32, 64))),
+  ('resnet110', {}, CIFAR, 1_730_714),  # 1.7M
+  ('resnet50', {}, IMAGENET, 25_557_032),  # torchvision's
+  ('preact_resnet18', {}, CIFAR, 11_171_146 + 2 * 512),
+  ('preact_resnet18', {'final_norm': False}, CIFAR, 11_171_146),  # kuangliu's
+  ('wide_resnet', {}, CIFAR, 36_479_194),  # Zagoruyko & Komodakis: 36.5M
+  ('wide_resnet', {'depth': 40, 'width': 4}, CIFAR, 8_949_210),  # 8.9M
+  ('wide_resnet', {'form': 'deepmind', 'activation': 'swish'}, CIFAR, 36_479_194),
+  ('wrn_28_10', {}, CIFAR, 36_479_194),
+  ('wrn_34_10', {}, CIFAR, 46_160_474),  # 46.2M
+  # Stem; 5 blocks a stage without scales, biases and shortcut convolutions; 1x1 and its BN.
+  ('wrn_32_10', {}, CIFAR, 27 * 160 + 10 * 9 * 160**2 + 9 * (160 + 9 * 320) * 320
+   + 9 * (320 + 9 * 640) * 640 + 640 * 10 + 2 * 10),
+  ('densenet', {}, CIFAR, 1_019_722),  # Huang et al.: 1.0M
+  ('densenet', {'depth': 100, 'bottleneck': True}, CIFAR, 769_162),  # 0.8M
 ])
-def test_parameter_counts_and_logits(name, shape, count):
-  model = models.create(name, 10)
-  inputs = jnp.zeros((2, *shape))
-  variables = jax.eval_shape(lambda key: model.init(key, inputs, train=False), keys.root(0))
+def test_parameter_counts_and_logits(name, kwargs, shape, count):
+  num_classes = 1000 if shape == IMAGENET else 10
+  model = models.create(name, num_classes, **kwargs)
+  logits, variables = jax.eval_shape(
+    lambda key: model.init_with_output(key, jnp.zeros((2, *shape)), train=False), keys.root(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == count
-  logits = jax.eval_shape(lambda v: model.apply(v, inputs, train=False), variables)
-  assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
+  assert (logits.shape, logits.dtype) == ((2, num_classes), jnp.float32)
+
+
+def test_every_model_is_counted():
+  mark, = test_parameter_counts_and_logits.pytestmark
+  assert {case[0] for case in mark.args[1]} == set(models.MODELS)
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_defaults_fit_their_annotations(name):
+  fields = schema.fields(models.MODELS[name])
+  assert set(fields) == set(inspect.signature(models.MODELS[name]).parameters) - {'num_classes'}
+  for field, (hint, default) in fields.items():
+    schema.check_value(field, default, hint)
 
 
 def test_hyper_parameters_reach_the_model():
@@ -118,14 +273,34 @@ def test_hyper_parameters_reach_the_model():
 
 
 def test_an_unknown_model_is_a_user_error():
-  with pytest.raises(UserError, match="model.name is 'vgg'; .*lenet, mlp, resnet110"):
-    models.create('vgg', 10)
+  with pytest.raises(UserError, match="model.name is 'vit'; .*lenet, linear, .*wide_resnet"):
+    models.create('vit', 10)
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'allowed'), [
+  ('wide_resnet', {'depth': 32}, r'6n\+4 from 10'),
+  ('wide_resnet', {'depth': 4}, r'6n\+4 from 10'),
+  ('wide_resnet', {'depth': 28, 'form': 'mcdonnell'}, r'6n\+2 from 8'),
+  ('densenet', {'depth': 41}, r'3n\+4 from 7'),
+  ('densenet', {'depth': 43, 'bottleneck': True}, r'6n\+4 from 10'),
+])
+def test_a_depth_that_is_not_there_is_a_user_error(name, kwargs, allowed):
+  with pytest.raises(UserError, match=f"model.depth is {kwargs['depth']}; .*{allowed}"):
+    models.create(name, 10, **kwargs)
+
+
+@pytest.mark.parametrize(('name', 'size'), [('lenet', 15), ('shaham_cnn', 21)])
+def test_images_that_leave_no_pixel_are_a_user_error(name, size):
+  model = models.create(name, 10)
+  variable_shapes(model, (size + 1, size + 1, 1))
+  with pytest.raises(UserError, match='images are too small'):
+    variable_shapes(model, (size, size, 1))
 
 
 def test_lenet_equals_numpy():
   model = models.create('lenet', 10)
   inputs = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
-  variables = models.init(keys.root(1), model, (28, 28, 1))
+  variables = random_variables(model, (28, 28, 1))
   params = variables['params']
   x = inputs.astype(np.float64)
   for name in ('conv1', 'conv2'):
@@ -133,13 +308,14 @@ def test_lenet_equals_numpy():
   assert x.shape == (2, 4, 4, 50)
   expected = numpy_dense(np.maximum(numpy_dense(x.reshape(2, -1), params['dense']), 0),
                          params['logits'])
-  np.testing.assert_allclose(models.logits_fn(model, variables)(inputs), expected, atol=1e-5)
+  np.testing.assert_allclose(evaluate(models.logits_fn(model, variables), inputs), expected,
+                             rtol=1e-5, atol=1e-5)
 
 
 def test_cnn_equals_numpy_on_odd_sizes():
   model = models.create('cnn', 4, widths=(3, 2), kernel_size=3, dense=6)
   inputs = np.random.default_rng(0).random((2, 7, 6, 2), np.float32)
-  variables = models.init(keys.root(1), model, (7, 6, 2))
+  variables = random_variables(model, (7, 6, 2))
   params = variables['params']
   x = inputs.astype(np.float64)
   for name in ('conv1', 'conv2'):
@@ -147,13 +323,63 @@ def test_cnn_equals_numpy_on_odd_sizes():
   assert x.shape == (2, 1, 1, 2)
   expected = numpy_dense(np.maximum(numpy_dense(x.reshape(2, -1), params['dense']), 0),
                          params['logits'])
-  np.testing.assert_allclose(models.logits_fn(model, variables)(inputs), expected, atol=1e-5)
+  np.testing.assert_allclose(evaluate(models.logits_fn(model, variables), inputs), expected,
+                             rtol=1e-5, atol=1e-5)
+
+
+WIDE = {'depth': 10, 'width': 2}
+SMALL_NETWORKS = {
+  'bottlenecks': (resnet.ResNet(5, (1, 1), width=2, bottleneck=True, large_images=True),
+                  numpy_bottleneck_resnet),
+  'zagoruyko': (models.create('wide_resnet', 5, **WIDE), lambda x, variables: numpy_preact_resnet(
+    x, variables, (1, 1, 1), 'zagoruyko', relu)),
+  'deepmind': (models.create('wide_resnet', 5, **WIDE, form='deepmind', activation='swish'),
+               lambda x, variables: numpy_preact_resnet(
+                 x, variables, (1, 1, 1), 'deepmind', swish)),
+  'mcdonnell': (models.create('wide_resnet', 5, depth=8, width=1, form='mcdonnell'),
+                lambda x, variables: numpy_preact_resnet(
+                  x, variables, (1, 1, 1), 'mcdonnell', relu)),
+  'preact': (preact_resnet.PreActResNet(5, (2, 2), stem=4, width=4, final_norm=False),
+             lambda x, variables: numpy_preact_resnet(x, variables, (2, 2), 'zagoruyko', relu)),
+  'densenet': (densenet.DenseNet(5, num_layers=2, growth=3),
+               lambda x, variables: numpy_densenet(x, variables, 2, False)),
+  'densenet_bc': (densenet.DenseNet(5, num_layers=2, growth=3, bottleneck=True),
+                  lambda x, variables: numpy_densenet(x, variables, 2, True)),
+  'vgg': (vgg.VGG(5, width=2), numpy_vgg),
+}
+
+
+@pytest.mark.parametrize('name', SMALL_NETWORKS)
+def test_small_networks_equal_numpy_with_stored_statistics(name):
+  model, numpy_logits = SMALL_NETWORKS[name]
+  inputs = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
+  variables = random_variables(model, inputs.shape[1:])
+  logits = evaluate(models.logits_fn(model, variables), inputs)
+  expected = numpy_logits(inputs, variables)
+  assert np.std(expected) > 0.1
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shaham_cnn_equals_numpy_in_training():
+  model = cnn.CNN(4, (3, 2), 5, 6, 'VALID', pools=(3, 2), normalise=True)
+  inputs = np.random.default_rng(0).random((3, 23, 22, 2), np.float32)
+  variables = random_variables(model, inputs.shape[1:])
+  params, updated = variables['params'], {}
+  x = numpy_norm(inputs, None, variables['batch_stats']['norm'], True, updated)
+  for name, size in (('conv1', 3), ('conv2', 2)):
+    x = numpy_pool(relu(numpy_conv(x, params[name], (0, 0))), size)
+  assert x.shape == (3, 1, 1, 2)
+  expected = numpy_dense(relu(numpy_dense(x.reshape(3, -1), params['dense'])), params['logits'])
+  logits, batch_stats = evaluate(
+    models.network(model).train_logits, params, variables['batch_stats'], inputs, keys.root(0))
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+  assert_statistics_close(batch_stats, {'norm': updated})
 
 
 def test_resnet_equals_numpy_with_stored_statistics(small_resnet, images):
   model, variables = small_resnet
   expected, _ = numpy_resnet(images, variables['params'], variables['batch_stats'], 1, train=False)
-  logits = jax.jit(models.logits_fn(model, variables))(images)
+  logits = evaluate(models.logits_fn(model, variables), images)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -176,9 +402,9 @@ def assert_statistics_close(found, expected):
 
 def test_train_logits_use_and_update_batch_statistics(small_resnet, images, numpy_training):
   model, variables = small_resnet
-  train_logits = jax.jit(models.network(model, mean=0.4, std=0.2).train_logits)
-  logits, batch_stats = train_logits(
-    variables['params'], variables['batch_stats'], images, keys.per_example(keys.root(0), 8))
+  logits, batch_stats = evaluate(
+    models.network(model, mean=0.4, std=0.2).train_logits, variables['params'],
+    variables['batch_stats'], images, keys.per_example(keys.root(0), 8))
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, numpy_training[0], rtol=1e-3, atol=1e-3)
   assert_statistics_close(batch_stats, numpy_training[1])
@@ -207,6 +433,138 @@ def test_a_model_without_batchnorm_trains_without_statistics(images):
   logits, batch_stats = network.train_logits(variables['params'], {}, images, None)
   assert batch_stats == {}
   np.testing.assert_allclose(logits, network.eval_logits(variables)(images), rtol=1e-5)
+
+
+# Dropout: the mask of an example depends on its own key alone.
+
+
+def test_dropout_keeps_the_expectation():
+  inputs = np.ones((4, 50, 50, 2), np.float32)
+  dropout = jit(lambda key, number: layers.dropout(
+    inputs, 0.3, keys.per_example(key, len(inputs)), number))
+  dropped, other_layer = (np.asarray(dropout(keys.root(0), number)) for number in (1, 2))
+  np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
+  np.testing.assert_allclose(dropped.mean((1, 2, 3)), 1, atol=4 * np.sqrt(0.3 / 0.7 / 5000))
+  masks = [*dropped, *other_layer]  # of four examples in two layers: all independent
+  for number, mask in enumerate(masks):
+    for other in masks[:number]:
+      # Two independent masks agree with probability 0.7^2 + 0.3^2.
+      np.testing.assert_allclose((mask == other).mean(), 0.58, atol=5 * np.sqrt(0.25 / 5000))
+  assert layers.dropout(inputs, 0.3, None, 1) is inputs
+  assert layers.dropout(inputs, 0, keys.root(0), 1) is inputs
+
+
+@pytest.fixture(scope='module')
+def dropping():
+  """A network with dropout, its variables, eight images and their keys."""
+  model = preact_resnet.PreActResNet(5, (1,), stem=3, width=4, dropout=0.5)
+  inputs = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
+  return (model, random_variables(model, inputs.shape[1:]), inputs,
+          keys.per_example(keys.root(0), 8))
+
+
+@pytest.fixture(scope='module')
+def dropping_training(dropping):
+  model, variables, inputs, key = dropping
+  train_logits = jit(models.network(model).train_logits)
+  return train_logits, *train_logits(variables['params'], variables['batch_stats'], inputs, key)
+
+
+def test_masks_do_not_depend_on_the_place_in_a_batch(dropping, dropping_training):
+  _, variables, inputs, key = dropping
+  train_logits, logits, batch_stats = dropping_training
+  order = np.random.default_rng(1).permutation(8)
+  call = lambda inputs, key: train_logits(
+    variables['params'], variables['batch_stats'], inputs, key)
+  other_logits, other_stats = call(inputs[order], key[order])
+  np.testing.assert_allclose(other_logits, logits[order], rtol=1e-3, atol=1e-3)
+  assert_statistics_close(other_stats, batch_stats)
+  same_images_other_masks, _ = call(inputs[order], key)
+  assert np.abs(same_images_other_masks - logits[order]).max() > 0.05
+
+
+def test_masks_and_statistics_do_not_depend_on_devices(dropping, dropping_training):
+  model, variables, inputs, key = dropping
+  _, logits, batch_stats = dropping_training
+  # A vmapped axis stands for two devices.
+  train_logits = jax.vmap(models.network(model, axis_name='devices').train_logits,
+                          in_axes=(None, None, 0, 0), axis_name='devices')
+  both_logits, both_stats = evaluate(
+    train_logits, variables['params'], variables['batch_stats'], inputs.reshape(2, 4, 8, 8, 3),
+    key.reshape(2, 4))
+  np.testing.assert_allclose(both_logits.reshape(8, -1), logits, rtol=1e-3, atol=1e-3)
+  for device in (0, 1):
+    assert_statistics_close(jax.tree.map(lambda leaf: leaf[device], both_stats),  # noqa: B023
+                            batch_stats)
+
+
+def test_nothing_is_dropped_in_evaluation(dropping):
+  model, variables, inputs, _ = dropping
+  without = model.clone(dropout=0.0)
+  np.testing.assert_array_equal(evaluate(models.logits_fn(model, variables), inputs),
+                                evaluate(models.logits_fn(without, variables), inputs))
+
+
+# Rematerialisation and precision.
+
+
+def test_remat_changes_neither_parameters_nor_gradients(dropping):
+  model, variables, inputs, key = dropping
+
+  def gradients(model):
+    def loss(params, images):
+      logits, batch_stats = models.network(model).train_logits(
+        params, variables['batch_stats'], images, key)
+      return (logits ** 2).mean(), batch_stats
+    return evaluate(jax.grad(loss, (0, 1), has_aux=True), variables['params'], inputs)
+
+  plain, remat = gradients(model), gradients(model.clone(remat=True))
+  assert jax.tree.structure(plain) == jax.tree.structure(remat)
+  for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(remat)):
+    assert np.isfinite(one).all() and np.abs(one).max() > 0
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(one).max())
+
+
+@pytest.mark.parametrize('model', [
+  resnet.ResNet(5, (1, 1)), resnet.ResNet(5, (1, 1), bottleneck=True, large_images=True),
+  preact_resnet.PreActResNet(5, (1, 1), 4, 4), densenet.DenseNet(5, 2, 3)],
+  ids=lambda model: type(model).__name__)
+def test_remat_keeps_the_tree_of_variables(model):
+  shapes = lambda model: variable_shapes(model, (8, 8, 3))
+  variables = shapes(model)
+  assert variables == shapes(model.clone(remat=True))
+  for remat in (False, True):
+    jaxpr = jax.make_jaxpr(models.network(model.clone(remat=remat)).train_logits)(
+      variables['params'], variables['batch_stats'], jnp.zeros((2, 8, 8, 3)), keys.root(0))
+    names = [eqn.primitive.name for eqn in equations(jaxpr.jaxpr)]
+    blocks = sum('_block' in name or '_layer' in name for name in variables['params'])
+    assert names.count('remat2') + names.count('checkpoint') == remat * blocks
+
+
+@pytest.mark.parametrize('name', ['cnn', *SMALL_NETWORKS])
+def test_bfloat16_leaves_variables_and_logits_in_float32(name):
+  model, _ = SMALL_NETWORKS.get(name) or (models.create('cnn', 5), None)
+  model = model.clone(dtype='bfloat16')
+  variables = variable_shapes(model, (12, 12, 3))
+  jaxpr, results = jax.make_jaxpr(models.network(model).train_logits, return_shape=True)(
+    variables['params'], variables['batch_stats'], jnp.zeros((2, 12, 12, 3)), keys.root(0))
+  assert {leaf.dtype for leaf in jax.tree.leaves([variables, results])} == {jnp.dtype('float32')}
+  convolutions = [eqn.outvars[0].aval.dtype for eqn in equations(jaxpr.jaxpr)
+                  if eqn.primitive.name == 'conv_general_dilated']
+  # McDonnell's logits are a convolution, in float32.
+  assert set(convolutions[:-1]) == {jnp.dtype('bfloat16')}
+
+
+def test_bfloat16_is_near_float32(small_resnet, images, numpy_training):
+  model, variables = small_resnet
+  network = models.network(model.clone(dtype='bfloat16'), mean=0.4, std=0.2)
+  logits, batch_stats = evaluate(network.train_logits, variables['params'],
+                                 variables['batch_stats'], images, keys.root(0))
+  expected, expected_stats = numpy_training
+  error = np.abs(logits - expected).max() / np.abs(expected).max()
+  assert 1e-6 < error < 0.03
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.03, atol=0.03),
+               batch_stats, expected_stats)
 
 
 # logits_fn.
@@ -244,41 +602,43 @@ def test_new_variables_compile_nothing(images):
 # Pooling.
 
 
-@pytest.mark.parametrize('shape', [(2, 6, 4, 3), (2, 7, 5, 3)])
-def test_max_pool_equals_flax_where_nothing_ties(shape):
-  x = jax.random.normal(keys.root(0), shape)
-  reference = lambda x: nn.max_pool(x, (2, 2), (2, 2))
-  np.testing.assert_array_equal(layers.max_pool(x), reference(x))
-  gradient = lambda pool: jax.grad(lambda x: (pool(x) ** 3).sum())(x)
-  np.testing.assert_allclose(gradient(layers.max_pool), gradient(reference), rtol=1e-6)
+@pytest.mark.parametrize(('shape', 'size'), [((2, 6, 4, 3), 2), ((2, 7, 5, 3), 2),
+                                             ((2, 7, 6, 3), 3)])
+def test_max_pool_equals_flax_where_nothing_ties(shape, size):
+  x, v = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+  pool = lambda x: layers.max_pool(x, size)
+  reference = lambda x: nn.max_pool(x, (size, size), (size, size))
+  np.testing.assert_array_equal(pool(x), reference(x))
+  gradient = lambda pool: evaluate(jax.grad(lambda x: (pool(x) ** 3).sum()), x)
+  np.testing.assert_allclose(gradient(pool), gradient(reference), rtol=1e-6)
   # d2/dx2 of the sum of max^3 along v is 6 max v at the maximum, by forward over reverse.
-  v = jax.random.normal(keys.root(1), shape)
-  _, second = jax.jvp(jax.grad(lambda x: (layers.max_pool(x) ** 3).sum()), (x,), (v,))
-  _, slope = jax.vjp(reference, x)
-  at_maximum, = slope(jnp.ones_like(reference(x)))
+  cubed = jax.grad(lambda x: (pool(x) ** 3).sum())
+  _, second = evaluate(lambda x, v: jax.jvp(cubed, (x,), (v,)), x, v)
+  at_maximum = evaluate(jax.grad(lambda x: reference(x).sum()), x)
   np.testing.assert_allclose(second, 6 * x * v * at_maximum, rtol=1e-5, atol=1e-6)
 
 
 def test_max_pool_gives_the_gradient_of_ties_to_the_first():
   x = jnp.tile(jnp.array([[0.0, 2.0], [2.0, 2.0]]), (2, 2)).reshape(1, 4, 4, 1)
-  gradient = lambda pool: jax.grad(lambda x: pool(x).sum())(x)
+  gradient = lambda pool: evaluate(jax.grad(lambda x: pool(x).sum()), x)
   np.testing.assert_array_equal(gradient(layers.max_pool)[0, :2, :2, 0], [[0, 1], [0, 0]])
   np.testing.assert_array_equal(
     gradient(layers.max_pool), gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2))))
 
 
 def test_max_pool_under_vmap():
-  x = jax.random.normal(keys.root(0), (3, 2, 4, 4, 1))
+  x = np.random.default_rng(0).normal(size=(3, 2, 4, 4, 1)).astype(np.float32)
   gradient = jax.grad(lambda x: (layers.max_pool(x) ** 2).sum())
-  np.testing.assert_array_equal(jax.vmap(gradient)(x), jnp.stack([gradient(row) for row in x]))
+  one_by_one = jit(gradient)
+  np.testing.assert_array_equal(evaluate(jax.vmap(gradient), x), [one_by_one(row) for row in x])
 
 
 # Initialisation.
 
 
 def test_pytorch_initialisation_of_lenet():
-  params = models.init(keys.root(0), models.create('lenet', 10), (28, 28, 1))['params']
-  for name, fan_in in {'conv1': 25, 'conv2': 500, 'dense': 800, 'logits': 500}.items():
+  params = models.init(keys.root(0), models.create('lenet', 10), (16, 16, 1))['params']
+  for name, fan_in in {'conv1': 25, 'conv2': 500, 'dense': 50, 'logits': 500}.items():
     bound = 1 / np.sqrt(fan_in)
     for leaf in params[name].values():
       assert np.abs(leaf).max() <= bound
@@ -287,10 +647,35 @@ def test_pytorch_initialisation_of_lenet():
     np.testing.assert_allclose(np.std(kernel), bound / np.sqrt(3), rtol=0.15)
 
 
+def test_initialisation_of_madry_cnn():
+  params = models.init(keys.root(0), models.create('madry_cnn', 10), (8, 8, 1))['params']
+  for layer in params.values():
+    np.testing.assert_array_equal(layer['bias'], np.float32(0.1))
+    assert np.abs(layer['kernel']).max() <= 0.2
+  # A normal truncated at two standard deviations has 0.8796 of its standard deviation.
+  np.testing.assert_allclose(np.std(params['dense']['kernel']), 0.08796, rtol=0.01)
+
+
+def test_initialisation_of_wide_resnet():
+  def params(**kwargs):
+    model = models.create('wide_resnet', 5, depth=10, width=4, **kwargs)
+    # Of the parameters only those that are used are drawn.
+    return lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), train=False)['params']
+
+  kernel = evaluate(lambda key: params()(key)['stage3_block1']['conv2']['kernel'], keys.root(0))
+  np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 256)), rtol=0.01)
+  deepmind = params(form='deepmind')
+  kernel, logits = evaluate(
+    lambda key: (deepmind(key)['stage3_block1']['conv1']['kernel'], deepmind(key)['logits']),
+    keys.root(0))
+  np.testing.assert_allclose(np.std(kernel), 0.8796 / np.sqrt(9 * 128), rtol=0.01)
+  assert not any(leaf.any() for leaf in logits.values())
+
+
 def test_initialisation_of_resnet():
-  model = resnet.ResNet(5, num_blocks=1)
+  model = resnet.ResNet(5, num_blocks=(1,), width=64)
   variables = models.init(keys.root(0), model, (8, 8, 3))
-  block = variables['params']['stage3_block1']
+  block = variables['params']['stage1_block1']
   kernel = np.asarray(block['conv2']['kernel'])
   assert set(block['conv2']) == {'kernel'}
   std = np.sqrt(2 / (9 * 64))

@@ -22,9 +22,12 @@ SECTIONS = ('robustness', 'gallery', 'training', 'soundness', 'provenance')
 
 
 def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=20,
-                  class_names=None):
-  """A made-up run whose curves look like real ones."""
-  rng = np.random.default_rng(0)
+                  class_names=None, seed=0, better=0.0, dataset='digits', sections=()):
+  """A made-up run whose curves look like real ones.
+
+  `better` is added to every margin; `sections` replaces sections of the config.
+  """
+  rng = np.random.default_rng(seed)
   path.mkdir(parents=True, exist_ok=True)
   class_names = class_names or [f'{i}' for i in range(10)]
   norm, sigma = ('l2', 0.25) if smoothed else ('linf', 0.0)
@@ -32,16 +35,17 @@ def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=
   method = 'smoothadv' if smoothed else 'adversarial'
   attack = {'name': 'pgd', 'norm': norm, 'num_steps': 20, 'step_ratio': 2.5}
   config = {
-      'seed': 0, 'epsilon': epsilons[-1], 'sigma': sigma, 'data': {'name': 'digits'},
+      'seed': seed, 'epsilon': epsilons[-1], 'sigma': sigma, 'data': {'name': dataset},
       'model': {'name': 'lenet'}, 'attack': attack,
       'method': {'name': method, 'num_noise': 4, 'attack': {**attack, 'num_steps': 10}},
-      'certify': {'name': 'fixed', 'n': 10_000, 'alpha': 0.001, 'sigma': None}}
+      'certify': {'name': 'fixed', 'n': 10_000, 'alpha': 0.001, 'sigma': None},
+      **dict(sections)}
   record = {
       'command': 'python -m launch --config=configs/digits.py --workdir=runs/digits',
       'started': '2025-01-02T03:04:05+00:00', 'platform': 'Linux x86_64, 2 cores',
       'device': 'cpu', 'num_devices': 2, 'flags': '',
       'versions': {'robust_jax': '0.1.0', 'jax': '0.10.2'},
-      'dataset': {'name': 'digits', 'split': 'test', 'num_classes': 10,
+      'dataset': {'name': dataset, 'split': 'test', 'num_classes': 10,
                   'class_names': class_names, 'image_shape': [side, side, channels]},
       'model': {'name': 'lenet', 'num_params': 431_080}}
   names = ('train', 'attack', 'certify') if smoothed else ('train', 'attack')
@@ -67,8 +71,8 @@ def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=
   (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
   # One latent margin an image decides both the certificate and what the attack achieves.
-  labels = rng.integers(0, 10, num_images)
-  margin = rng.normal(0.55, 0.35, num_images) * epsilons[-1] / 0.9
+  labels = np.random.default_rng(0).integers(0, 10, num_images)
+  margin = rng.normal(0.55 + better, 0.35, num_images) * epsilons[-1] / 0.9
   wrong = (labels + 1) % 10
   clean = np.where(margin > 0, labels, wrong)
   header = {'attack': attack, 'epsilons': epsilons, 'smoothed': smoothed, 'sigma': sigma, 'seed': 0}
@@ -80,7 +84,8 @@ def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=
   if smoothed:
     radius = np.clip(margin - rng.exponential(0.1, num_images), 0, 3.1 * sigma)
     predict = np.where(radius > 0, labels, np.where(rng.random(num_images) < 0.3, -1, wrong))
-    settings = {'sigma': sigma, 'alpha': 0.001, 'n0': 100, 'n': 10_000, 'num_images': 0}
+    settings = {'sigma': sigma, 'alpha': 0.001, 'n0': 100, 'n': config['certify']['n'],
+                'num_images': 0}
     with log.open_for_append(path / 'certify', settings, {'device': 'cpu'}) as writer:
       writer.write([{'idx': i, 'label': labels[i], 'predict': predict[i], 'radius': radius[i],
                      'correct': int(predict[i] == labels[i]), 'time': 1.5}

@@ -188,18 +188,126 @@ def test_learning_rate_schedules():
   np.testing.assert_allclose([constant(s) for s in (0, 4, 9, 10, 70)], [.04, .2, .4, .4, .4])
 
 
-def test_sgd_is_torchs():
-  optimizer = training.OPTIMIZERS['sgd'](0.1, momentum=0.9, weight_decay=0.01)
-  w, v = np.array([1., -2.]), np.zeros(2)
+@pytest.mark.parametrize('decay_all', [True, False])
+@pytest.mark.parametrize('decoupled', [True, False])
+@pytest.mark.parametrize('nesterov', [True, False])
+def test_sgd_is_torchs(nesterov, decoupled, decay_all):
+  optimizer = training.OPTIMIZERS['sgd'](
+      0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov, decoupled=decoupled,
+      decay_all=decay_all)
+  start = {'kernel': np.array([[1., -2.]]), 'scale': np.array([3.])}
+  params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), start)
+  state = optimizer.init(params)
+  w, v = dict(start), dict.fromkeys(start, 0.)
+  for step in range(3):
+    g = {name: 0.5 * (step + 1) * np.sign(value) for name, value in start.items()}
+    for name in w:
+      decay = 0.01 * w[name] if decay_all or name == 'kernel' else 0.
+      gradient = g[name] + (0. if decoupled else decay)
+      v[name] = 0.9 * v[name] + gradient
+      direction = gradient + 0.9 * v[name] if nesterov else v[name]
+      w[name] = w[name] - 0.1 * (direction + (decay if decoupled else 0.))
+    updates, state = optimizer.update(
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), g), state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), params, w)
+
+
+def test_adamw_is_torchs():
+  optimizer = training.OPTIMIZERS['adam'](0.01, weight_decay=0.1, decoupled=True)
+  w, m, v = np.array([1., -2.]), 0., 0.
   params = {'w': jnp.asarray(w, jnp.float32)}
   state = optimizer.init(params)
-  for step in range(3):
-    g = np.array([0.5, 1.]) * (step + 1)
-    v = 0.9 * v + g + 0.01 * w
-    w = w - 0.1 * v
+  for step in range(1, 4):
+    g = np.array([0.5, -1.]) * step
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+    w = w - 0.01 * (m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8) + 0.1 * w)
     updates, state = optimizer.update({'w': jnp.asarray(g, jnp.float32)}, state, params)
     params = {'w': params['w'] + updates['w']}
   np.testing.assert_allclose(params['w'], w, rtol=1e-5)
+
+
+@pytest.mark.parametrize('norm, factor', [(1., 1 / 5), (50., 1.)])
+def test_the_whole_gradient_is_clipped_before_the_decay(norm, factor):
+  optimizer = training.OPTIMIZERS['sgd'](1., momentum=0., weight_decay=0.5, clip_norm=norm)
+  params = {'a': jnp.asarray([2.]), 'b': jnp.asarray([0.])}
+  gradient = {'a': jnp.asarray([3.]), 'b': jnp.asarray([4.])}
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['a'], [-3 * factor - 1.], rtol=1e-6)
+  np.testing.assert_allclose(updates['b'], [-4 * factor], rtol=1e-6)
+
+
+def one_step(network, variables, batch, memory=None, **kwargs):
+  optimizer = training.OPTIMIZERS['sgd'](0.1)
+  step = jax.jit(training.make_train_step(
+      network, optimizer, functools.partial(methods.gaussian, sigma=0.2), steps_per_epoch=5,
+      **kwargs))
+  return step(training.create_state(variables, optimizer, memory=memory), batch, KEY)
+
+
+@pytest.mark.parametrize('parts', [2, 16])
+def test_accumulated_parts_make_the_step_of_the_whole(parts, linear, batch):
+  network, params = linear
+  variables = {'params': params, 'batch_stats': {}}
+  masked = batch._replace(mask=batch.mask.at[3].set(0.))
+  memory = {'seen': jnp.arange(40.)}
+  whole, sums = one_step(network, variables, masked, memory)
+  accumulated, found = one_step(network, variables, masked, memory, accumulation=parts)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+               (accumulated, found), (whole, sums))
+
+
+def test_accumulation_threads_the_batch_statistics(small_net, batch):
+  network, variables = small_net
+  state, _ = one_step(network, variables, batch, accumulation=2)
+  expected = variables['batch_stats']
+  method = functools.partial(methods.gaussian, sigma=0.2)
+  step_keys = keys.fold_in(KEY, 0)
+  for rows in (slice(0, 8), slice(8, 16)):
+    half = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+    output = method(keys.fold_in(step_keys, half.index), network, variables['params'], expected,
+                    half, {}, PROGRESS)
+    expected = output.batch_stats
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), state.batch_stats,
+               expected)
+
+
+def test_accumulation_has_to_divide(linear, batch):
+  with pytest.raises(ValueError, match='accumulation is 3; a divisor of the 16 rows'):
+    one_step(linear[0], {'params': linear[1], 'batch_stats': {}}, batch, accumulation=3)
+
+
+def test_the_average_follows_parameters_and_statistics(small_net, batch):
+  network, variables = small_net
+  optimizer = training.OPTIMIZERS['sgd'](0.1)
+  step = jax.jit(training.make_train_step(network, optimizer, methods.standard, steps_per_epoch=5,
+                                          ema_decay=0.15))
+  state = training.create_state(variables, optimizer, ema=True)
+  expected = jax.tree.map(np.float64, dict(variables))
+  for t in range(3):
+    state, _ = step(state, batch, KEY)
+    decay = min(0.15, (1 + t) / (10 + t))
+    now = {'params': state.params, 'batch_stats': state.batch_stats}
+    expected = jax.tree.map(lambda e, w, d=decay: d * e + (1 - d) * np.float64(w), expected, now)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), state.ema,
+               expected)
+  assert state.variables is state.ema
+  mean = state.ema['batch_stats']['norm']['mean']
+  assert np.abs(mean - state.batch_stats['norm']['mean']).max() > 1e-4
+
+
+def test_label_smoothing_reaches_every_method(linear, batch):
+  network, params = linear
+  logits = network.eval_logits({'params': params, 'batch_stats': {}})(batch.images)
+  expected = losses.cross_entropy(logits, batch.labels, label_smoothing=0.2)
+  attacked = dict(attack=attacks.no_attack, epsilon=0.)
+  for method in (methods.standard, functools.partial(methods.gaussian, sigma=0.),
+                 functools.partial(methods.adversarial, **attacked),
+                 functools.partial(methods.adversarial, clean_share=0.5, **attacked),
+                 functools.partial(methods.smoothadv, sigma=0., **attacked),
+                 functools.partial(methods.smoothadv, sigma=0., loss='plugin', **attacked)):
+    output, _ = run_method(functools.partial(method, label_smoothing=0.2), network, params, batch)
+    np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
 
 
 def test_padding_counts_for_nothing(linear, batch):

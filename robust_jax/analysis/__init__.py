@@ -9,7 +9,7 @@ radius  certified
    0.5       0.57
 """
 
-from robust_jax.analysis.attacked import AttackLog, clean_accuracy, robust_accuracy
+from robust_jax.analysis.attacked import AttackLog, clean_accuracy, robust, robust_accuracy
 from robust_jax.analysis.attacked import read as read_attack
 from robust_jax.analysis.certified import (
     abstention_rate,
@@ -18,10 +18,13 @@ from robust_jax.analysis.certified import (
     certified_accuracy,
     envelope,
 )
-from robust_jax.analysis.table import Table, to_csv, to_latex, to_markdown, to_text
+from robust_jax.analysis.images import common_images, on_images
+from robust_jax.analysis.means import mean_interval, paired_difference, welch_difference
+from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown, to_text
 
 __all__ = [
-    'AttackLog', 'Table', 'abstention_rate', 'accuracy_interval', 'average_certified_radius',
-    'certified_accuracy', 'clean_accuracy', 'envelope', 'read_attack', 'robust_accuracy',
-    'to_csv', 'to_latex', 'to_markdown', 'to_text',
+    'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval',
+    'average_certified_radius', 'certified_accuracy', 'clean_accuracy', 'common_images',
+    'envelope', 'mean_interval', 'on_images', 'paired_difference', 'read_attack', 'robust',
+    'robust_accuracy', 'to_csv', 'to_latex', 'to_markdown', 'to_text', 'welch_difference',
 ]

@@ -71,21 +71,30 @@ def clean_accuracy(attack: AttackLog):
   return float(np.mean(attack.clean == attack.label)) if len(attack.idx) else np.nan
 
 
-def robust_accuracy(attack: AttackLog):
-  """The fraction of images that stay correct up to each epsilon.
+def robust(attack: AttackLog):
+  """Which images stay correct up to each epsilon.
 
   An image is robust at epsilon if it is correct without attack and under attack at every listed
   epsilon' <= epsilon: an adversarial example of a smaller ball lies in the larger one as well.
+
+  Returns:
+    [num_images, num_epsilons] bool, epsilons in the order of `attack.epsilons`.
+  """
+  label = attack.label[:, None]
+  broken = (attack.adversarial != label) | (attack.clean[:, None] != label)
+  within = attack.epsilons[:, None] <= attack.epsilons  # [smaller, larger]
+  return ~(broken @ within)
+
+
+def robust_accuracy(attack: AttackLog):
+  """The fraction of images that stay correct up to each epsilon; see `robust`.
 
   Returns:
     [num_epsilons] in the order of `attack.epsilons`; NaN without images.
   """
   if not len(attack.idx):
     return np.full(attack.epsilons.shape, np.nan)
-  label = attack.label[:, None]
-  broken = (attack.adversarial != label) | (attack.clean[:, None] != label)
-  within = attack.epsilons[:, None] <= attack.epsilons  # [smaller, larger]
-  return 1 - np.mean(broken @ within, axis=0)
+  return np.mean(robust(attack), axis=0)
 
 
 def _header(line):

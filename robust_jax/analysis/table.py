@@ -1,6 +1,7 @@
 """One small table and its four ways to the page: CSV, Markdown, LaTeX and plain text.
 
-Cells are strings, or numbers that are shown with up to six significant digits; None is empty.
+Cells are strings, or numbers that are shown with up to six significant digits; None is empty. A
+`Best` cell is set off: bold where there is bold, a star in plain text, nothing in CSV.
 """
 
 import csv
@@ -22,6 +23,10 @@ class Table(NamedTuple):
   rows: Sequence[Sequence[Any]]
 
 
+class Best(str):
+  """The text of a cell that is the best of its column."""
+
+
 def to_csv(table: Table) -> str:
   """Comma-separated, one title line, quoted where needed."""
   file = io.StringIO()
@@ -31,7 +36,7 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
   """A GitHub table whose source is aligned too; numbers to the right."""
-  cells = [[cell.replace('|', '\\|') for cell in row] for row in _cells(table)]
+  cells = _cells(table, lambda cell: cell.replace('|', '\\|'), '**{}**')
   right, widths = right_aligned(table), _widths(cells, least=3)
   ruler = [('-' * (width - 1) + ':') if end else '-' * width for end, width in zip(right, widths)]
   title, *rows = _padded(cells, widths, right)
@@ -40,7 +45,7 @@ def to_markdown(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
   """A `tabular` in the style of booktabs (needs `\\usepackage{booktabs}`)."""
-  cells = [[_latex(cell) for cell in row] for row in _cells(table)]
+  cells = _cells(table, _latex, r'\textbf{{{}}}')
   title, *rows = (' & '.join(row) + r' \\' for row in cells)
   spec = ''.join('r' if end else 'l' for end in right_aligned(table))
   lines = [f'\\begin{{tabular}}{{{spec}}}', r'\toprule', title, r'\midrule', *rows,
@@ -48,13 +53,39 @@ def to_latex(table: Table) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def to_text(table: Table) -> str:
-  """For a terminal: columns two spaces apart under a ruled title."""
-  cells = _cells(table)
+def to_text(table: Table, width=None) -> str:
+  """For a terminal: columns two spaces apart under a ruled title.
+
+  Args:
+    table: the table.
+    width: where its lines would be longer than this, the columns are shown in several blocks
+      under each other, each with the first column; None: lines of any length.
+  """
+  starred = [any(isinstance(row[i], Best) for row in table.rows) for i in range(len(table.columns))]
+  # Where a column has a star, a space takes its place elsewhere: the figures stay aligned.
+  cells = [[cell if cell.endswith('*') or not (star and cell) else f'{cell} '
+            for cell, star in zip(row, starred)] for row in _cells(table, mark='{}*')]
   widths = _widths(cells)
-  title, *rows = _padded(cells, widths, right_aligned(table))
+  columns = list(zip(*_padded(cells, widths, right_aligned(table))))
+  return '\n'.join(_block([columns[i] for i in block], [widths[i] for i in block])
+                   for block in _blocks(widths, width))
+
+
+def _block(columns, widths):
+  title, *rows = zip(*columns)
   ruler = ['-' * width for width in widths]
   return ''.join('  '.join(row).rstrip() + '\n' for row in [title, ruler, *rows])
+
+
+def _blocks(widths, limit):
+  """Lists of the columns that are shown together: the first, and as many as there is room for."""
+  blocks = [[0]]
+  for i in range(1, len(widths)):
+    needed = sum(widths[j] + 2 for j in blocks[-1]) + widths[i]
+    if limit is not None and needed > limit and len(blocks[-1]) > 1:
+      blocks.append([0])
+    blocks[-1].append(i)
+  return blocks
 
 
 def right_aligned(table: Table) -> list[bool]:
@@ -72,13 +103,16 @@ def format_cell(cell) -> str:
   return f'{cell:.6g}' if isinstance(cell, float) else str(cell)
 
 
-def _cells(table):
-  return [[format_cell(cell) for cell in row] for row in [table.columns, *table.rows]]
+def _cells(table, escape=str, mark='{}'):
+  """The texts of the title row and the rows; those that are `Best` as in `mark`."""
+  show = lambda cell: (mark if isinstance(cell, Best) else '{}').format(escape(format_cell(cell)))
+  return [[show(cell) for cell in row] for row in [table.columns, *table.rows]]
 
 
 def _is_number(text):
-  # 57.0%, 8/255 and 52.1–61.4 are numbers too.
-  return re.fullmatch(r'-?[\d.,]+(e[+-]?\d+)?%?([–/][\d.,]+)?|–|nan|-?inf', text) is not None
+  # 57.0%, 8/255, 52.1–61.4, +1.2 ± 0.3 and 97.1 (n=2) are numbers too.
+  return re.fullmatch(r'[-+−]?[\d.,]+(e[+-]?\d+)?%?([–/][\d.,]+| ± [\d.,]+)?( \(n=\d+\))?'
+                      r'|–|nan|-?inf', text) is not None
 
 
 def _widths(cells, least=1):
@@ -92,8 +126,9 @@ def _padded(cells, widths, right):
 
 _LATEX = {char: '\\' + char for char in '&%$#_{}'}
 _LATEX |= {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
-           '–': '--', '×': r'$\times$', 'ε': r'$\varepsilon$', 'σ': r'$\sigma$',
-           'ℓ': r'$\ell$', '₁': '$_1$', '₂': '$_2$', '∞': r'$_\infty$'}
+           '–': '--', '−': '$-$', '×': r'$\times$', '±': r'$\pm$', 'Δ': r'$\Delta$',
+           'ε': r'$\varepsilon$', 'σ': r'$\sigma$', 'ℓ': r'$\ell$',
+           '₁': '$_1$', '₂': '$_2$', '∞': r'$_\infty$'}
 
 
 def _latex(text):

@@ -1,11 +1,19 @@
-"""Data: TFDS's files, without TensorFlow, to batches of types.Batch.
+"""Data: TFDS's files or a folder of images, without TensorFlow, to batches of types.Batch.
 
-A new dataset of features `image` and `label` is one entry of `DATASETS`.
+`load` finds out everything about a dataset from its files. What the files do not say, such as the
+input normalisation, is given to it, or is one entry of `DATASETS`.
 """
 
-from robust_jax.data.batches import eval_batches, steps_per_epoch, take, train_batches
+from robust_jax.data.batches import (
+  Augmentation,
+  eval_batches,
+  steps_per_epoch,
+  take,
+  train_batches,
+)
 from robust_jax.data.sources import DATASETS, Dataset, load
 
 __all__ = [
-  'DATASETS', 'Dataset', 'eval_batches', 'load', 'steps_per_epoch', 'take', 'train_batches',
+  'DATASETS', 'Augmentation', 'Dataset', 'eval_batches', 'load', 'steps_per_epoch', 'take',
+  'train_batches',
 ]

@@ -10,10 +10,15 @@ from typing import Literal
 import grain
 import numpy as np
 
+from robust_jax.data import images as image_rules
+from robust_jax.data import lazy
 from robust_jax.errors import UserError
 from robust_jax.types import Batch
 
 CROP_PADDING = 4
+Augmentation = Literal['none', 'crop', 'crop_flip', 'resized_crop']
+# One thread reads ahead; images that are not in memory are decoded by more (`lazy.in_threads`).
+_READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
 def steps_per_epoch(dataset, batch_size):
@@ -22,7 +27,7 @@ def steps_per_epoch(dataset, batch_size):
 
 
 def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
-                  augment: Literal['none', 'crop', 'crop_flip'] = 'none', host=0, num_hosts=1):
+                  augment: Augmentation = 'none', host=0, num_hosts=1):
   """Iterates over the batches of steps start_step, ..., num_steps - 1 of a run.
 
   Epoch e = step // steps_per_epoch goes through the dataset in a fresh random order, each example
@@ -39,7 +44,8 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     num_steps: steps of the whole run; the iterator ends there.
     start_step: the first step, not 0 when a run is resumed.
     augment: 'crop' pads by 4 black pixels on every side and crops at random; 'crop_flip' also
-      mirrors left to right, half of the time.
+      mirrors left to right, half of the time. 'resized_crop' resizes a random part of the
+      original image (`images.crop_box`) and mirrors likewise.
     host: which host this is, 0 .. num_hosts - 1.
     num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
 
@@ -68,15 +74,19 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     flips = rng.integers(0, 1, batch_size, endpoint=True)[rows]
     index = epoch_order(epoch)[epoch_step, rows]
     position = epoch_step * batch_size + np.arange(batch_size)[rows]
-    images = dataset.images[index]
-    if augment != 'none':
+    if augment == 'resized_crop':
+      draws = rng.random((batch_size, image_rules.CROP_TRIES, 4))[rows]
+      images = lazy.map_originals(dataset.images, index, lambda image, row: (
+        image_rules.resized_crop(image, dataset.image_shape[:2], draws[row], flips[row])))
+    else:
+      images = dataset.images[index]
+    if augment in ('crop', 'crop_flip'):
       images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
     return _batch(dataset, images, index, position < dataset.num_examples)
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.
-  read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-  return iter(steps[start_step:].to_iter_dataset(read))
+  return iter(steps[start_step:].to_iter_dataset(_READ))
 
 
 def eval_batches(dataset, *, batch_size, start=0, stride=1, num_images=None):
@@ -90,11 +100,13 @@ def eval_batches(dataset, *, batch_size, start=0, stride=1, num_images=None):
     num_images: at most so many images; None for all.
 
   Returns:
-    An iterator of types.Batch (NumPy).
+    An iterator of types.Batch (NumPy); it reads ahead in a thread.
   """
   indices = np.arange(start, dataset.num_examples, stride)[:num_images]
-  for first in range(0, len(indices), batch_size):
-    yield take(dataset, indices[first:first + batch_size], batch_size)
+  firsts = grain.MapDataset.range(0, len(indices), batch_size)
+  return iter(firsts.map(
+    lambda first: take(dataset, indices[first:first + batch_size], batch_size),
+  ).to_iter_dataset(_READ))
 
 
 def take(dataset, indices, batch_size=None):

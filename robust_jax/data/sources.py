@@ -1,28 +1,31 @@
-"""Datasets: TFDS's array_record files, decoded once into memory, without TensorFlow."""
+"""Datasets: TFDS's array_record files or a folder of images, without TensorFlow."""
 
-import io
 import os
-import pathlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
 
-from robust_jax.data import digits
+from robust_jax.data import digits, folder, lazy, prepared
 from robust_jax.errors import UserError
+
+# Images of fixed size are decoded once and kept where they need no more than this: 2 GiB.
+IN_MEMORY_BYTES = 2**31
+# What 'test' stands for: the first of these that a dataset has.
+_TEST_SPLITS = ('test', 'validation', 'val', 'valid')
 
 
 class Dataset(NamedTuple):
-  """One split of a dataset, in memory.
+  """One split of a dataset.
 
   Attributes:
-    name: an entry of `DATASETS`.
-    split: the TFDS split.
-    images: [num_examples, height, width, channel] uint8.
-    labels: [num_examples] int32.
+    name: 'folder', or as TFDS names the dataset.
+    split: the split that was read.
+    images: [num_examples, height, width, channel] uint8: an array, or a `lazy.LazyImages` that is
+      indexed like one and decodes what is asked for.
+    labels: [num_examples] int32, likewise.
     class_names: a name for each class.
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
       (images - mean) / std that networks on this dataset apply.
@@ -31,7 +34,7 @@ class Dataset(NamedTuple):
 
   name: str
   split: str
-  images: np.ndarray
+  images: np.ndarray | lazy.LazyImages
   labels: np.ndarray
   class_names: tuple[str, ...]
   mean: float | tuple[float, ...]
@@ -52,79 +55,115 @@ class Dataset(NamedTuple):
 
 
 class Source(NamedTuple):
-  """What this project adds to a TFDS dataset of features `image` and `label`.
+  """What this project knows of a TFDS dataset that the dataset's own files do not say.
 
   Attributes:
     mean: input normalisation, as in `Dataset`.
     std: likewise.
+    image_size: the usual number of pixels, where images differ in size.
+    test_split: what 'test' stands for; None for the first there of test, validation, val, valid.
     prepare: data_dir -> None, writes the dataset without TensorFlow; None where TFDS has to.
   """
 
   mean: float | tuple[float, ...] = 0.0
   std: float | tuple[float, ...] = 1.0
+  image_size: int | None = None
+  test_split: str | None = None
   prepare: Callable[[str], None] | None = None
 
 
 DATASETS = {
   'cifar10': Source(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+  'cifar100': Source(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
   'digits': Source(prepare=digits.prepare),
+  # Its test split has no labels.
+  'imagenet2012': Source(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224,
+                         test_split='validation'),
   'mnist': Source(),
 }
 
 
-def load(name, split, *, data_dir=None):
-  """Reads one split of a dataset into memory.
+def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=None, std=None,
+         in_memory_bytes=IN_MEMORY_BYTES):
+  """Opens one split of a dataset.
+
+  Images of one size, and in all of at most `in_memory_bytes`, are decoded once and kept. Others
+  are decoded whenever they are asked for, cut to `image_size`: the short side is resized to
+  image_size * 256 / 224 (bilinear, with antialiasing) and the middle kept.
 
   Args:
-    name: an entry of `DATASETS`.
-    split: 'train', 'test' or a part of one in TFDS's notation, such as 'train[:90%]'; an
-      example's index is its position in what is named.
+    name: a TFDS dataset, 'cifar100' or 'imagenet_resized/32x32', prepared in `data_dir`, or
+      'folder', which reads `data_dir`/SPLIT/CLASS/IMAGE.
+    split: 'train', 'test' (which also stands for the split validation, val or valid of a dataset
+      that has no test split with labels), another split, or of TFDS datasets a part of one, such
+      as 'train[:90%]'; an example's index is its position in what is named.
     data_dir: the folder of prepared TFDS datasets; None for TFDS's own default, which is
-      $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      $TFDS_DATA_DIR or ~/tensorflow_datasets. Of 'folder', the folder that holds 'train'.
+    image_size: height and width of the images; None for their own, which then is one.
+    channels: 1 or 3, to which every image is converted; None for the dataset's own (folder: 3).
+    mean: input normalisation, one number or one for each channel; None for that in `DATASETS`,
+      which is 0 for most.
+    std: likewise; 1 for most.
+    in_memory_bytes: the most that decoded images may need.
 
   Returns:
     Dataset.
 
   Raises:
-    UserError: the dataset or split does not exist, is not prepared in `data_dir`, or cannot be
-      read. `digits` is prepared on first use.
+    UserError: the dataset or split does not exist, is not prepared in `data_dir`, is no image
+      classification, or cannot be read. `digits` is prepared on first use.
   """
-  if name not in DATASETS:
-    raise UserError(
-      f'config.data.name is {name!r}; it must be one of {", ".join(sorted(DATASETS))}')
-  source = DATASETS[name]
-  data_dir = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
-  where = f'config.data.data_dir is {data_dir!r}'
-  if source.prepare is None and not any(
-      pathlib.Path(data_dir, name).glob('*/dataset_info.json')):
-    raise UserError(
-      f'{where}, where {name!r} is not prepared; prepare it there, in an environment that also has '
-      'tensorflow and importlib_resources, with python -c "import tensorflow_datasets as tfds; '
-      f"tfds.builder({name!r}, data_dir={data_dir!r}, file_format='array_record')"
-      '.download_and_prepare()"')
-  try:
+  source = DATASETS.get(name, Source())
+  if name == 'folder':
+    data_dir = data_dir and os.path.expanduser(data_dir)
+    split = _resolved(split, folder.splits(data_dir), source)
+    records = folder.Folder(data_dir, split)
+  else:
+    data_dir = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
     if source.prepare is not None:
-      source.prepare(data_dir)
-    records = tfds.data_source(
-      name, split=split, data_dir=data_dir, download=False,
-      deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    return _decode(name, split, records, source)
-  # What TFDS and array_record raise on a missing split, another file format or a damaged file.
-  except (OSError, ValueError, RuntimeError, IndexError) as error:
-    reason = ' '.join(str(error).split())
-    raise UserError(
-      f'{where}, from which {name!r}, split {split!r}, cannot be read: {reason}') from error
+      try:
+        source.prepare(data_dir)
+      except OSError as error:
+        raise UserError(f'config.data.data_dir is {data_dir!r}, where {name!r} cannot be prepared: '
+                        f'{error}') from error
+    builder = prepared.find(name, data_dir, known=(*DATASETS, 'folder'))
+    split = _resolved(split, builder.info.splits, source)
+    records = prepared.Prepared(builder, name, data_dir, split)
 
-
-def _decode(name, split, records, source):
-  features = records.dataset_info.features
-  images = np.empty((len(records), *features['image'].shape), np.uint8)
-  labels = np.empty(len(records), np.int32)
-  # tfds decodes an example in 180 microseconds, two thirds of which is not the image.
-  for index, record in enumerate(records.__getitems__(list(range(len(records))))):
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    with Image.open(io.BytesIO(feature['image'].bytes_list.value[0])) as image:
-      images[index] = np.asarray(image).reshape(images.shape[1:])
-    labels[index] = feature['label'].int64_list.value[0]
+  shape, resize = _shape(name, records.shape, image_size or source.image_size, channels)
+  images, labels = lazy.LazyImages(records, shape, resize), records.labels
+  if not resize and np.prod(images.shape, dtype=np.int64) <= in_memory_bytes:
+    images, labels = images[:], labels[:]
   return Dataset(name=name, split=split, images=images, labels=labels,
-                 class_names=tuple(features['label'].names), mean=source.mean, std=source.std)
+                 class_names=records.class_names,
+                 mean=_constant('mean', source.mean if mean is None else mean, shape[-1]),
+                 std=_constant('std', source.std if std is None else std, shape[-1]))
+
+
+def _resolved(split, there, source):
+  """The split, with 'test' replaced by what it stands for."""
+  name, part = re.fullmatch(r'(\w*)(.*)', split, re.DOTALL).groups()
+  if name == 'test':
+    name = source.test_split or next((each for each in _TEST_SPLITS if each in there), name)
+  return name + part
+
+
+def _shape(name, own, image_size, channels):
+  """((height, width, channel) of a dataset's images, whether they have to be cut to size)."""
+  if channels is None:
+    channels = own[2] if own[2] in (1, 3) else 3
+  if channels not in (1, 3):
+    raise UserError(f'config.data.channels is {channels}; 1 or 3 is allowed')
+  if image_size is not None:
+    size = (image_size, image_size)
+    return (*size, channels), own[:2] != size
+  if None in own[:2]:
+    raise UserError(f'config.data.image_size is None, but the images of {name!r} differ in size; a '
+                    'number of pixels, such as 224, is needed')
+  return (*own[:2], channels), False
+
+
+def _constant(field, value, channels):
+  if np.size(value) not in (1, channels):
+    raise UserError(f'config.data.{field} is {value}; one number or {channels} are allowed')
+  return value

@@ -1,30 +1,49 @@
 """Classifiers: Flax modules, and what the rest of the project sees of them.
 
-A module maps images [batch, height, width, channel] and `train` to logits [batch, classes]. The
-rest sees `logits_fn` (a trained classifier) and `network` (a classifier to train), which hold the
-input normalisation, so that attacks, noise and radii are in [0, 1] pixel units.
+A module maps images [batch, height, width, channel] and `train` to logits [batch, classes]. One
+with dropout also takes `key`, the [batch] keys of its masks; one with BatchNorm has the attribute
+`axis_name`, the mapped axis over which batch statistics are averaged; one that normalises its
+images itself has `takes_pixels`.
+
+The rest sees `logits_fn` (a trained classifier) and `network` (a classifier to train), which hold
+the input normalisation, so that attacks, noise and radii are in [0, 1] pixel units.
 
 A new model is one function and one entry of `MODELS`.
 """
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_jax import keys
 from robust_jax.errors import UserError
-from robust_jax.models import cnn, mlp, resnet
+from robust_jax.models import cnn, densenet, external, mlp, preact_resnet, resnet, vgg
 from robust_jax.types import Network
 
 __all__ = ['MODELS', 'create', 'init', 'logits_fn', 'network']
 
 MODELS = {
+  'linear': mlp.linear,
+  'mlp': mlp.mlp,
   'cnn': cnn.cnn,
   'lenet': cnn.lenet,
-  'mlp': mlp.mlp,
+  'madry_cnn': cnn.madry_cnn,
+  'shaham_cnn': cnn.shaham_cnn,
+  'vgg': vgg.vgg,
   'resnet20': resnet.resnet20,
+  'resnet56': resnet.resnet56,
   'resnet110': resnet.resnet110,
+  'resnet50': resnet.resnet50,
+  'preact_resnet18': preact_resnet.preact_resnet18,
+  'wide_resnet': preact_resnet.wide_resnet,
+  'wrn_28_10': preact_resnet.wrn_28_10,
+  'wrn_32_10': preact_resnet.wrn_32_10,
+  'wrn_34_10': preact_resnet.wrn_34_10,
+  'densenet': densenet.densenet,
+  'external': external.external,
 }
 
 
@@ -63,7 +82,7 @@ def init(key, model, image_shape):
   run = jax.jit(functools.partial(model.init, train=False),
                 compiler_options={'xla_backend_optimization_level': 0})
   variables = run(key, images)
-  return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+  return {'params': variables.get('params', {}), 'batch_stats': variables.get('batch_stats', {})}
 
 
 def logits_fn(model, variables, *, mean=0.0, std=1.0):
@@ -82,6 +101,8 @@ def logits_fn(model, variables, *, mean=0.0, std=1.0):
     A LogitsFn: images [batch, height, width, channel] in [0, 1] -> logits [batch, classes]
     float32.
   """
+  if getattr(model, 'takes_pixels', False):
+    mean, std = 0., 1.
   return jax.tree_util.Partial(_eval_logits(model, _hashable(mean), _hashable(std)), variables)
 
 
@@ -97,16 +118,17 @@ def network(model, *, mean=0.0, std=1.0, axis_name=None):
 
   Returns:
     types.Network. `train_logits(params, batch_stats, images, key)` returns logits [batch, classes]
-    float32 and the updated batch_stats ({} for a model without BatchNorm). Its `key`, [batch]
-    keys, is there for dropout, which no model has yet.
+    float32 and the updated batch_stats ({} for a model without BatchNorm). Its `key`, one key or
+    [batch] keys, draws the dropout masks, each example's from its own key.
   """
   train_model = model.clone(axis_name=axis_name) if hasattr(model, 'axis_name') else model
+  takes_key = 'key' in inspect.signature(model.__call__).parameters
 
   def train_logits(params, batch_stats, images, key):
-    del key
+    kwargs = {'key': keys.per_example(key, len(images))} if takes_key else {}
     logits, updated = train_model.apply(
       {'params': params, 'batch_stats': batch_stats}, _normalise(images, mean, std),
-      train=True, mutable=['batch_stats'])
+      train=True, mutable=['batch_stats'], **kwargs)
     return logits.astype(jnp.float32), updated.get('batch_stats', {})
 
   return Network(

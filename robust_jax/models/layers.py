@@ -1,70 +1,169 @@
-"""Layers that the families share: pooling with a fast gradient, and PyTorch's initialisation.
+"""Layers that the families share, each applied inside a compact module.
 
-The published figures come from PyTorch networks, whose layers start from U(-b, b) with
-b = 1 / sqrt(fan_in), kernels and biases alike; Flax's own default is wider and has zero biases.
+The published figures come from PyTorch networks: padding, BatchNorm and initialisation are
+PyTorch's. Every layer computes in `dtype` and keeps its parameters and statistics in float32.
 """
 
+import functools
 import math
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-uniform_kernel = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-"""U(-b, b) with b = 1 / sqrt(fan_in)."""
+from robust_jax import keys
+from robust_jax.errors import UserError
+from robust_jax.types import Interval
+
+Dtype = Literal['float32', 'bfloat16']
+"""What a network computes in; parameters, BatchNorm statistics and logits are float32."""
+Rate = Annotated[float, Interval(0, 1, open_high=True)]
+"""The probability that dropout drops an entry."""
+
+# An initialisation maps a layer's fan_in to the initialisers of its kernel and its bias.
 
 
-def uniform_bias(fan_in):
-  """The initialiser U(-b, b) with b = 1 / sqrt(fan_in) of a bias, whose shape lacks fan_in."""
+def uniform(fan_in):
+  """U(-b, b) with b = 1 / sqrt(fan_in), kernels and biases alike: PyTorch's default."""
   bound = 1 / math.sqrt(fan_in)
 
   def init(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-  return init
+  return init, init
 
 
-def conv(images, features, *, kernel_size, padding, name):
-  """A convolution of stride 1 with a bias, inside a compact module; PyTorch's initialisation."""
-  fan_in = kernel_size**2 * images.shape[-1]
-  return nn.Conv(features, (kernel_size, kernel_size), padding=padding, name=name,
-                 kernel_init=uniform_kernel, bias_init=uniform_bias(fan_in))(images)
+def fan_out_normal(fan_in):
+  """N(0, 2 / fan_out), not truncated (He et al. 2015), and zero biases."""
+  del fan_in
+  return nn.initializers.variance_scaling(2, 'fan_out', 'normal'), nn.initializers.zeros
 
 
-def dense(inputs, features, *, name):
-  """A dense layer inside a compact module; PyTorch's initialisation."""
-  return nn.Dense(features, name=name, kernel_init=uniform_kernel,
-                  bias_init=uniform_bias(inputs.shape[-1]))(inputs)
-
-
-@jax.custom_jvp
-def max_pool(images):
-  """The maximum of every 2x2 window, stride 2; an odd last row or column is dropped.
-
-  `flax.linen.max_pool(images, (2, 2), (2, 2))` in its values and its gradient (where entries of a
-  window tie, all of it goes to the first, row by row, as in PyTorch), but differentiated by
-  comparisons: its own select-and-scatter is slow on CPU (LeNet's input gradient: 960 images/s
-  for 1,470 on one core). A custom JVP leaves forward mode, vmap and second derivatives possible.
+def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=False,
+         initialise=uniform, dtype='float32'):
+  """A square convolution.
 
   Args:
     images: [batch, height, width, channel].
+    features: channels of the result.
+    name: of the layer's parameters.
+    kernel_size: side of the kernel, in pixels.
+    stride: in pixels.
+    padding: 'SAME' or 'VALID'; None pads kernel_size // 2 on every side, as PyTorch's networks
+      do at any stride, where 'SAME' pads (0, 1) at stride 2.
+    bias: whether there is one.
+    initialise: fan_in -> (kernel_init, bias_init).
+    dtype: what it computes in.
 
   Returns:
-    [batch, height // 2, width // 2, channel].
+    [batch, height', width', features] in `dtype`.
   """
-  return nn.max_pool(images, (2, 2), (2, 2))
+  kernel_init, bias_init = initialise(kernel_size**2 * images.shape[-1])
+  padding = padding or ((kernel_size // 2, kernel_size // 2),) * 2
+  return nn.Conv(features, (kernel_size, kernel_size), strides=stride, padding=padding,
+                 use_bias=bias, kernel_init=kernel_init, bias_init=bias_init,
+                 dtype=jnp.dtype(dtype), name=name)(images)
+
+
+def dense(inputs, features, *, name, initialise=uniform, dtype='float32'):
+  """A dense layer with a bias: [batch, features_in] -> [batch, features] in `dtype`.
+
+  Raises:
+    UserError: there are no inputs, because convolutions and pools left nothing of the image.
+  """
+  if not inputs.shape[-1]:
+    raise UserError('the images are too small for this network: its convolutions and pools leave '
+                    'no pixel')
+  kernel_init, bias_init = initialise(inputs.shape[-1])
+  return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init, dtype=jnp.dtype(dtype),
+                  name=name)(inputs)
+
+
+def norm(images, *, name, train, axis_name=None, affine=True, momentum=0.9, epsilon=1e-5,
+         dtype='float32'):
+  """BatchNorm over all axes but the last.
+
+  With `train` the statistics of `images`, over all devices of `axis_name`, normalise, and update
+  the stored ones as momentum old + (1 - momentum) new (the variance is the biased one, where
+  PyTorch stores the unbiased).
+
+  Args:
+    images: [batch, ..., channel].
+    name: of the layer's parameters and statistics.
+    train: whether to use batch statistics.
+    axis_name: the mapped axis over which they are averaged, or None.
+    affine: whether a learned scale and bias follow.
+    momentum: weight of the stored statistics in their update.
+    epsilon: added to the variance.
+    dtype: of the result; the arithmetic is float32.
+
+  Returns:
+    [batch, ..., channel] in `dtype`.
+  """
+  return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=epsilon,
+                      axis_name=axis_name, use_scale=affine, use_bias=affine,
+                      dtype=jnp.dtype(dtype), name=name)(images)
+
+
+def dropout(inputs, rate, key, number):
+  """Zeroes each entry with probability `rate` and divides the others by 1 - rate.
+
+  The mask of an example depends on its own key alone, so neither its place in a batch nor the
+  number of devices changes it.
+
+  Args:
+    inputs: [batch, ...].
+    rate: in [0, 1).
+    key: [batch] keys; None for none to be dropped, in evaluation.
+    number: of this layer in its network, which no other layer has.
+
+  Returns:
+    [batch, ...].
+  """
+  if rate == 0 or key is None:
+    return inputs
+  draw = lambda one: jax.random.bernoulli(one, 1 - rate, inputs.shape[1:])
+  kept = jax.vmap(draw)(keys.fold_in(key, number))
+  return jnp.where(kept, inputs / (1 - rate), 0)
+
+
+def average(images):
+  """Global average pool: [batch, height, width, channel] -> [batch, channel] float32."""
+  return images.astype(jnp.float32).mean(axis=(1, 2))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def max_pool(images, size=2):
+  """The maximum of every size x size window, stride `size`; rows and columns left over are dropped.
+
+  `flax.linen.max_pool` in its values and its gradient (where entries of a window tie, all of it
+  goes to the first, row by row, as in PyTorch), but differentiated by comparisons: its own
+  select-and-scatter is slow on CPU (LeNet's input gradient: 960 images/s for 1,470 on one core). A
+  custom JVP leaves forward mode, vmap and second derivatives possible.
+
+  Args:
+    images: [batch, height, width, channel].
+    size: side of the windows, in pixels.
+
+  Returns:
+    [batch, height // size, width // size, channel].
+  """
+  return nn.max_pool(images, (size, size), (size, size))
 
 
 @max_pool.defjvp
-def _max_pool_jvp(primals, tangents):
+def _max_pool_jvp(size, primals, tangents):
   images, = primals
   tangent, = tangents
-  maximum = max_pool(images)
-  first, second, third, _ = (corner == maximum for corner in _corners(images))
-  return maximum, jnp.select([first, second, third], _corners(tangent)[:3], _corners(tangent)[3])
+  maximum = max_pool(images, size)
+  *first, last = _entries(tangent, size)
+  at_maximum = [entry == maximum for entry in _entries(images, size)[:-1]]
+  return maximum, jnp.select(at_maximum, first, last)
 
 
-def _corners(images):
-  """The four entries of every 2x2 window: upper left, upper right, lower left, lower right."""
-  rows, columns = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
-  return [images[:, row:rows:2, column:columns:2] for row in (0, 1) for column in (0, 1)]
+def _entries(images, size):
+  """The size**2 entries of every window, row by row, each [batch, rows, columns, channel]."""
+  rows, columns = images.shape[1] // size * size, images.shape[2] // size * size
+  return [images[:, row:rows:size, column:columns:size]
+          for row in range(size) for column in range(size)]

@@ -27,6 +27,20 @@ class MLP(nn.Module):
     return layers.dense(x, self.num_classes, name='logits')
 
 
+def linear(num_classes):
+  """The linear classifier W x + b of the flattened image: 10 x 785 parameters at 28x28x1.
+
+  Its margins and its worst cases have closed forms, which makes it a check of attacks.
+
+  Args:
+    num_classes: number of logits.
+
+  Returns:
+    The module.
+  """
+  return MLP(num_classes, ())
+
+
 def mlp(num_classes, *, hidden: tuple[Count, ...] = (256, 256)):
   """A multilayer perceptron on the flattened image.
 

@@ -1,13 +1,11 @@
-"""The ResNets of depth 6n+2 for CIFAR-sized images, as the smoothing literature trains them."""
+"""ResNets (v1, post-activation): those of depth 6n+2 for CIFAR-sized images, and ResNet-50."""
 
 import functools
+from collections.abc import Callable
 
 from flax import linen as nn
 
 from robust_jax.models import layers
-
-fan_out_normal = nn.initializers.variance_scaling(2, 'fan_out', 'normal')
-"""N(0, 2 / fan_out), not truncated (He et al. 2015)."""
 
 
 class BasicBlock(nn.Module):
@@ -16,69 +14,112 @@ class BasicBlock(nn.Module):
   The shortcut is the identity or, where the shape changes, a strided 1x1 convolution and BN.
 
   Attributes:
-    conv: nn.Conv but for its features, kernel size, strides and padding.
-    norm: nn.BatchNorm but for its name.
+    conv: layers.conv but for its images, features and name.
+    norm: layers.norm but for its images and name.
     width: channels.
     stride: stride of the first convolution.
   """
 
-  conv: functools.partial
-  norm: functools.partial
+  conv: Callable
+  norm: Callable
   width: int
   stride: int
 
   @nn.compact
   def __call__(self, x):
-    # Padding (1, 1) on both sides, as PyTorch pads; SAME would pad (0, 1) at stride 2.
-    conv3x3 = functools.partial(self.conv, self.width, (3, 3), padding=((1, 1), (1, 1)))
-    out = nn.relu(self.norm(name='norm1')(conv3x3(strides=self.stride, name='conv1')(x)))
-    out = self.norm(name='norm2')(conv3x3(name='conv2')(out))
-    if self.stride != 1 or x.shape[-1] != self.width:
-      x = self.conv(self.width, (1, 1), strides=self.stride, padding='VALID', name='shortcut')(x)
-      x = self.norm(name='shortcut_norm')(x)
-    return nn.relu(out + x)
+    out = self.conv(x, self.width, stride=self.stride, name='conv1')
+    out = nn.relu(self.norm(out, name='norm1'))
+    out = self.norm(self.conv(out, self.width, name='conv2'), name='norm2')
+    return nn.relu(out + _shortcut(self, x, self.width))
+
+
+class Bottleneck(nn.Module):
+  """relu(BN(conv1x1(relu(BN(conv3x3(relu(BN(conv1x1(x)))))))) + shortcut(x)).
+
+  The stride is the 3x3 convolution's ("v1.5", as in torchvision; He et al. have it in the first
+  1x1). Attributes as of `BasicBlock`; the last convolution has 4 `width` channels.
+  """
+
+  conv: Callable
+  norm: Callable
+  width: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    out = self.conv(x, self.width, kernel_size=1, name='conv1')
+    out = nn.relu(self.norm(out, name='norm1'))
+    out = self.conv(out, self.width, stride=self.stride, name='conv2')
+    out = nn.relu(self.norm(out, name='norm2'))
+    out = self.conv(out, 4 * self.width, kernel_size=1, name='conv3')
+    out = self.norm(out, name='norm3')
+    return nn.relu(out + _shortcut(self, x, 4 * self.width))
+
+
+def _shortcut(block, x, features):
+  if block.stride == 1 and x.shape[-1] == features:
+    return x
+  x = block.conv(x, features, kernel_size=1, stride=block.stride, name='shortcut')
+  return block.norm(x, name='shortcut_norm')
 
 
 class ResNet(nn.Module):
-  """conv3x3-16, BN, ReLU; three stages of basic blocks; global average pool; dense.
+  """Stem; stages of residual blocks; global average pool; dense.
+
+  The first stage has `width` channels; every further one twice as many, and half the resolution.
 
   Attributes:
     num_classes: number of logits.
-    num_blocks: blocks n of each of the stages of 16, 32 and 64 channels; the depth is 6n+2.
+    num_blocks: blocks of each stage.
+    width: channels of the stem and of the first stage.
+    bottleneck: blocks are bottlenecks of 1x1, 3x3 and 1x1 convolutions.
+    large_images: the stem is conv7x7 of stride 2, BN, ReLU and 3x3 max-pool of stride 2, rather
+      than conv3x3, BN, ReLU.
+    dtype: what it computes in.
+    remat: keep only the blocks' inputs for the backward pass, and compute the rest again.
     axis_name: the mapped axis over which batch statistics are averaged, or None.
   """
 
   num_classes: int
-  num_blocks: int
+  num_blocks: tuple[int, ...]
+  width: int = 16
+  bottleneck: bool = False
+  large_images: bool = False
+  dtype: layers.Dtype = 'float32'
+  remat: bool = False
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, images, *, train):
-    """Images [batch, height, width, channel] -> logits [batch, classes].
+    """Images [batch, height, width, channel] -> logits [batch, classes]."""
+    conv = functools.partial(layers.conv, initialise=layers.fan_out_normal, dtype=self.dtype)
+    norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
+    if self.large_images:
+      x = conv(images, self.width, kernel_size=7, stride=2, name='conv')
+      x = nn.max_pool(nn.relu(norm(x, name='norm')), (3, 3), (2, 2), ((1, 1), (1, 1)))
+    else:
+      x = nn.relu(norm(conv(images, self.width, name='conv'), name='norm'))
+    block_type = Bottleneck if self.bottleneck else BasicBlock
+    block_type = nn.remat(block_type) if self.remat else block_type
+    for stage, blocks in enumerate(self.num_blocks):
+      for block in range(blocks):
+        stride = 2 if stage > 0 and block == 0 else 1
+        x = block_type(conv, norm, self.width * 2**stage, stride,
+                       name=f'stage{stage + 1}_block{block + 1}')(x)
+    return layers.dense(layers.average(x), self.num_classes, name='logits')
 
-    With `train` the statistics of `images` normalise, and update `batch_stats` as
-    0.9 old + 0.1 new (the variance is the biased one, where PyTorch stores the unbiased).
-    """
-    conv = functools.partial(nn.Conv, use_bias=False, kernel_init=fan_out_normal)
-    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9,
-                             epsilon=1e-5, axis_name=self.axis_name)
-    x = conv(16, (3, 3), padding=((1, 1), (1, 1)), name='conv')(images)
-    x = nn.relu(norm(name='norm')(x))
-    for stage, width in enumerate((16, 32, 64), start=1):
-      for block in range(1, self.num_blocks + 1):
-        stride = 2 if stage > 1 and block == 1 else 1
-        x = BasicBlock(conv, norm, width, stride, name=f'stage{stage}_block{block}')(x)
-    return layers.dense(x.mean(axis=(1, 2)), self.num_classes, name='logits')
 
+def resnet20(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
+  """ResNet-20 for CIFAR-sized images: 272,474 parameters at 10 classes.
 
-def resnet20(num_classes):
-  """ResNet-20 for CIFAR-sized images: about 0.27 million parameters.
-
-  Three stages of 3 basic blocks; shortcuts that change the shape are 1x1 convolutions with BN, as
-  in the networks of the smoothing papers (He et al. pad with zeros).
+  conv3x3-16, BN, ReLU; three stages, of 16, 32 and 64 channels, of 3 basic blocks each; global
+  average pool; dense. Shortcuts that change the shape are 1x1 convolutions with BN, as in the
+  networks of the smoothing papers (He et al. pad with zeros).
 
   Args:
     num_classes: number of logits.
+    dtype: what it computes in.
+    remat: whether to trade a second forward pass of each block for memory in training.
 
   Returns:
     The module.
@@ -86,21 +127,44 @@ def resnet20(num_classes):
   Reference:
     He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2.
   """
-  return ResNet(num_classes, num_blocks=3)
+  return ResNet(num_classes, (3,) * 3, dtype=dtype, remat=remat)
 
 
-def resnet110(num_classes):
-  """ResNet-110 for CIFAR-sized images: about 1.73 million parameters; see `resnet20`.
+def resnet56(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
+  """ResNet-56 for CIFAR-sized images: 855,770 parameters at 10 classes; see `resnet20`.
 
-  The network of Cohen et al. 2019 and Salman et al. 2019 on CIFAR-10: 18 basic blocks a stage.
+  9 basic blocks a stage. Arguments, result and reference as `resnet20`.
+  """
+  return ResNet(num_classes, (9,) * 3, dtype=dtype, remat=remat)
+
+
+def resnet110(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
+  """ResNet-110 for CIFAR-sized images: 1,730,714 parameters at 10 classes; see `resnet20`.
+
+  18 basic blocks a stage: the network of Cohen et al. 2019 and Salman et al. 2019 on CIFAR-10.
+  Arguments, result and reference as `resnet20`.
+  """
+  return ResNet(num_classes, (18,) * 3, dtype=dtype, remat=remat)
+
+
+def resnet50(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
+  """ResNet-50 for ImageNet-sized images: 25,557,032 parameters at 1000 classes.
+
+  conv7x7-64 of stride 2, BN, ReLU, 3x3 max-pool of stride 2; stages of 3, 4, 6 and 3 bottlenecks
+  that put out 256, 512, 1024 and 2048 channels; global average pool; dense. torchvision's
+  network, layer by layer, and its initialisation.
 
   Args:
     num_classes: number of logits.
+    dtype: what it computes in.
+    remat: whether to trade a second forward pass of each block for memory in training.
 
   Returns:
     The module.
 
   Reference:
-    He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2.
+    He et al., Deep Residual Learning for Image Recognition, 2016, table 1; torchvision.models,
+    resnet50.
   """
-  return ResNet(num_classes, num_blocks=18)
+  return ResNet(num_classes, (3, 4, 6, 3), width=64, bottleneck=True, large_images=True,
+                dtype=dtype, remat=remat)

@@ -11,6 +11,9 @@ from robust_jax import analysis
 from robust_jax.certification import log
 from robust_jax.errors import UserError
 
+# In the folder of a sweep: {'runs': [{'workdir': its folder's name, 'point': {field: value}}]}.
+SWEEP = 'sweep.json'
+
 
 class Contents(NamedTuple):
   """The files of a run.
@@ -69,6 +72,30 @@ def load(workdir) -> Contents:
       certified=log.read(certified) if certified else None,
       gallery=_arrays(gallery) if gallery.exists() else None,
   )
+
+
+def is_sweep(folder) -> bool:
+  """Whether a folder is that of a sweep, not of a run."""
+  return (Path(folder) / SWEEP).is_file()
+
+
+def load_all(folders) -> list[Contents]:
+  """Reads several workdirs, each once; the folder of a sweep stands for all of its runs.
+
+  Raises:
+    UserError: no such folder, or a file in it is malformed.
+  """
+  paths = []
+  for folder in map(Path, folders):
+    if not is_sweep(folder):
+      paths.append(folder)
+      continue
+    try:
+      paths += [folder / run['workdir'] for run in _json(folder / SWEEP)['runs']]
+    except (KeyError, TypeError) as error:
+      raise UserError(f'{folder / SWEEP}: {type(error).__name__} {error}; the workdir of each run '
+                      'is allowed') from error
+  return [load(path) for path in {path.resolve(): path for path in reversed(paths)}.values()][::-1]
 
 
 def _json(path):

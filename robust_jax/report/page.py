@@ -1,19 +1,12 @@
 """The page of a run: the figures, charts and pictures of a workdir put into page.html."""
 
-import base64
-import datetime
-import importlib.resources
-import string
 from html import escape
 
 import numpy as np
 
 from robust_jax import analysis
-from robust_jax.report import gallery, plots, results
+from robust_jax.report import gallery, groups, markup, plots, results
 from robust_jax.report.contents import Contents
-
-WRITERS = {'csv': analysis.to_csv, 'md': analysis.to_markdown, 'tex': analysis.to_latex}
-_FORMATS = {'csv': 'CSV', 'md': 'Markdown', 'tex': 'LaTeX'}
 
 
 def render(run: Contents, tables) -> str:
@@ -23,16 +16,15 @@ def render(run: Contents, tables) -> str:
     run: what the run has left.
     tables: {file name: (caption, table)}, of `results.tables`.
   """
-  template = importlib.resources.files(__package__).joinpath('page.html')
-  return string.Template(template.read_text(encoding='utf-8')).substitute(
-      title=escape(title(run)),
-      facts=''.join(f'<li>{escape(fact)} </li>' for fact in _facts(run)),
-      headline=_headline(run, tables),
-      robustness=_robustness(run, tables),
-      gallery=_gallery(run),
-      training=_training(run, tables),
-      soundness=_soundness(run),
-      provenance=_provenance(run))
+  sections = [
+      ('robustness', 'Robustness', _robustness(run, tables)),
+      ('gallery', 'Adversarial examples', _gallery(run)),
+      ('training', 'Training', _training(run, tables)),
+      ('soundness', 'What the figures say, and what they do not', _soundness(run)),
+      ('provenance', 'How it was made', _provenance(run)),
+  ]
+  return markup.page(title(run), _facts(run), _headline(run, tables)
+                     + ''.join(markup.section(*section) for section in sections))
 
 
 def title(run: Contents) -> str:
@@ -68,7 +60,7 @@ def _facts(run):
     facts.append(results.device_text(run))
   started = run.stages.get('train', {}).get('started') or run.record.get('started')
   if started:
-    facts.append(f'started {_date(started)}')
+    facts.append(f'started {markup.date(started)}')
   return facts
 
 
@@ -117,7 +109,7 @@ def _robustness(run, tables):
     parts.append(_unfinished(run, 'attack', len(attack.idx)))
   else:
     parts.append(_missing(run, 'Not attacked yet', 'attack'))
-  beside = _beside(''.join(charts), ''.join(listed)) if charts else ''
+  beside = markup.beside(''.join(charts), ''.join(listed)) if charts else ''
   return beside + ''.join(parts)
 
 
@@ -166,7 +158,7 @@ def _attack_words(attack):
   name, norm = results.attack_name(attack), results.norm(attack)
   details = {key: value for key, value in header.get('attack', {}).items()
              if key not in ('name', 'norm') and value is not None}
-  listed = ', '.join(f'{key} {_text(value)}' for key, value in details.items())
+  listed = ', '.join(f'{key} {markup.text(value)}' for key, value in details.items())
   return (f'<p class="soft"><b>{escape(name)}</b> on the {target} in {escape(norm)}, '
           f'{len(attack.idx):,} images{escape(": " + listed if listed else "")}. An image counts '
           'at ε if it is right without attack and at every smaller ε measured; dots are '
@@ -268,12 +260,12 @@ def _soundness(run):
 
 def _provenance(run):
   record = run.record
-  parts = []
+  parts, places = [], ('started', 'finished')
   if run.stages:
-    rows = [[name, stage.get('status'), _date(stage.get('started')), _date(stage.get('finished')),
+    rows = [[name, stage.get('status'), *(markup.date(stage.get(at)) for at in places),
              results.duration(stage['seconds']) if stage.get('seconds') is not None else None]
             for name, stage in run.stages.items()]
-    parts.append(_html_table(analysis.Table(
+    parts.append(markup.table(analysis.Table(
         ['stage', 'status', 'started', 'finished', 'time'], rows), 'Stages'))
   if 'command' in record:
     parts.append(f'<h3>Command</h3><pre>{escape(record["command"])}</pre>')
@@ -281,21 +273,15 @@ def _provenance(run):
               *((key, record[key]) for key in ('platform', 'device', 'num_devices', 'flags')
                 if record.get(key))]
   if versions:
-    parts.append('<details><summary>Versions and machine</summary>' + _html_table(
-        analysis.Table(['what', 'value'], [[key, _text(value)] for key, value in versions]))
+    parts.append('<details><summary>Versions and machine</summary>' + markup.table(
+        analysis.Table(['what', 'value'], [[key, markup.text(value)] for key, value in versions]))
         + '</details>')
   if run.config:
-    parts.append('<details><summary>Configuration</summary>' + _html_table(
-        analysis.Table(['field', 'value'], list(_flat(run.config)))) + '</details>')
+    parts.append('<details><summary>Configuration</summary>' + markup.table(
+        analysis.Table(['field', 'value'], [
+            [field, markup.text(value)] for field, value in groups.flat(run.config).items()]))
+        + '</details>')
   return ''.join(parts) or _missing(run, 'No record of a run', 'train')
-
-
-def _flat(section, prefix=''):
-  for key, value in section.items():
-    if isinstance(value, dict) and value:
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield [f'{prefix}{key}', _text(value)]
 
 
 # Small parts.
@@ -321,58 +307,10 @@ def _command(run, stage):
   return ' '.join([*words, f'--stages={stage}'])
 
 
-def _beside(left, right):
-  return f'<div class="beside"><div>{left}</div><div>{right}</div></div>'
-
-
 def _table(name, tables):
   caption, table = tables[name]
-  return _html_table(table, caption) + _files(name, tables)
-
-
-def _html_table(table, caption=''):
-  ends = analysis.table.right_aligned(table)
-  row = lambda tag, cells: '<tr>' + ''.join(
-      f'<{tag} class="{"n" if end else "v"}">{escape(analysis.table.format_cell(cell))}</{tag}>'
-      for cell, end in zip(cells, ends)) + '</tr>'
-  caption = f'<caption>{escape(caption)}</caption>' if caption else ''
-  body = ''.join(row('td', cells) for cells in table.rows)
-  return (f'<div class="scroll"><table>{caption}<thead>{row("th", table.columns)}</thead>'
-          f'<tbody>{body}</tbody></table></div>')
+  return markup.table(table, caption) + _files(name, tables)
 
 
 def _files(name, tables):
-  """Links that carry the table in themselves, so that the page alone is enough."""
-  table = tables[name][1]
-  links = []
-  for end, write in WRITERS.items():
-    content = base64.b64encode(write(table).encode()).decode()
-    links.append(f'<a download="{name}.{end}" href="data:text/plain;base64,{content}">'
-                 f'{_FORMATS[end]}</a>')
-  beside = ', '.join(f'<a href="tables/{name}.{end}">{name}.{end}</a>' for end in WRITERS)
-  return (f'<div class="files"><span>Download {" · ".join(links)}</span>'
-          f'<details><summary>Copy</summary><pre>{escape(analysis.to_markdown(table))}</pre>'
-          f'<pre>{escape(analysis.to_latex(table))}</pre>Beside this page: {beside}</details>'
-          '</div>')
-
-
-def _text(value):
-  if isinstance(value, str):
-    return value
-  if isinstance(value, float):
-    return f'{value:.6g}'
-  if isinstance(value, list | tuple):
-    return ', '.join(map(_text, value))
-  if isinstance(value, dict):
-    return ', '.join(f'{key} {_text(each)}' for key, each in value.items())
-  return str(value)
-
-
-def _date(value):
-  """An ISO date and time to the minute."""
-  if not value:
-    return ''
-  try:
-    return f'{datetime.datetime.fromisoformat(value):%Y-%m-%d %H:%M %Z}'.strip()
-  except ValueError:
-    return str(value)
+  return markup.files(name, tables[name][1], folder='tables/')

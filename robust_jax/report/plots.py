@@ -14,8 +14,9 @@ class Series(NamedTuple):
   """One line of a chart.
 
   Attributes:
-    name: its name in the legend.
-    style: its class in the style sheet: train, test, certified or attack.
+    name: its name in the legend; '' for a line that is not told apart from others of its style.
+    style: its classes in the style sheet: train, test, certified, attack or `palette(i)`, and
+      thin for a line behind others.
     x: [num_points] ascending.
     y: [num_points].
     interval: None, or (low, high), [num_points] each: a band, or whiskers at marks.
@@ -33,7 +34,7 @@ class Series(NamedTuple):
 
 
 def chart(series, *, title, x_label, y_limits=None, x_limits=None, percent=False, width=400,
-          height=250):
+          height=250, with_legend=True):
   """A figure with a title, a legend and axes.
 
   Args:
@@ -45,6 +46,7 @@ def chart(series, *, title, x_label, y_limits=None, x_limits=None, percent=False
     percent: whether y is a fraction to be shown in per cent.
     width: of the drawing in units of its text, which is 12 high. The page scales it.
     height: of the drawing.
+    with_legend: whether the names of the lines are above it.
 
   Returns:
     HTML; '' if there is nothing to draw.
@@ -84,13 +86,24 @@ def chart(series, *, title, x_label, y_limits=None, x_limits=None, percent=False
                f'<text x="{(_LEFT + width - _RIGHT) / 2:.1f}" y="{height - 5}" '
                f'text-anchor="middle">{escape(x_label)}</text>')
   parts += [_draw(line, to_x, to_y, percent, x_label) for line in series]
-  legend = ''.join(f'<span class="key {line.style}">{escape(line.name)}</span>' for line in series)
+  names = legend([(line.name, line.style) for line in series if line.name]) if with_legend else ''
   scale = ' <small>(log scale)</small>' if logarithmic else ''
-  return (f'<figure class="chart"><figcaption><b>{escape(title)}</b>{scale} {legend}</figcaption>'
+  return (f'<figure class="chart"><figcaption><b>{escape(title)}</b>{scale} {names}</figcaption>'
           f'<svg class="{"wide" if width > 400 else "small"}" viewBox="0 0 {width} {height}" '
           f'role="img" '
           f'aria-label="{escape(_spoken(series, title, x_label, percent))}">'
           f'{"".join(parts)}</svg></figure>')
+
+
+def legend(entries):
+  """HTML of the names of lines, from (name, style) of each."""
+  return ''.join(f'<span class="key {style}">{escape(name)}</span>' for name, style in entries)
+
+
+def palette(number):
+  """The style of the number-th of several lines: eight colours, then the same ones dashed."""
+  dash = number // 8 % 3
+  return f'c{number % 8}' + (f' dash{dash}' if dash else '')
 
 
 def average(x, y, count=MAX_POINTS):
@@ -177,5 +190,5 @@ def _short(number):
 def _spoken(series, title, x_label, percent):
   show = lambda value: f'{100 * value:.1f}%' if percent else f'{value:.3g}'
   lines = [f'{line.name} goes from {show(line.y[0])} at {line.x[0]:.3g} '
-           f'to {show(line.y[-1])} at {line.x[-1]:.3g}' for line in series]
+           f'to {show(line.y[-1])} at {line.x[-1]:.3g}' for line in series if line.name]
   return f'{title} against {x_label}: {"; ".join(lines)}.'

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from robust_jax import certification, checkpoint, keys, parallel, smoothing
+from robust_jax import certification, keys, monitoring, parallel, smoothing
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
-from robust_jax.stages import images
+from robust_jax.stages import classifier, images
 
 
 def attack(run, workdir):
@@ -21,21 +20,20 @@ def attack(run, workdir):
   A smoothed classifier (sigma > 0) is attacked through num_noise fixed draws an image and judged
   by `certification.predict` on fresh ones, where an abstention counts as wrong.
   """
-  network, variables, info = checkpoint.load(workdir)
-  logits_fn = network.eval_logits(variables)
+  logits_fn, origin = classifier.load(run, workdir)
   settings = run.evaluation
   find, predict = _attacker(run), _predictor(run, logits_fn)
   header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),
             'smoothed': run.sigma > 0, 'sigma': run.sigma, 'seed': run.config['seed'],
             **{name: run.config['evaluation'][name]
                for name in ('num_noise', 'n', 'alpha', 'stride', 'num_images')},
-            'checkpoint_step': info['step']}
+            **origin}
   path = Path(workdir) / 'attack.jsonl'
   everything = images.chosen(run.test_data, settings.stride, settings.num_images)
   done = _resume(path, header)
   left = [index for index in everything if index not in done]
-  bar = tqdm(desc='attack', initial=len(everything) - len(left), total=len(everything),
-             unit='image', disable=None)
+  bar = monitoring.bar(desc='attack', initial=len(everything) - len(left),
+                       total=len(everything), unit='image')
   with open(path, 'a', encoding='utf-8') as file:
     for chunk in images.batches(run.test_data, left, settings.batch_size, pad=True):
       real = chunk.mask > 0
@@ -53,6 +51,7 @@ def attack(run, workdir):
       os.fsync(file.fileno())
       bar.update(int(real.sum()))
   bar.close()
+  return {}
 
 
 def _attacker(run):

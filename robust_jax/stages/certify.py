@@ -3,33 +3,29 @@
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
-from robust_jax import checkpoint, parallel
+from robust_jax import monitoring, parallel
 from robust_jax import workdir as workdirs
 from robust_jax.certification import log
-from robust_jax.stages import images
+from robust_jax.stages import classifier, images
 
 
 def certify(run, workdir):
   """Certifies the test images of config.certify_images; goes on after the last logged line."""
   if run.certify is None:
     print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset)')
-    return
-  network, variables, info = checkpoint.load(workdir)
-  logits_fn = network.eval_logits(variables)
+    return {}
+  logits_fn, origin = classifier.load(run, workdir)
   count = parallel.sharded_count(run.devices)
   chosen, dataset = run.certify_images, run.test_data
   settings = {**run.config['certify'], 'sigma': run.sigma, 'seed': run.config['seed'],
               'dataset': run.data.name, 'split': 'test', 'stride': chosen.stride,
-              'num_images': chosen.num_images, 'num_classes': dataset.num_classes,
-              'checkpoint_step': info['step']}
+              'num_images': chosen.num_images, 'num_classes': dataset.num_classes, **origin}
   with log.open_for_append(Path(workdir) / 'certify', settings,
                            workdirs.environment(run.devices)) as writer:
     everything = images.chosen(dataset, chosen.stride, chosen.num_images)
     left = [index for index in everything if index not in writer.done]
-    bar = tqdm(desc='certify', initial=len(everything) - len(left), total=len(everything),
-               unit='image', disable=None)
+    bar = monitoring.bar(desc='certify', initial=len(everything) - len(left),
+                         total=len(everything), unit='image')
     for chunk in images.batches(dataset, left, chosen.images_per_call, pad=False):
       begun = time.monotonic()
       certificate = run.certify(run.key('certify'), logits_fn, chunk.images,
@@ -38,3 +34,4 @@ def certify(run, workdir):
       writer.write(log.records(chunk.index, chunk.labels, certificate, seconds))
       bar.update(len(chunk.index))
     bar.close()
+  return {}

@@ -1,39 +1,61 @@
 """Optimisers, by the names of `config.optimizer`."""
 
+import jax
 import optax
 
 from robust_jax.types import Fraction, NonNegative, Positive
 
 
 def sgd(learning_rate, *, momentum: Fraction = 0.9, nesterov: bool = False,
-        weight_decay: NonNegative = 0.):
-  """SGD with momentum; weight decay is added to the gradient, as in torch.optim.SGD.
+        weight_decay: NonNegative = 0., decoupled: bool = False, decay_all: bool = True,
+        clip_norm: Positive | None = None):
+  """SGD with momentum, as torch.optim.SGD.
 
-  v <- momentum v + (g + weight_decay w); w <- w - learning_rate v.
+  g <- g min(1, clip_norm / |g|); g <- g + weight_decay w; v <- momentum v + g;
+  w <- w - learning_rate v.
 
   Args:
     learning_rate: a number or an optax schedule.
     momentum: 0 for none.
     nesterov: look ahead along the momentum.
-    weight_decay: L2 coefficient, on every parameter.
+    weight_decay: its coefficient.
+    decoupled: w <- w - learning_rate (v + weight_decay w) instead, without momentum on the decay.
+    decay_all: decay every parameter, as PyTorch code does; else not the biases and the scales of
+      normalisation, whose only axis is the channel.
+    clip_norm: largest l2 norm of the whole gradient; None for no limit.
+
+  Reference:
+    Loshchilov & Hutter, Decoupled weight decay regularization, 2019.
   """
-  return optax.chain(optax.add_decayed_weights(weight_decay),
-                     optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov))
+  return _chain(optax.trace(momentum, nesterov), learning_rate, weight_decay=weight_decay,
+                decoupled=decoupled, decay_all=decay_all, clip_norm=clip_norm)
 
 
 def adam(learning_rate, *, b1: Fraction = 0.9, b2: Fraction = 0.999, eps: Positive = 1e-8,
-         weight_decay: NonNegative = 0.):
-  """Adam (Kingma & Ba 2015); weight decay is added to the gradient, as in torch.optim.Adam.
+         weight_decay: NonNegative = 0., decoupled: bool = False, decay_all: bool = True,
+         clip_norm: Positive | None = None):
+  """Adam, as torch.optim.Adam; with `decoupled`, AdamW.
 
   Args:
     learning_rate: a number or an optax schedule.
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
-    weight_decay: L2 coefficient, on every parameter.
+    weight_decay, decoupled, decay_all, clip_norm: as in `sgd`.
+
+  Reference:
+    Kingma & Ba, Adam: a method for stochastic optimization, 2015.
   """
-  return optax.chain(optax.add_decayed_weights(weight_decay),
-                     optax.adam(learning_rate, b1=b1, b2=b2, eps=eps))
+  return _chain(optax.scale_by_adam(b1, b2, eps), learning_rate, weight_decay=weight_decay,
+                decoupled=decoupled, decay_all=decay_all, clip_norm=clip_norm)
+
+
+def _chain(direction, learning_rate, *, weight_decay, decoupled, decay_all, clip_norm):
+  mask = None if decay_all else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+  decay = optax.add_decayed_weights(weight_decay, mask)
+  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+  inner = (direction, decay) if decoupled else (decay, direction)
+  return optax.chain(clip, *inner, optax.scale_by_learning_rate(learning_rate))
 
 
 OPTIMIZERS = {'sgd': sgd, 'adam': adam}

@@ -8,21 +8,23 @@ from robust_jax import keys
 from robust_jax.types import Progress, TrainState
 
 
-def create_state(variables, optimizer, *, memory=None):
+def create_state(variables, optimizer, *, ema=False, memory=None):
   """The state before the first step.
 
   Args:
     variables: {'params', 'batch_stats'}.
     optimizer: optax transformation.
+    ema: keep a moving average of the variables; see `make_train_step`.
     memory: {name: [num_train]} initial per-example memory of the method; None for none.
   """
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=variables['params'],
       batch_stats=variables['batch_stats'], opt_state=optimizer.init(variables['params']),
-      ema=None, memory=memory or {})
+      ema=dict(variables) if ema else None, memory=memory or {})
 
 
-def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=None):
+def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=None,
+                    accumulation=1, ema_decay=0.):
   """Builds the step (state, batch, key) -> (state, sums).
 
   The gradient is that of the mean loss over the examples of the whole batch with mask 1. Draws
@@ -34,6 +36,12 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     method: `types.Method` with its hyper-parameters bound.
     steps_per_epoch: steps of one epoch.
     axis_name: name of the mapped axis over devices, each with a part of the batch; None without.
+    accumulation: parts that a device's rows go through the network in, one after the other, with
+      the gradient of the whole; it must divide them. BatchNorm then normalises each part by
+      itself and updates its statistics part by part.
+    ema_decay: d of the average of parameters and batch statistics of a state that has one:
+      e <- d_t e + (1 - d_t) w with d_t = min(d, (1 + t) / (10 + t)) after step t = 0, 1, ...,
+      so that the initial parameters fade from a short training too.
 
   Returns:
     A pure function. `sums` is {'loss' or metric: sum over examples, 'count': number of examples},
@@ -48,21 +56,59 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
               for name, values in state.memory.items()}
     count = total(jnp.sum(batch.mask))
 
-    def mean_loss(params):
-      output = method(example_keys, network, params, state.batch_stats, batch, memory, progress)
-      return jnp.sum(batch.mask * output.loss) / count, output
+    def gradient_of(batch_stats, rows):
+      example_keys, batch, memory = rows
 
-    gradient, output = jax.grad(mean_loss, has_aux=True)(state.params)
+      def mean_loss(params):
+        output = method(example_keys, network, params, batch_stats, batch, memory, progress)
+        return jnp.sum(batch.mask * output.loss) / count, output
+
+      return jax.grad(mean_loss, has_aux=True)(state.params)
+
+    rows = (example_keys, batch, memory)
+    if accumulation == 1:
+      gradient, output = gradient_of(state.batch_stats, rows)
+    else:
+      gradient, output = _accumulate(gradient_of, state, rows, accumulation)
     updates, opt_state = optimizer.update(total(gradient), state.opt_state, state.params)
     metrics = {'loss': output.loss, **output.metrics}
     sums = {name: total(jnp.sum(batch.mask * values)) for name, values in metrics.items()}
+    params = optax.apply_updates(state.params, updates)
     state = TrainState(
-        step=state.step + 1, params=optax.apply_updates(state.params, updates),
-        batch_stats=output.batch_stats, opt_state=opt_state, ema=state.ema,
+        step=state.step + 1, params=params, batch_stats=output.batch_stats, opt_state=opt_state,
+        ema=_average(state, params, output.batch_stats, ema_decay),
         memory=_write_memory(state.memory, output.memory, batch.index, axis_name))
     return state, {**sums, 'count': count}
 
   return train_step
+
+
+def _accumulate(gradient_of, state, rows, parts):
+  """The summed gradient and joined output of the rows, one part after the other."""
+  size = len(rows[1].mask)
+  if size % parts:
+    raise ValueError(f'accumulation is {parts}; a divisor of the {size} rows of a device is '
+                     'allowed')
+  rows = jax.tree.map(lambda x: x.reshape((parts, -1) + x.shape[1:]), rows)
+
+  def step(carry, part):
+    gradient, batch_stats = carry
+    more, output = gradient_of(batch_stats, part)
+    return (jax.tree.map(jnp.add, gradient, more), output.batch_stats), output._replace(
+        batch_stats=None)
+
+  zero = jax.tree.map(jnp.zeros_like, state.params)
+  (gradient, batch_stats), outputs = jax.lax.scan(step, (zero, state.batch_stats), rows)
+  joined = jax.tree.map(lambda x: x.reshape((size,) + x.shape[2:]), outputs)
+  return gradient, joined._replace(batch_stats=batch_stats)
+
+
+def _average(state, params, batch_stats, decay):
+  if state.ema is None:
+    return None
+  decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+  return optax.incremental_update({'params': params, 'batch_stats': batch_stats}, state.ema,
+                                  1 - decay)
 
 
 def _write_memory(memory, values, index, axis_name):

@@ -1,5 +1,7 @@
 """Adversarial training."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +12,7 @@ from robust_jax.types import Attack, Fraction, Index, MethodOutput, NonNegative
 
 def adversarial(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
                 epsilon: NonNegative, epsilon_warmup_epochs: Index = 0,
-                clean_share: Fraction = 0.):
+                clean_share: Fraction = 0., label_smoothing: Fraction = 0.):
   """Cross-entropy of attacked images: (1 - s) L(x', y) + s L(x, y), x' = attack(x).
 
   The attack sees the network in evaluation mode; its result is held fixed (Danskin), so that the
@@ -22,6 +24,7 @@ def adversarial(key, network, params, batch_stats, batch, memory, progress, *, a
     epsilon_warmup_epochs: epochs over which the radius grows to epsilon.
     clean_share: s, the share of the clean loss; BatchNorm then sees clean and attacked images
       in one batch.
+    label_smoothing: see `losses.cross_entropy`; the attack has its own objective.
 
   The other arguments and the result as `types.Method`; the metric 'accuracy' is that on x'.
 
@@ -29,6 +32,7 @@ def adversarial(key, network, params, batch_stats, batch, memory, progress, *, a
     Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
   """
   attack_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  cross_entropy = functools.partial(losses.cross_entropy, label_smoothing=label_smoothing)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
   attacked = jax.lax.stop_gradient(
@@ -36,14 +40,14 @@ def adversarial(key, network, params, batch_stats, batch, memory, progress, *, a
              epsilon=epsilon).images)
   if clean_share == 0:
     logits, batch_stats = network.train_logits(params, batch_stats, attacked, model_key)
-    loss = losses.cross_entropy(logits, batch.labels)
+    loss = cross_entropy(logits, batch.labels)
   else:
     both = jnp.concatenate([attacked, batch.images])
     both_keys = jnp.concatenate([model_key, keys.fold_in(key, 2)])
     both_logits, batch_stats = network.train_logits(params, batch_stats, both, both_keys)
     logits, clean_logits = jnp.split(both_logits, 2)
-    attacked_loss = losses.cross_entropy(logits, batch.labels)
-    clean_loss = losses.cross_entropy(clean_logits, batch.labels)
+    attacked_loss = cross_entropy(logits, batch.labels)
+    clean_loss = cross_entropy(clean_logits, batch.labels)
     loss = (1 - clean_share) * attacked_loss + clean_share * clean_loss
   metrics = {
       'accuracy': (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32),

@@ -3,26 +3,32 @@
 import jax.numpy as jnp
 
 from robust_jax import keys, losses, smoothing
-from robust_jax.types import MethodOutput, NonNegative
+from robust_jax.types import Fraction, MethodOutput, NonNegative
 
 
-def standard(key, network, params, batch_stats, batch, memory, progress):
+def standard(key, network, params, batch_stats, batch, memory, progress, *,
+             label_smoothing: Fraction = 0.):
   """Cross-entropy of the images: L(x, y).
 
-  Arguments and result as `types.Method`.
+  Args:
+    label_smoothing: see `losses.cross_entropy`.
+
+  The other arguments and the result as `types.Method`.
   """
   del progress
   logits, batch_stats = network.train_logits(params, batch_stats, batch.images, key)
-  loss = losses.cross_entropy(logits, batch.labels)
+  loss = losses.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
   correct = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
   return MethodOutput(loss, batch_stats, {'accuracy': correct}, memory)
 
 
-def gaussian(key, network, params, batch_stats, batch, memory, progress, *, sigma: NonNegative):
+def gaussian(key, network, params, batch_stats, batch, memory, progress, *, sigma: NonNegative,
+             label_smoothing: Fraction = 0.):
   """Cross-entropy of noisy images: L(x + n, y), n ~ N(0, sigma^2 I), one draw per image.
 
   Args:
     sigma: standard deviation of the noise in pixel units.
+    label_smoothing: see `losses.cross_entropy`.
 
   The other arguments and the result as `types.Method`.
 
@@ -32,4 +38,5 @@ def gaussian(key, network, params, batch_stats, batch, memory, progress, *, sigm
   noise_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)[0]
   return standard(model_key, network, params, batch_stats,
-                  batch._replace(images=batch.images + noise), memory, progress)
+                  batch._replace(images=batch.images + noise), memory, progress,
+                  label_smoothing=label_smoothing)

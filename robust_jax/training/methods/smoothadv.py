@@ -7,13 +7,14 @@ import jax.numpy as jnp
 
 from robust_jax import keys, losses, smoothing
 from robust_jax.training import schedules
-from robust_jax.types import Attack, Count, Index, MethodOutput, NonNegative
+from robust_jax.types import Attack, Count, Fraction, Index, MethodOutput, NonNegative
 
 
 def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
               epsilon: NonNegative, sigma: NonNegative, num_noise: Count = 2,
               train_noise: Literal['all', 'first'] = 'all',
-              loss: Literal['mean', 'plugin'] = 'mean', epsilon_warmup_epochs: Index = 0):
+              loss: Literal['mean', 'plugin'] = 'mean', epsilon_warmup_epochs: Index = 0,
+              label_smoothing: Fraction = 0.):
   """Trains on images that attack the smoothed classifier.
 
   n_1..n_m are drawn once; x' = attack(x) ascends -log (1/m) sum_i F(x + n_i)_y under them, in
@@ -30,6 +31,7 @@ def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, att
     train_noise: update on all m noisy copies, or on the first only.
     loss: 'mean' or 'plugin'.
     epsilon_warmup_epochs: epochs over which the radius grows to epsilon.
+    label_smoothing: see `losses.cross_entropy`; the attack has its own objective.
 
   The other arguments and the result as `types.Method`; the metric 'accuracy' is the share of
   noisy copies of x' classified correctly.
@@ -53,11 +55,14 @@ def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, att
   copy_keys = jax.vmap(lambda i: keys.fold_in(model_key, i))(jnp.arange(len(noise))).reshape(-1)
   logits, batch_stats = network.train_logits(params, batch_stats, copies, copy_keys)
   labels = jnp.tile(batch.labels, len(noise))
-  copy_losses = losses.cross_entropy(logits, labels).reshape(len(noise), -1)
   if loss == 'plugin':
-    example_loss = -smoothing.log_mean_probs(-copy_losses)
+    log_probs = jax.nn.log_softmax(logits).reshape(len(noise), -1, logits.shape[-1])
+    # Log-probabilities are logits too: softmax changes nothing in them.
+    example_loss = losses.cross_entropy(smoothing.log_mean_probs(log_probs), batch.labels,
+                                        label_smoothing=label_smoothing)
   else:
-    example_loss = jnp.mean(copy_losses, axis=0)
+    copy_losses = losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    example_loss = jnp.mean(copy_losses.reshape(len(noise), -1), axis=0)
   correct = (jnp.argmax(logits, axis=-1) == labels).reshape(len(noise), -1)
   metrics = {
       'accuracy': jnp.mean(correct, axis=0),

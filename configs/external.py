@@ -1,0 +1,21 @@
+"""A classifier of your own: any function that maps images in [0, 1] to logits, and JAX can trace.
+
+  python -m launch --config=configs/external.py --config.model.function=my_module:logits \
+      --config.data.name=cifar10 --config.sigma=0.5 --workdir=runs/mine
+
+attacks and certifies `logits` of my_module.py, found from the current folder, where the images are
+float32 [batch, height, width, channel]; normalisation is its own affair. sigma 0 attacks it as it
+is, without certificates. PyTorch weights of a network that this project has need no function: give
+config.weights to the config of that network.
+"""
+
+from configs import base
+from robust_jax.experiment import component
+
+
+def get_config():
+  config = base.get_config()
+  config.model = component('model', 'external', function='')
+  config.attack = component('attack', 'pgd', norm='l2', num_steps=20, step_ratio=2.)
+  config.certify_images.stride = 20
+  return config

@@ -1,0 +1,126 @@
+"""Images of a split that are decoded when they are asked for, by threads."""
+
+import concurrent.futures
+import functools
+import os
+
+import numpy as np
+
+from robust_jax.data import images as image_rules
+from robust_jax.errors import UserError
+
+# Examples that a thread takes at a time, at most.
+_PART = 1024
+# Smaller images are decoded in less time than threads need to take turns.
+_PIXELS = 64 * 64
+
+
+class LazyImages:
+  """Looks like an array [num_examples, height, width, channel] of uint8, but holds no image.
+
+  Indexing with anything that indexes a NumPy array's first axis reads and decodes those images,
+  cut to size as for evaluation. Nothing is kept.
+
+  Args:
+    records: the encoded images: `len(records)`; `records.read(indices)` iterates over their
+      bytes; `records.place(index)` names one in an error message.
+    shape: (height, width, channel) of every image.
+    resize: False where the encoded images have that height and width.
+  """
+
+  dtype = np.dtype(np.uint8)
+  ndim = 4
+
+  def __init__(self, records, shape, resize):
+    self._records = records
+    self._resize = resize
+    self.shape = (len(records), *shape)
+
+  def __repr__(self):
+    return f'LazyImages(shape={self.shape})'
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __getitem__(self, indices):
+    indices = np.arange(len(self))[indices]
+    if indices.ndim == 0:
+      return self[indices[None]][0]
+    if self._resize:
+      return self.map(indices, lambda image, _: image_rules.centre_crop(image, self.shape[1]))
+    return self.map(indices, lambda image, _: image_rules.to_array(image))
+
+  def __array__(self, dtype=None, copy=None):
+    del copy
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+  def map(self, indices, function):
+    """Images made of the originals, before they are cut to size.
+
+    Args:
+      indices: [number] int.
+      function: (PIL.Image, its place in indices) -> [height, width, channel] uint8; called in
+        several threads.
+
+    Returns:
+      [number, height, width, channel] uint8.
+
+    Raises:
+      UserError: an image cannot be read, or has another size where `resize` is False.
+    """
+    made = np.empty((len(indices), *self.shape[1:]), np.uint8)
+
+    def work(part):
+      for number, encoded in zip(part, self._records.read(indices[part.start:part.stop])):
+        made[number] = function(self._decode(indices[number], encoded), number)
+
+    in_threads(work, len(indices), self._resize or self.shape[1] * self.shape[2] >= _PIXELS)
+    return made
+
+  def _decode(self, index, encoded):
+    height, width, channels = self.shape[1:]
+    try:
+      image = image_rules.decode(encoded, channels)
+    except image_rules.BROKEN as error:
+      raise image_rules.broken(self._records.place(index), error) from error
+    if not self._resize and image.size != (width, height):
+      raise UserError(f'{self._records.place(index)}: {image.width}x{image.height} pixels; '
+                      f'{width}x{height} are allowed, or any with config.data.image_size set')
+    return image
+
+
+def map_originals(images, indices, function):
+  """`LazyImages.map`, also of an array [num_examples, height, width, channel] of uint8."""
+  if isinstance(images, LazyImages):
+    return images.map(indices, function)
+  made = images[indices]
+
+  def work(part):
+    for number in part:
+      made[number] = function(image_rules.from_array(made[number]), number)
+
+  in_threads(work, len(indices), images.shape[1] * images.shape[2] >= _PIXELS)
+  return made
+
+
+def in_threads(work, number, worth_it=True):
+  """Calls `work` with parts of range(number), in the threads that decode (Pillow frees the GIL).
+
+  Args:
+    work: function of a range, which is a part.
+    number: how many examples there are.
+    worth_it: False: without threads.
+
+  Raises:
+    Whatever `work` raises, of the first part that does.
+  """
+  executor, num_threads = _executor()
+  size = min(max(number // (4 * num_threads), 1), _PART) if worth_it else _PART
+  parts = [range(first, min(first + size, number)) for first in range(0, number, size)]
+  list((executor.map if worth_it else map)(work, parts))
+
+
+@functools.cache
+def _executor():
+  num_threads = os.cpu_count() or 1
+  return concurrent.futures.ThreadPoolExecutor(num_threads, 'decode'), num_threads

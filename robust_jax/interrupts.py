@@ -1,0 +1,78 @@
+"""SIGTERM and SIGINT: what a scheduler or a person sends when a run has to stop.
+
+A stage that has something to save asks for the signal to wait until it is safe; everywhere else it
+ends the process with `Interrupted` at once. A second signal always ends the process as the system
+would have.
+"""
+
+import contextlib
+import signal
+import sys
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+  """A signal ended the run; the same command goes on. Exit status 75: EX_TEMPFAIL, try again."""
+
+  exit_status = 75
+
+
+class Request:
+  """Whether a signal has come.
+
+  Attributes:
+    signal: its `signal.Signals`, or None.
+  """
+
+  def __init__(self):
+    self.signal = None
+
+
+def raise_interrupted():
+  """From now on, in the main thread, the first signal raises `Interrupted`."""
+
+  def handle(number, frame):
+    del frame
+    _second_signal_ends_the_process()
+    raise Interrupted(signal.Signals(number).name)
+
+  _set(handle)
+
+
+@contextlib.contextmanager
+def postponed():
+  """A context in which the first signal is only noted; yields the `Request` that notes it.
+
+  Outside of the main thread, where signals do not arrive, nothing is ever noted.
+  """
+  request = Request()
+
+  def handle(number, frame):
+    del frame
+    request.signal = signal.Signals(number)
+    _second_signal_ends_the_process()
+    print(f'{request.signal.name}: saving, then the run ends; once more ends it at once',
+          file=sys.stderr, flush=True)
+
+  before = _set(handle)
+  try:
+    yield request
+  finally:
+    for number, handler in before.items():
+      # After a signal the next one is the second, whoever handled them before.
+      if request.signal is None or handler is signal.default_int_handler:
+        signal.signal(number, handler)
+
+
+def _second_signal_ends_the_process():
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _set(handler):
+  """Sets the handler of all SIGNALS; {signal: what was there before}."""
+  try:
+    return {number: signal.signal(number, handler) for number in SIGNALS}
+  except ValueError:  # Not the main thread.
+    return {}

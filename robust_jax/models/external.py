@@ -1,0 +1,118 @@
+"""Classifiers that users bring as functions of their own: 'package.module:function'."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from robust_jax.errors import UserError
+from robust_jax.types import LogitsFn
+
+
+class External(nn.Module):
+  """A function as a module without parameters.
+
+  Attributes:
+    num_classes: number of logits.
+    function: see `load`.
+  """
+
+  num_classes: int
+  function: str
+  # Normalisation is the function's own affair.
+  takes_pixels = True
+
+  def __call__(self, images, *, train):
+    """Images [batch, height, width, channel] in [0, 1] -> logits; `train` changes nothing."""
+    del train
+    return load(self.function)(images)
+
+
+def external(num_classes, *, function: str = ''):
+  """A classifier that somebody else made: any function of images in [0, 1] to logits.
+
+  It is attacked and certified as it is; it has no parameters to train.
+
+  Args:
+    num_classes: number of logits.
+    function: 'package.module:function', a function that JAX can trace.
+
+  Returns:
+    The module.
+  """
+  return External(num_classes, function)
+
+
+def load(target) -> LogitsFn:
+  """The function that a string names.
+
+  Args:
+    target: 'package.module:function'. The module is imported as Python would import it: under
+      `python -m`, and in a notebook, from the current folder too.
+
+  Returns:
+    The function, images [batch, height, width, channel] in [0, 1] -> logits [batch, classes].
+
+  Raises:
+    UserError: the string is not of that form; the module is not there, or raises when imported;
+      it has no such attribute, or one that cannot be called.
+  """
+  module_name, colon, name = target.partition(':')
+  if not (colon and module_name and name):
+    raise UserError(f"the function is {target!r}; 'package.module:function' is allowed")
+  try:
+    module = importlib.import_module(module_name)
+  except (Exception, SystemExit) as error:  # Anything may happen in a user's module.
+    raise UserError(f'the function is {target!r}, but importing {module_name} raises '
+                    f'{_line(error)}; a module that can be imported from here is '
+                    'allowed') from error
+  if not hasattr(module, name):
+    raise UserError(f'the function is {target!r}, but {module_name} has no {name!r}; a function '
+                    'of it is allowed')
+  function = getattr(module, name)
+  if not callable(function):
+    raise UserError(f'the function is {target!r}, which is a {type(function).__name__}; something '
+                    'that can be called is allowed')
+  return function
+
+
+def check(logits_fn, image_shape, num_classes, *, target='the function'):
+  """Raises UserError unless `logits_fn` maps float32 images to logits, as seen by JAX's tracing.
+
+  Nothing is computed. What cannot be traced, such as NumPy or PyTorch, cannot be compiled or
+  differentiated either.
+
+  Args:
+    logits_fn: what `load` returns.
+    image_shape: (height, width, channel).
+    num_classes: number of logits.
+    target: what the error calls the function.
+
+  Raises:
+    UserError: it cannot be traced; or two images do not give logits [2, num_classes] of a
+      floating-point type.
+  """
+  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+  try:
+    logits = jax.eval_shape(logits_fn, images)
+  except Exception as error:  # Anything may happen in a user's function.
+    raise UserError(f'{target} raises {_line(error)} on images {_shape(images)}; it must be '
+                    'traceable by JAX: a function of jax.numpy, not of NumPy or PyTorch, is '
+                    'allowed') from error
+  if not (isinstance(logits, jax.ShapeDtypeStruct) and logits.shape == (2, num_classes)
+          and jnp.issubdtype(logits.dtype, jnp.floating)):
+    raise UserError(f'{target} makes {_shape(logits)} of images {_shape(images)}; logits '
+                    f'float32[2, {num_classes}] are allowed')
+
+
+def _shape(value):
+  if isinstance(value, jax.ShapeDtypeStruct):
+    return f'{value.dtype}{list(value.shape)}'
+  return f'a {type(value).__name__}'
+
+
+def _line(error):
+  """The type and the first line of an error."""
+  first = next(iter(str(error).strip().splitlines()), '')
+  return f'{type(error).__name__}: {first}' if first else type(error).__name__

@@ -1,0 +1,72 @@
+"""What a long stage shows: its progress and speed, a trace of its steps, the memory it takes."""
+
+import resource
+import sys
+
+import jax
+from tqdm import tqdm
+
+
+class _Lines:
+  """A file on which a bar that rewrites its line becomes lines."""
+
+  def __init__(self, file):
+    self._file = file
+
+  def write(self, text):
+    text = text.replace('\r', '').strip()
+    if text:
+      self._file.write(f'{text}\n')
+
+  def flush(self):
+    self._file.flush()
+
+
+def bar(iterable=None, **kwargs):
+  """A tqdm progress bar on stderr; a line a minute where that is no terminal."""
+  if sys.stderr.isatty():
+    return tqdm(iterable, **kwargs)
+  return tqdm(
+      iterable, file=_Lines(sys.stderr), mininterval=60, miniters=1, leave=True, **kwargs,
+      bar_format='{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]')
+
+
+def traced(items, folder, *, count, skip=10):
+  """Yields the items; what is done with `count` of them, after `skip`, is traced into `folder`.
+
+  The trace opens in Perfetto (the .json.gz file in ui.perfetto.dev) or TensorBoard.
+
+  Args:
+    items: iterable.
+    folder: where jax.profiler writes.
+    count: items to trace; 0 for none.
+    skip: items before them, which compile and warm up.
+  """
+  tracing = False
+  try:
+    for number, item in enumerate(items):
+      if count and number == skip:
+        jax.profiler.start_trace(folder)
+        tracing = True
+      yield item
+      if tracing and number == skip + count - 1:
+        # Devices work in order: what was asked of them before is done when this is.
+        jax.block_until_ready([jax.device_put(0., device) + 1 for device in jax.local_devices()])
+        jax.profiler.stop_trace()
+        tracing = False
+  finally:
+    if tracing:
+      jax.profiler.stop_trace()
+
+
+def peak_memory(device):
+  """Peak memory so far: {'device_memory_mib': of an accelerator} or {'memory_mib': of the process}.
+
+  Args:
+    device: a jax device.
+  """
+  stats = device.memory_stats()
+  if stats and 'peak_bytes_in_use' in stats:
+    return {'device_memory_mib': stats['peak_bytes_in_use'] / 2**20}
+  unit = 1 if sys.platform == 'darwin' else 2**10
+  return {'memory_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}

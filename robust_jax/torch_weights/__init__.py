@@ -1,0 +1,10 @@
+"""Weights that were trained in PyTorch, for the Flax modules of `robust_jax.models`.
+
+`files` reads checkpoints without PyTorch and without running what is in them; `naming` knows what
+PyTorch's code bases call the layers of our networks.
+"""
+
+from robust_jax.torch_weights.files import read
+from robust_jax.torch_weights.naming import NAMINGS, Naming, convert, load, normalisation
+
+__all__ = ['NAMINGS', 'Naming', 'convert', 'load', 'normalisation', 'read']

@@ -1,0 +1,232 @@
+"""Reads the arrays of PyTorch checkpoints without PyTorch, and without running what is in them.
+
+Three formats: safetensors; the zip archives of torch.save since PyTorch 1.6; and the pickles one
+after the other that torch.save wrote before (2019's checkpoints). The last two are pickles, which
+can call any function of Python: this reader knows the few that rebuild tensors, and refuses a
+file that asks for any other.
+
+Reference: torch/serialization.py; github.com/huggingface/safetensors, "Format".
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from robust_jax.errors import UserError
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_TORCH_STORAGES = {
+    'DoubleStorage': 'float64', 'FloatStorage': 'float32', 'HalfStorage': 'float16',
+    'BFloat16Storage': 'bfloat16', 'LongStorage': 'int64', 'IntStorage': 'int32',
+    'ShortStorage': 'int16', 'CharStorage': 'int8', 'ByteStorage': 'uint8', 'BoolStorage': 'bool',
+}
+_SAFETENSORS_TYPES = {
+    'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'I64': 'int64',
+    'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
+}
+# Where training scripts keep the parameters among other things, the first that is there.
+_STATE_DICTS = ('state_dict', 'model_state_dict', 'model', 'net')
+_HINT = 'in PyTorch, torch.save(model.state_dict(), FILE) writes what is allowed'
+
+
+def read(path):
+  """The named arrays of a PyTorch checkpoint.
+
+  Args:
+    path: a file of safetensors, or one of torch.save that holds a state_dict, by itself or in a
+      dict such as {'epoch', 'arch', 'state_dict', 'optimizer'}. The format is found from the
+      file's contents, not from its name.
+
+  Returns:
+    {name: NumPy array} of the state_dict, with PyTorch's names, shapes and types (bfloat16 is
+    ml_dtypes'). Arrays may be read-only views that share memory.
+
+  Raises:
+    UserError: there is no such file; it is damaged, or no checkpoint; it holds something else
+      than tensors, containers, numbers and strings, which is named.
+  """
+  path = Path(path)
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read ({error.strerror}); a PyTorch checkpoint is '
+                    'allowed') from error
+  try:
+    # First: a safetensors file may begin with any byte, but its header opens at the ninth.
+    if data[8:9] == b'{':
+      return _read_safetensors(data)
+    if data.startswith(b'PK'):
+      return _arrays(*_unpickle_zip(data))
+    if data.startswith(b'\x80'):
+      return _arrays(*_unpickle_legacy(data))
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
+  except Exception as error:  # A damaged pickle or archive may raise anything.
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise UserError(f'{path} is damaged, or no PyTorch checkpoint ({reason}); a whole file of '
+                    'torch.save or safetensors is allowed') from error
+  raise UserError(f'{path} begins with {data[:9]!r}; a file of torch.save or safetensors is '
+                  'allowed')
+
+
+def _read_safetensors(data):
+  arrays = {}
+  for name, entry in safetensors.deserialize(data):
+    if entry['dtype'] not in _SAFETENSORS_TYPES:
+      raise UserError(f'{name} is of type {entry["dtype"]}; {", ".join(_SAFETENSORS_TYPES)} are '
+                      'allowed')
+    dtype = _dtype(_SAFETENSORS_TYPES[entry['dtype']])
+    arrays[name] = np.frombuffer(entry['data'], dtype).reshape(entry['shape'])
+  return arrays
+
+
+class _Storage(NamedTuple):
+  """A block of memory that tensors are views of: its name in the file, its type, its entries."""
+
+  key: str
+  dtype: str
+  num_entries: int
+
+
+class _Tensor(NamedTuple):
+  """A tensor of a pickle: a view of a storage, whose contents are elsewhere in the file."""
+
+  storage: _Storage
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+
+class _Unpickler(pickle.Unpickler):
+  """Makes `_Tensor`s, plain containers, numbers and strings, and nothing else.
+
+  A pickle calls what `find_class` returns, and may try to set attributes of it. So these are a
+  built-in class, strings, and functions made for this pickle alone, which nothing else sees.
+  """
+
+  def __init__(self, file):
+    super().__init__(file, encoding='utf-8')  # of Python 2's strings
+    self.storages = {}
+    self._allowed = {
+        ('collections', 'OrderedDict'): collections.OrderedDict,
+        ('torch._utils', '_rebuild_tensor_v2'): lambda *arguments: _rebuild_tensor(*arguments),
+        ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+        **{('torch', name): dtype for name, dtype in _TORCH_STORAGES.items()}}
+
+  def find_class(self, module, name):
+    if (module, name) not in self._allowed:
+      raise UserError(f'it asks for {f"{module}.{name}"[:100]!r}, which could run code; a '
+                      f'state_dict of tensors is allowed ({_HINT})')
+    return self._allowed[module, name]
+
+  def persistent_load(self, pid):
+    kind, dtype, key, _, num_entries, *view = pid  # the fourth: a device, such as 'cuda:0'
+    if kind != 'storage' or dtype not in _TORCH_STORAGES.values() or any(view):
+      raise UserError(f'it refers to {str(pid)[:100]!r}; tensors are allowed ({_HINT})')
+    self.storages[key] = _Storage(key, dtype, num_entries)
+    return self.storages[key]
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *unused):
+  """unused: requires_grad, backward hooks, metadata."""
+  del unused
+  if not isinstance(storage, _Storage):
+    raise UserError('it has a tensor without a storage; a whole file is allowed')
+  return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _unpickle_zip(data):
+  """(what was saved, with `_Tensor`s; _Storage -> its bytes) of a zip archive."""
+  archive = zipfile.ZipFile(io.BytesIO(data))
+  names = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+  if len(names) != 1:
+    raise UserError(f'it is a zip archive with {len(names)} files data.pkl; one of torch.save, '
+                    'with one, is allowed')
+  folder = names[0].removesuffix('data.pkl')
+  order = f'{folder}byteorder'
+  if order in archive.namelist() and archive.read(order) != b'little':
+    raise UserError('it was written on a big-endian machine; little-endian files are allowed')
+  saved = _Unpickler(io.BytesIO(archive.read(names[0]))).load()
+  return saved, lambda storage: archive.read(f'{folder}data/{storage.key}')
+
+
+def _unpickle_legacy(data):
+  """The same of the older format.
+
+  Pickles of a magic number, a version, the machine, what was saved, and the storages' names; then,
+  in the order of these, the number of entries as int64 and the entries of each storage.
+  """
+  file = io.BytesIO(data)
+  if _Unpickler(file).load() != _LEGACY_MAGIC:
+    raise UserError(f'it is a pickle, but none of torch.save; {_HINT}')
+  _Unpickler(file).load()
+  if not _Unpickler(file).load()['little_endian']:
+    raise UserError('it was written on a big-endian machine; little-endian files are allowed')
+  unpickler = _Unpickler(file)
+  saved = unpickler.load()
+  contents = {}
+  for key in _Unpickler(file).load():
+    size = int.from_bytes(file.read(8), 'little') * _dtype(unpickler.storages[key].dtype).itemsize
+    start = file.tell()
+    contents[key] = memoryview(data)[start:start + size]
+    file.seek(start + size)
+  return saved, lambda storage: contents[storage.key]
+
+
+def _arrays(saved, contents):
+  """The arrays of the state_dict in what was saved; `contents`: _Storage -> its bytes."""
+  storages, arrays = {}, {}
+  for name, tensor in _state_dict(saved).items():
+    storage = tensor.storage
+    if storage.key not in storages:
+      storages[storage.key] = np.frombuffer(contents(storage), _dtype(storage.dtype))
+      if len(storages[storage.key]) != storage.num_entries:
+        raise UserError(f'{name} has {len(storages[storage.key])} entries, and should have '
+                        f'{storage.num_entries}; a whole file is allowed')
+    arrays[name] = _view(name, storages[storage.key], *tensor[1:])
+  return arrays
+
+
+def _state_dict(saved):
+  """{name: _Tensor}, from the dict that was saved or one of the dicts in it."""
+  if not isinstance(saved, dict):
+    raise UserError(f'it holds a {type(saved).__name__}; a state_dict is allowed ({_HINT})')
+  nested = {key: _tensors(value) for key, value in saved.items()
+            if isinstance(value, dict) and _tensors(value)}
+  for key in _STATE_DICTS:
+    if key in nested:
+      return nested[key]
+  if len(nested) > 1:
+    raise UserError(f'it holds several dicts of tensors, {", ".join(map(repr, nested))}; one, or '
+                    f'one called {_STATE_DICTS[0]!r}, is allowed')
+  found = next(iter(nested.values()), None) or _tensors(saved)
+  if not found:
+    raise UserError(f'it holds no tensors; a state_dict is allowed ({_HINT})')
+  return found
+
+
+def _tensors(values):
+  return {name: value for name, value in values.items()
+          if isinstance(name, str) and isinstance(value, _Tensor)}
+
+
+def _view(name, entries, offset, shape, strides):
+  """The tensor with these entries; checked, because NumPy would read beyond their end."""
+  if 0 in shape:
+    return np.zeros(shape, entries.dtype)
+  last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+  if min(offset, *shape, *strides, 0) < 0 or last >= len(entries):
+    raise UserError(f'{name} reaches beyond its {len(entries)} entries; a whole file is allowed')
+  return np.lib.stride_tricks.as_strided(
+      entries[offset:], shape, [stride * entries.itemsize for stride in strides], writeable=False)
+
+
+def _dtype(name):
+  return jnp.dtype(name)  # which, unlike np.dtype, knows bfloat16 whatever has been imported

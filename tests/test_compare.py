@@ -1,0 +1,353 @@
+"""Several runs side by side: the figures against NumPy and SciPy, and what is not compared."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_report import KINDS, Page, write_workdir
+
+from robust_jax import analysis, experiment, report
+from robust_jax.analysis import Best
+from robust_jax.certification import log
+from robust_jax.errors import UserError
+from robust_jax.report import __main__ as command_line
+from robust_jax.report import comparison, comparison_tables, contents, groups
+
+
+def make(path, *, smoothed=True, method='smoothadv', num_noise=4, certify=None, **more):
+  """A made-up run of a few seconds' training."""
+  sections = {'method': {'name': method, 'num_noise': num_noise}}
+  if certify:
+    sections['certify'] = {'name': 'fixed', 'n': 10_000, 'alpha': 0.001, 'sigma': None} | certify
+  kind = KINDS['smoothed' if smoothed else 'unsmoothed']
+  return write_workdir(path, **{**kind, 'num_images': 120, 'num_epochs': 2, **more},
+                       sections=sections)
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Three seeds of a config, and three of a better one."""
+  root = tmp_path_factory.mktemp('runs')
+  return [make(root / f'{name}{seed}', num_noise=num_noise, seed=seed + 10 * num_noise,
+               better=better)
+          for name, num_noise, better in (('a', 4, 0.0), ('b', 8, 0.15)) for seed in range(3)]
+
+
+def panel_of(*paths):
+  panel, = comparison.compare(contents.load_all(paths))
+  return panel
+
+
+def column(panel, title, name='figures'):
+  """{label: cell} of a column of a table."""
+  table = comparison_tables.tables(panel)[name][1]
+  i = table.columns.index(title)
+  return {row[0]: row[i] for row in table.rows}
+
+
+def logs(paths):
+  return [log.read(path / 'certify.jsonl') for path in paths]
+
+
+def attacks(paths):
+  return [analysis.read_attack(path / 'attack.jsonl') for path in paths]
+
+
+def test_figures_are_means_with_student_intervals(runs):
+  panel = panel_of(*runs)
+  assert [(group.label, len(group.runs)) for group in panel.groups] == [
+      ('num_noise=4', 3), ('num_noise=8', 3)]
+  expected = {
+      'clean': lambda i: [100 * analysis.certified_accuracy(one, [0])[0] for one in logs(runs)[i]],
+      'certified 0.5': lambda i: [100 * analysis.certified_accuracy(one, [0.5])[0]
+                                  for one in logs(runs)[i]],
+      'ACR': lambda i: [analysis.average_certified_radius(one) for one in logs(runs)[i]],
+      'PGD ℓ₂ 0.75': lambda i: [100 * analysis.robust_accuracy(one)[2] for one in attacks(runs)[i]],
+  }
+  for title, figures in expected.items():
+    for label, i in (('num_noise=4', slice(0, 3)), ('num_noise=8', slice(3, 6))):
+      values = figures(i)
+      low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+      decimals = 3 if title == 'ACR' else 1
+      assert column(panel, title)[label] == (
+          f'{np.mean(values):.{decimals}f} ± {(high - low) / 2:.{decimals}f}')
+  assert column(panel, 'training (min)')['num_noise=4'] == '47.0 ± 0.0'
+
+
+def test_the_best_of_a_column_is_marked_and_ties_too(runs):
+  panel = panel_of(*runs)
+  acr = column(panel, 'ACR')
+  assert isinstance(acr['num_noise=8'], Best) and not isinstance(acr['num_noise=4'], Best)
+  assert not any(isinstance(cell, Best) for cell in column(panel, 'training (min)').values())
+  alone = panel_of(*runs[:3])
+  tables = comparison_tables.tables(alone)
+  assert not any(isinstance(cell, Best) for row in tables['figures'][1].rows for cell in row)
+  assert comparison.title([alone]) == '3 runs of one config on digits'
+  assert alone.groups[0].label == 'smoothadv' and list(tables) == ['figures', 'runs']
+
+
+def test_differences_over_runs_are_welch_and_over_images_paired(runs):
+  values = [analysis.average_certified_radius(one) for one in logs(runs)]
+  test = stats.ttest_ind(values[3:], values[:3], equal_var=False)
+  interval = test.confidence_interval()
+  cells = column(panel_of(*runs), 'ACR', 'differences')
+  assert cells == {'num_noise=8': f'{np.mean(values[3:]) - np.mean(values[:3]):+.3f} ± '
+                   f'{(interval.high - interval.low) / 2:.3f}'}
+  panel = panel_of(runs[0], runs[3])
+  assert column(panel, 'interval over', 'differences') == {'num_noise=8': 'images'}
+  first, second = logs([runs[0], runs[3]])
+  right = [one.correct & (one.radius >= 0.5) for one in (first, second)]
+  interval = stats.ttest_rel(100. * right[1], 100. * right[0]).confidence_interval()
+  assert column(panel, 'certified 0.5', 'differences')['num_noise=8'] == (
+      f'{100 * (right[1].mean() - right[0].mean()):+.1f} ± '
+      f'{(interval.high - interval.low) / 2:.1f}')
+  # Against a single run, the mean over seeds is compared image by image.
+  panel = panel_of(runs[0], *runs[3:])
+  each = [one.correct * one.radius for one in logs([runs[0], *runs[3:]])]
+  interval = stats.ttest_rel(np.mean(each[1:], axis=0), each[0]).confidence_interval()
+  assert column(panel, 'ACR', 'differences')['num_noise=8'] == (
+      f'{np.mean(each[1:]) - np.mean(each[0]):+.3f} ± {(interval.high - interval.low) / 2:.3f}')
+
+
+def test_figures_are_on_the_images_that_all_runs_have(runs, tmp_path):
+  fewer = make(tmp_path / 'fewer', num_noise=8, seed=3, num_images=80)
+  panel = panel_of(runs[0], fewer)
+  first, second = logs([runs[0], fewer])
+  cells = column(panel, 'ACR')
+  assert cells['num_noise=4'] == f'{np.mean((first.correct * first.radius)[:80]):.3f}'
+  assert cells['num_noise=8'].startswith(f'{analysis.average_certified_radius(second):.3f}')
+  assert any('Of 80 and 120 certified images, the figures are on the 80' in note
+             for note in panel.notes)
+  # Without a common image nothing is compared.
+  rewrite(fewer / 'certify.jsonl', lambda row: row | {'idx': row['idx'] + 1000})
+  panel = panel_of(runs[0], fewer)
+  assert any('no certified image in common' in note for note in panel.notes)
+  assert not any(isinstance(cell, Best) for cell in column(panel, 'ACR').values())
+  assert 'ACR' not in comparison_tables.tables(panel)['differences'][1].columns
+  assert 'PGD ℓ₂ 1' in comparison_tables.tables(panel)['differences'][1].columns
+  rewrite(fewer / 'certify.jsonl', lambda row: row | {'idx': row['idx'] - 1000, 'label': 3,
+                                                      'correct': int(row['predict'] == 3)})
+  with pytest.raises(UserError, match='differ in the labels of the certified images'):
+    panel_of(runs[0], fewer)
+
+
+def rewrite(path, change):
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  path.write_text(''.join(
+      json.dumps(change(line) if 'idx' in line else line) + '\n' for line in lines))
+
+
+def test_runs_on_other_datasets_are_apart(runs, tmp_path):
+  other = make(tmp_path / 'other', dataset='mnist')
+  panels = comparison.compare(contents.load_all([runs[0], other, runs[3]]))
+  assert [(panel.dataset, len(panel.groups)) for panel in panels] == [('digits', 2), ('mnist', 1)]
+  page, printed = report.compare([runs[0], other, runs[3]], tmp_path / 'apart.html')
+  text = Page(page.read_text()).text
+  assert 'The runs are on different datasets, which are not compared' in text
+  assert 'Figures on digits' in text and 'Figures on mnist' in text
+  assert {path.name for path in tmp_path.glob('apart*')} == {'apart.html', *(
+      f'apart_{name}.{end}' for name in ('digits', 'mnist') for end in ('csv', 'md', 'tex'))}
+  assert '3 runs on digits and mnist' in printed and 'mnist. One training run each' in printed
+
+
+def test_other_draws_are_shown_but_not_compared(runs, tmp_path):
+  more = make(tmp_path / 'more', certify={'n': 100_000})
+  panel = panel_of(runs[0], more)
+  assert [group.label for group in panel.groups] == ['n=10000', 'n=100000']
+  assert any('The certificates differ in n (10,000 and 100,000)' in note for note in panel.notes)
+  assert not any(isinstance(cell, Best) for cell in column(panel, 'certified 0.5').values())
+  assert 'certified 0.5' not in comparison_tables.tables(panel)['differences'][1].columns
+
+
+def test_another_attack_is_another_column(runs, tmp_path):
+  other = make(tmp_path / 'other', num_noise=8)
+  lines = (other / 'attack.jsonl').read_text().splitlines()
+  header = json.loads(lines[0])
+  header['header']['attack']['num_steps'] = 40
+  header['header']['epsilons'][-1] = 2.0
+  (other / 'attack.jsonl').write_text('\n'.join([json.dumps(header), *lines[1:]]) + '\n')
+  panel = panel_of(runs[0], other)
+  assert column(panel, 'PGD ℓ₂, num_steps=20 1')['num_noise=8'] is None
+  assert column(panel, 'PGD ℓ₂, num_steps=40 2')['num_noise=4'] is None
+  assert list(panel.attacks) == ['PGD ℓ₂, num_steps=20', 'PGD ℓ₂, num_steps=40']
+  assert any('The attacks measured different radii' in note for note in panel.notes)
+
+
+def test_missing_and_unfinished_stages(runs, tmp_path):
+  plain = make(tmp_path / 'plain', smoothed=False, method='standard')
+  half = make(tmp_path / 'half', num_noise=8, seed=9)
+  record = json.loads((half / 'stages.json').read_text())
+  record['certify']['status'] = record['train']['status'] = 'running'
+  (half / 'stages.json').write_text(json.dumps(record))
+  (tmp_path / 'empty').mkdir()
+  panel = panel_of(runs[0], plain, runs[3], half, tmp_path / 'empty')
+  assert f'{tmp_path}/empty: nothing is measured yet; it is left out.' in panel.notes
+  assert any(note.startswith(f'{half}: the certify stage is not finished') for note in panel.notes)
+  cells = column(panel, 'ACR')
+  assert cells['standard, epsilon=8/255, num_noise=4'] is None
+  assert cells['smoothadv, epsilon=1, num_noise=8'].endswith(' (n=1)')
+  # Every run was attacked, so clean accuracy is that of the attacked images for all.
+  attack, = attacks([plain])
+  assert column(panel, 'clean')['standard, epsilon=8/255, num_noise=4'].startswith(
+      f'{100 * analysis.clean_accuracy(attack):.1f}')
+  assert column(panel, 'PGD ℓ∞ 8/255')['standard, epsilon=8/255, num_noise=4']
+  for name in ('metrics.jsonl', 'attack.jsonl', 'certify.jsonl', 'certify.tsv', 'run.json',
+               'config.json', 'stages.json'):
+    content = (half / name).read_bytes()
+    (half / name).unlink()
+    page, printed = report.compare([runs[0], half], tmp_path / 'compare.html')
+    Page(page.read_text())
+    assert 'nan' not in printed
+    (half / name).write_bytes(content)
+  with pytest.raises(UserError, match='nothing is measured yet'):
+    report.compare([tmp_path / 'empty'])
+
+
+def test_only_training_metrics(runs, tmp_path):
+  paths = []
+  for seed in range(2):
+    paths.append(make(tmp_path / str(seed), seed=seed))
+    for name in ('attack.jsonl', 'certify.jsonl', 'certify.tsv'):
+      (paths[-1] / name).unlink()
+  panel = panel_of(*paths)
+  assert [each.title for each in panel.columns] == ['test', 'training (min)']
+  page, _ = report.compare(paths, tmp_path / 'compare.html')
+  assert 'id="robustness"' not in page.read_text() and 'id="training"' in page.read_text()
+
+
+def test_long_and_unlike_training_curves(tmp_path):
+  paths = [make(tmp_path / str(seed), seed=seed, num_images=10, num_epochs=100)
+           for seed in range(2)]
+  for path, every in zip(paths, (1, 3)):  # One is logged at every third of the steps.
+    lines = (path / 'metrics.jsonl').read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)['split'] == 'test'
+            or json.loads(line)['step'] % (10 * every) == 0]
+    (path / 'metrics.jsonl').write_text('\n'.join(kept[:len(kept) * 2 // every]) + '\n')
+  page, _ = report.compare(paths, tmp_path / 'compare.html')
+  source = page.read_text()
+  assert source.count('class="key c0">smoothadv (2 runs)</span>') == 6
+  # Without a step in common there is no mean, and one of the thin lines has the name.
+  (paths[1] / 'metrics.jsonl').write_text(
+      (paths[1] / 'metrics.jsonl').read_text().replace('"epoch": ', '"epoch": 1'))
+  source = report.compare(paths, tmp_path / 'compare.html')[0].read_text()
+  assert source.count('class="key c0 thin">smoothadv (2 runs)</span>') == 4
+  assert len(source) < 200_000
+
+
+# Groups and their labels.
+
+
+def label_all(*configs):
+  runs = [contents.Contents(contents.Path(f'runs/{i}'), config, {}, {}, {}, None, None, None)
+          for i, config in enumerate(configs)]
+  return [group.label for group in groups.group(runs)]
+
+
+def test_labels_are_what_differs():
+  base = {'seed': 0, 'sigma': 0.25, 'epsilon': 8 / 255, 'data': {'data_dir': 'x'},
+          'method': {'name': 'smoothadv', 'num_noise': 2}, 'attack': {'num_steps': 20},
+          'train': {'num_steps': 0, 'log_every': 5}}
+  change = lambda **parts: {**base, **{
+      name: {**base[name], **value} if isinstance(value, dict) else value
+      for name, value in parts.items()}}
+  assert label_all(base) == ['smoothadv']
+  assert label_all(base, change(seed=1, data={'data_dir': 'y'}, train={'log_every': 9})) == [
+      'smoothadv']
+  assert label_all(base, change(sigma=0.5), change(sigma=0.5, epsilon=0.5)) == [
+      'sigma=0.25, epsilon=8/255', 'sigma=0.5, epsilon=8/255', 'sigma=0.5, epsilon=0.5']
+  assert label_all(base, change(method={'name': 'gaussian', 'num_noise': 1}),
+                   change(method={'num_noise': 4})) == [
+      'smoothadv, num_noise=2', 'gaussian, num_noise=1', 'smoothadv, num_noise=4']
+  # A method's own fields say nothing beside its name.
+  assert label_all(base, {**base, 'method': {'name': 'mart', 'beta': 6.}}) == ['smoothadv', 'mart']
+  # Two fields of one name are told apart by their sections.
+  assert label_all(base, change(attack={'num_steps': 40})) == [
+      'attack.num_steps=20', 'attack.num_steps=40']
+  # The same seed twice is no mean over seeds, and without configs there is nothing to tell.
+  assert label_all(base, base, change(sigma=1.)) == ['0', '1', 'sigma=1']
+  assert label_all({}, {}, base) == ['0', '1', 'smoothadv']
+
+
+def test_free_fields_are_those_of_the_experiment():
+  assert sorted(groups.FREE_FIELDS) == sorted(experiment._FREE_FIELDS)
+
+
+# The page and the command.
+
+
+def test_page_is_whole_and_asks_for_nothing_else(runs, tmp_path):
+  report.build(runs[0])
+  page, printed = report.compare(runs, tmp_path / 'compare.html')
+  source = page.read_text()
+  assert not re.search(r'https?://|url\(|@import|<script', source) and len(source) < 400_000
+  parsed = Page(source)
+  assert len(parsed.ids) == len(set(parsed.ids))
+  assert parsed.ids == [
+      'figures', 'robustness', 'training', 'fields', 'soundness', 'runs']
+  for address in parsed.addresses:
+    assert address.startswith('data:') or (tmp_path / address).is_file(), address
+  assert not re.search(r'\b(nan|inf)\b', parsed.text)
+  best = [attrs for tag, attrs in parsed.tags if tag == 'td' and 'best' in attrs['class']]
+  rows = list(csv.reader((tmp_path / 'compare.csv').read_text().splitlines()))
+  assert len(best) > 5 and len(rows) == 3 and rows[0][:3] == ['config', 'n', 'clean']
+  assert all(cell in parsed.text for row in rows for cell in row)
+  assert r'\textbf{' in (tmp_path / 'compare.tex').read_text()
+  assert '**' in (tmp_path / 'compare.md').read_text() and '*' in printed
+  # A thick line for each config, a thin one for each run, in each of six charts.
+  lines = [attrs['class'] for tag, attrs in parsed.tags if tag == 'path'
+           and attrs['class'].startswith('line')]
+  assert len(lines) == 6 * 8 and sum('thin' in line for line in lines) == 6 * 6
+
+
+def test_names_cannot_break_the_page(runs, tmp_path):
+  bad = '<script>alert(1)</script>"&$title'
+  hostile = make(tmp_path / '<b>"run', method=bad, dataset=bad)
+  page, _ = report.compare([runs[0], hostile, make(tmp_path / 'b', method=bad, seed=1)],
+                           tmp_path / 'a"<i>.html')
+  parsed = Page(page.read_text())
+  assert not [tag for tag, _ in parsed.tags if tag in ('script', 'b"run', 'i')]
+  assert bad in parsed.text and '$title' in parsed.text
+
+
+def test_many_configs_share_one_legend_and_look_different(tmp_path):
+  paths = [make(tmp_path / str(i), num_noise=i, num_images=10) for i in range(1, 11)]
+  page, _ = report.compare(paths, tmp_path / 'compare.html')
+  parsed = Page(page.read_text())
+  lines = {attrs['class'] for tag, attrs in parsed.tags if tag == 'path'
+           and attrs['class'].startswith('line')}
+  assert len(lines) == 10
+  keys = [attrs['class'] for tag, attrs in parsed.tags if 'key ' in attrs.get('class', '')]
+  assert len(keys) == 10 + 2 * 10  # Beside the table, and above both groups of charts.
+
+
+def test_the_command(runs, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  command_line.main([str(runs[1])])
+  assert f'report: {runs[1]}/report.html' in capsys.readouterr().out
+  command_line.main([str(runs[0]), str(runs[3])])
+  assert 'report: compare.html' in capsys.readouterr().out
+  assert (tmp_path / 'compare.html').exists() and (tmp_path / 'compare.csv').exists()
+  folder = runs[0].parent
+  (folder / 'sweep.json').write_text(json.dumps({'runs': [
+      {'workdir': path.name, 'point': {}} for path in runs]}))
+  command_line.main([str(folder)])
+  printed = capsys.readouterr().out
+  assert '6 runs of 2 configs on digits' in printed and f'report: {folder}/sweep.html' in printed
+  # A run that is named twice, once by its sweep, is there once.
+  command_line.main([str(runs[0]), str(folder), '--output=all.html'])
+  assert '6 runs of 2 configs' in capsys.readouterr().out
+  for words, message in (
+      (['absent'], 'no such folder'), ([str(runs[0]), 'absent'], 'no such folder'),
+      ([str(runs[0]), '--output=x.html'], 'several workdirs are allowed'),
+      ([str(runs[0]), str(runs[1]), '--output=no/where.html'], '--output is no/where.html')):
+    with pytest.raises(SystemExit) as caught:
+      command_line.main(words)
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2 and message in printed and printed.count('\n') == 1
+  (folder / 'sweep.json').write_text('{}')
+  with pytest.raises(UserError, match='sweep.json'):
+    report.compare([folder])
+  (folder / 'sweep.json').unlink()

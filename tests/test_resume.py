@@ -1,0 +1,240 @@
+"""Checkpoints that are whole or noticed, signals, locks: what an interrupted run relies on."""
+
+import functools
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from robust_jax import checkpoint, interrupts, models, training, workdir
+from robust_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+INFO = {'model': {'name': 'mlp', 'hidden': [8]}, 'num_classes': 3, 'mean': [0.5], 'std': 0.25}
+
+
+@functools.cache
+def fresh_variables():
+  return models.init(jax.random.key(0), models.create('mlp', 3, hidden=(8,)), (4, 4, 1))
+
+
+def make_state(step=0, scale=1., ema=False):
+  variables = jax.tree.map(lambda leaf: scale * leaf, fresh_variables())
+  optimizer = optax.chain(optax.identity(), optax.sgd(0.1, momentum=0.9))
+  state = training.create_state(variables, optimizer, ema=ema,
+                                memory={'radius': jnp.arange(5.)})
+  return state._replace(step=jnp.asarray(step, jnp.int32))
+
+
+def save(folder, *steps, **kwargs):
+  with checkpoint.manager(folder, keep=len(steps)) as checkpoints:
+    for step in steps:
+      checkpoint.save(checkpoints, make_state(step, scale=step, **kwargs), INFO,
+                      progress={'loss': 0.1 * step})
+
+
+def restore(folder, state=None):
+  with checkpoint.manager(folder, keep=9) as checkpoints:
+    return checkpoint.restore(checkpoints, state or make_state())
+
+
+def sealed_files(folder, step):
+  """The files that hold something, and their contents."""
+  files = (folder / 'checkpoints' / f'step_{step}').glob('*/**/*')
+  return {path: path.read_bytes() for path in sorted(files) if path.is_file()}
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_a_state_comes_back_as_it_was(ema, tmp_path):
+  assert restore(tmp_path) is None
+  save(tmp_path, 1, 3, ema=ema)
+  state, progress = restore(tmp_path, make_state(ema=ema))
+  jax.tree.map(np.testing.assert_array_equal, state, make_state(3, scale=3, ema=ema))
+  assert progress == {'loss': 0.1 * 3}
+  network, variables, info = checkpoint.load(tmp_path)
+  assert info == {**INFO, 'step': 3}
+  images = np.random.default_rng(0).uniform(size=(2, 4, 4, 1)).astype(np.float32)
+  expected = models.logits_fn(models.create('mlp', 3, hidden=(8,)),
+                              make_state(3, scale=3).variables, mean=0.5, std=0.25)(images)
+  np.testing.assert_array_equal(network.eval_logits(variables)(images), expected)
+  assert checkpoint.load(tmp_path, step=1)[2]['step'] == 1
+
+
+def test_the_average_is_what_is_loaded(tmp_path):
+  state = make_state(2, ema=True)
+  state = state._replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
+  with checkpoint.manager(tmp_path) as checkpoints:
+    checkpoint.save(checkpoints, state, INFO)
+  _, variables, _ = checkpoint.load(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, variables['params'], state.ema['params'])
+
+
+def test_flipped_bits_and_truncations_are_noticed_everywhere(tmp_path, capsys):
+  save(tmp_path, 7)
+  files = sealed_files(tmp_path, 7)
+  rng = random.Random(0)
+  # Every file at least once; the large ones, which hold the leaves, more often.
+  paths = [*files, *rng.choices(list(files), [len(data) for data in files.values()], k=20)]
+  for path in paths:
+    data = files[path]
+    place = rng.randrange(len(data))
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)])
+                     + data[place + 1:])
+    assert path.name in checkpoint.find_damage(tmp_path, 7)
+    with pytest.raises(UserError, match='step_7 damaged'):
+      checkpoint.load(tmp_path)
+    path.write_bytes(data[:rng.randrange(len(data))])
+    assert checkpoint.find_damage(tmp_path, 7)
+    path.unlink()
+    assert 'is missing' in checkpoint.find_damage(tmp_path, 7)
+    path.write_bytes(data)
+  assert checkpoint.find_damage(tmp_path, 7) is None
+  assert 'sha256 of' in capsys.readouterr().err
+
+
+def test_leaves_are_compared_too(tmp_path):
+  """Were the files sealed wrong, what is read is still not what was saved."""
+  radii = np.random.default_rng(0).normal(size=100_000)  # A file of their own.
+  with checkpoint.manager(tmp_path) as checkpoints:
+    checkpoint.save(checkpoints, make_state(7)._replace(memory={'radius': radii}), INFO)
+  path, data = max(sealed_files(tmp_path, 7).items(), key=lambda item: len(item[1]))
+  middle = len(data) // 2
+  path.write_bytes(data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1:])
+  folder = tmp_path / 'checkpoints' / 'step_7'
+  sums = folder / 'sha256sums'
+  sums.write_text(''.join(line for line in sums.read_text().splitlines(keepends=True)
+                          if '/d/' not in line))
+  assert checkpoint.find_damage(tmp_path, 7) == 'sha256 of memory/radius differs'
+  sums.unlink()
+  assert 'sha256sums cannot be read' in checkpoint.find_damage(tmp_path, 7)
+
+
+def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, capsys):
+  save(tmp_path, 1, 2, 3)
+  for step in (2, 3):
+    path, data = max(sealed_files(tmp_path, step).items(), key=lambda item: len(item[1]))
+    path.write_bytes(data[:-1])
+  assert checkpoint.load(tmp_path)[2]['step'] == 1
+  assert checkpoint.latest_step(tmp_path) == 3
+  state, _ = restore(tmp_path)
+  assert int(state.step) == 1
+  printed = capsys.readouterr().err
+  assert 'step_3 is damaged' in printed and 'step_2 is damaged' in printed
+  aside = sorted(path.name.partition('-')[0] for path in (tmp_path / 'damaged').iterdir())
+  assert aside == ['step_2', 'step_3'] and checkpoint.latest_step(tmp_path) == 1
+  save(tmp_path, 2)  # The same step can be saved anew.
+  assert checkpoint.find_damage(tmp_path, 2) is None
+
+
+def test_another_structure_is_named(tmp_path):
+  save(tmp_path, 1)
+  with pytest.raises(UserError, match='step_1 lacks ema/params/'):
+    restore(tmp_path, make_state(ema=True))
+  save(tmp_path, 2, ema=True)
+  with pytest.raises(UserError, match='step_2 has ema/params/'):
+    restore(tmp_path, make_state())
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+  with checkpoint.manager(tmp_path, keep=2, keep_best=True) as checkpoints:
+    for step, accuracy in [(1, 0.3), (2, 0.9), (3, None), (4, 0.5), (5, None)]:
+      checkpoint.save(checkpoints, make_state(step), INFO, accuracy=accuracy)
+      checkpoint.wait(checkpoints)
+    assert checkpoints.all_steps() == [2, 4, 5]
+  assert checkpoint.load(tmp_path, step='best')[2]['step'] == 2
+  assert checkpoint.load(tmp_path)[2]['step'] == 5
+  save(tmp_path / 'other', 1)
+  with pytest.raises(UserError, match='keep_best'):
+    checkpoint.load(tmp_path / 'other', step='best')
+
+
+@pytest.fixture
+def full_disk():
+  """No file of this process may grow beyond 2,000 bytes, as on a disk that is full."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(full_disk, tmp_path):
+  save(tmp_path, 1)
+  message = 'cannot be written .* The newest whole one is step 1'
+  with pytest.raises(UserError, match=message), checkpoint.manager(tmp_path) as checkpoints:
+    full_disk()
+    checkpoint.save(checkpoints, make_state(2), INFO)
+  assert checkpoint.find_damage(tmp_path, 1) is None
+  assert checkpoint.latest_step(tmp_path) == 1
+
+
+def test_no_room_is_one_line(full_disk, tmp_path):
+  with pytest.raises(UserError, match='no room left'), workdir.locked(tmp_path):
+    full_disk()
+    (tmp_path / 'metrics.jsonl').write_text('x' * 5000)
+
+
+def test_a_workdir_is_used_by_one_run(tmp_path):
+  folder = tmp_path / 'new'
+  with workdir.locked(folder):
+    words = [sys.executable, '-m', 'launch', f'--workdir={folder}']
+    second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+  assert second.returncode == 2
+  assert f'{folder}, which is in use (process ' in second.stderr
+  assert second.stderr.count('\n') == 1
+  with workdir.locked(folder):
+    workdir.check(folder, {})  # The lock alone does not make it a foreign folder.
+  file = tmp_path / 'file'
+  file.touch()
+  with pytest.raises(UserError, match='a folder that can be written'), workdir.locked(file):
+    pass
+
+
+def test_a_postponed_signal_waits():
+  before = signal.getsignal(signal.SIGTERM)
+  with interrupts.postponed() as request:
+    assert request.signal is None
+  assert signal.getsignal(signal.SIGTERM) is before
+  try:
+    with interrupts.postponed() as request:
+      signal.raise_signal(signal.SIGTERM)
+      assert request.signal is signal.SIGTERM
+      assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize('body', ['interrupts.raise_interrupted()',
+                                  'stack.enter_context(interrupts.postponed())'])
+def test_a_second_signal_ends_at_once(body):
+  code = f'''
+import contextlib, time
+from robust_jax import interrupts
+with contextlib.ExitStack() as stack:
+  {body}
+  print('ready', flush=True)
+  while True:
+    try:
+      time.sleep(60)
+    except interrupts.Interrupted as error:
+      print(error, flush=True)
+'''
+  process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(signal.SIGINT)
+  assert 'SIGINT' in process.stdout.readline()
+  time.sleep(0.1)
+  assert process.poll() is None
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(10) == -signal.SIGTERM
