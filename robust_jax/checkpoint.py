@@ -182,8 +182,8 @@ def load(workdir, *, step=None):
   Returns:
     (network, variables, info): `types.Network`, what it is evaluated with (the moving average
     where there is one), and a dict with 'model', 'num_classes', 'class_names', 'image_shape',
-    'mean', 'std', 'sigma', 'epsilon', 'dataset' and 'step'. `network.eval_logits(variables)` is
-    the classifier.
+    'mean', 'std', 'sigma', 'epsilon', 'step', 'dataset' and 'data', the keyword arguments with
+    which `data.load` reads it. `network.eval_logits(variables)` is the classifier.
 
   Raises:
     UserError: the folder has no checkpoint, not this one, or it is damaged.

@@ -58,11 +58,16 @@ class DataSettings(NamedTuple):
   train_split: str | None = None
   test_split: str | None = None
 
+  @property
+  def reading(self):
+    """The keyword arguments with which `data.load` reads it."""
+    return {'data_dir': self.data_dir, 'image_size': self.image_size, 'channels': self.channels,
+            'mean': self.mean, 'std': self.std}
+
   def load(self, use):
     """The dataset that is for 'train' or 'test'."""
     split = {'train': self.train_split, 'test': self.test_split}[use] or use
-    return data.load(self.name, split, data_dir=self.data_dir, image_size=self.image_size,
-                     channels=self.channels, mean=self.mean, std=self.std)
+    return data.load(self.name, split, **self.reading)
 
 
 class Experiment(NamedTuple):

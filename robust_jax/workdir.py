@@ -109,7 +109,7 @@ def describe(run, workdir, command):
       jax.random.key(0), jax.numpy.zeros((1, *dataset.image_shape)), train=False))
   write_json(Path(workdir) / 'run.json', {
       'command': command, 'started': now(), 'num_devices': len(devices),
-      'dataset': {'name': run.data.name, 'split': 'test', 'num_classes': dataset.num_classes,
+      'dataset': {'name': run.data.name, 'split': dataset.split, 'num_classes': dataset.num_classes,
                   'class_names': list(dataset.class_names),
                   'image_shape': list(dataset.image_shape)},
       'model': {'name': run.config['model']['name'],

@@ -231,7 +231,7 @@ def test_long_and_unlike_training_curves(tmp_path):
   assert source.count('class="key c0">smoothadv (2 runs)</span>') == 6
   # Without a step in common there is no mean, and one of the thin lines has the name.
   (paths[1] / 'metrics.jsonl').write_text(
-      (paths[1] / 'metrics.jsonl').read_text().replace('"epoch": ', '"epoch": 1'))
+      (paths[1] / 'metrics.jsonl').read_text().replace('"epoch": ', '"epoch": 1000'))
   source = report.compare(paths, tmp_path / 'compare.html')[0].read_text()
   assert source.count('class="key c0 thin">smoothadv (2 runs)</span>') == 4
   assert len(source) < 200_000

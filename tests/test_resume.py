@@ -222,9 +222,9 @@ import contextlib, time
 from robust_jax import interrupts
 with contextlib.ExitStack() as stack:
   {body}
-  print('ready', flush=True)
   while True:
     try:
+      print('ready', flush=True)
       time.sleep(60)
     except interrupts.Interrupted as error:
       print(error, flush=True)
@@ -234,7 +234,6 @@ with contextlib.ExitStack() as stack:
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)
   assert 'SIGINT' in process.stdout.readline()
-  time.sleep(0.1)
   assert process.poll() is None
   process.send_signal(signal.SIGTERM)
   assert process.wait(10) == -signal.SIGTERM

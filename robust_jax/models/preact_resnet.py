@@ -145,7 +145,7 @@ def preact_resnet18(num_classes, *, activation: Activation = 'relu', final_norm:
     num_classes: number of logits.
     activation: 'relu' or 'swish'.
     final_norm: whether BN and the activation precede the pool, as in He et al. and the code of
-      Rice et al. 2020; kuangliu's and Wong et al.'s code has neither (11,171,146 parameters).
+      Rice et al. 2020; kuangliu's code has neither (11,171,146 parameters).
     dtype: what it computes in.
     remat: whether to trade a second forward pass of each block for memory in training.
 

@@ -45,6 +45,9 @@ def key_figures(run: Contents) -> list[Figure]:
               if row.get('images_per_second')]
     notes = [f'on {device_text(run)}'] if 'device' in run.record else []
     notes += [f'{np.median(speeds):,.0f} images/s'] if speeds else []
+    for name, of in (('device_memory_mib', 'device '), ('memory_mib', '')):
+      peaks = [row[name] for row in run.metrics['train'] if name in row]
+      notes += [f'{max(peaks):,.0f} MiB of {of}memory'] if peaks else []
     figures.append(Figure('Training time', duration(train['seconds']), '; '.join(notes)))
   return [figure for figure in figures if figure]
 

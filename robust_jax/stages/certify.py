@@ -18,7 +18,7 @@ def certify(run, workdir):
   count = parallel.sharded_count(run.devices)
   chosen, dataset = run.certify_images, run.test_data
   settings = {**run.config['certify'], 'sigma': run.sigma, 'seed': run.config['seed'],
-              'dataset': run.data.name, 'split': 'test', 'stride': chosen.stride,
+              'dataset': run.data.name, 'split': run.test_data.split, 'stride': chosen.stride,
               'num_images': chosen.num_images, 'num_classes': dataset.num_classes, **origin}
   with log.open_for_append(Path(workdir) / 'certify', settings,
                            workdirs.environment(run.devices)) as writer:

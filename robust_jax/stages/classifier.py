@@ -4,6 +4,8 @@ import hashlib
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from robust_jax import checkpoint, models, torch_weights
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
@@ -81,7 +83,9 @@ def _brought(run):
   """The variables of config.weights."""
   path, dataset, model = Path(run.config['weights']), run.test_data, run.config['model']
   if not path.is_dir():
-    return torch_weights.load(path, run.model, dataset.image_shape)
+    arrays = torch_weights.read(path)
+    _check_normalisation(path, torch_weights.normalisation(arrays), dataset)
+    return torch_weights.convert(arrays, run.model, dataset.image_shape, path=path)
   _, variables, info = checkpoint.load(path)
   for what, there, here in (('model', info['model'], model),
                             ('num_classes', info['num_classes'], dataset.num_classes)):
@@ -89,6 +93,14 @@ def _brought(run):
       raise UserError(f'config.weights is {str(path)!r}, whose {what} is {there}; {here} is '
                       'allowed')
   return variables
+
+
+def _check_normalisation(path, found, dataset):
+  here = tuple(np.broadcast_to(value, dataset.image_shape[-1:]).tolist()
+               for value in (dataset.mean, dataset.std))
+  if found is not None and not np.allclose(found, here, atol=1e-4):
+    raise UserError(f'config.weights is {str(path)!r}, whose images are normalised by mean and std '
+                    f'{found}; config.data.mean and config.data.std, now {here}, have to be these')
 
 
 def _sha256(path):

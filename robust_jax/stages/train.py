@@ -100,7 +100,7 @@ def _save(run, checkpoints, state, metrics, accuracy):
                              f'the newest good checkpoint is step {checkpoints.latest_step()}')
   dataset, config = run.test_data, run.config
   checkpoint.save(checkpoints, state, {
-      'model': config['model'], 'dataset': run.data.name, 'data_dir': run.data.data_dir,
+      'model': config['model'], 'dataset': run.data.name, 'data': run.data.reading,
       'num_classes': dataset.num_classes, 'class_names': list(dataset.class_names),
       'image_shape': list(dataset.image_shape), 'mean': _listed(dataset.mean),
       'std': _listed(dataset.std), 'sigma': run.sigma, 'epsilon': config['epsilon']},
