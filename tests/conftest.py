@@ -3,9 +3,9 @@
 import os
 
 # Tests compile much and compute little: without LLVM's optimisation they take a third of the time.
-COMPILE_FAST = '--xla_backend_optimization_level=0'
 os.environ['XLA_FLAGS'] = ' '.join(
-    [os.environ.get('XLA_FLAGS', ''), COMPILE_FAST, '--xla_force_host_platform_device_count=8'])
+    [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0',
+     '--xla_force_host_platform_device_count=8'])
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from pathlib import Path
