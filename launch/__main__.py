@@ -1,5 +1,6 @@
 """Trains, attacks, certifies and reports: `python -m launch --config=configs/NAME.py`."""
 
+import os
 import sys
 
 from absl import logging
@@ -27,13 +28,19 @@ def main(argv):
       for stage in stages.STAGES:
         if stage in wanted:
           stages.run_stage(stage, run, folder)
-  elif not workdir.stages(folder):
+      if 'report' in wanted:
+        print_report(folder)
+  elif workdir.stages(folder):
+    print_report(folder)  # Also of a run that still goes on, and holds the lock.
+  else:
     raise errors.UserError(f'--workdir is {folder}, which has no results; a run that has begun is '
                            'allowed for --stages=report')
-  if 'report' in wanted:
-    page = report.build(folder)
-    print(report.summary(folder), f'report: {page}', sep='\n')
   return 0
+
+
+def print_report(folder):
+  page = report.build(folder)
+  print(report.summary(folder), f'report: {page}', sep='\n')
 
 
 if __name__ == '__main__':
@@ -46,5 +53,8 @@ if __name__ == '__main__':
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_status)
   except interrupts.Interrupted as error:
-    print(f'interrupted: {error}; the same command, without --redo, goes on', file=sys.stderr)
-    sys.exit(error.exit_status)
+    print(f'interrupted: {error}; the same command, without --redo, goes on', file=sys.stderr,
+          flush=True)
+    sys.stdout.flush()
+    # At once: threads that still read or compute can crash the interpreter while it takes leave.
+    os._exit(error.exit_status)

@@ -160,7 +160,8 @@ def _set(config, field, value, number):
 
 def _prepare(folder, folders, points, configs, wanted, redo):
   """Checks every folder, then makes them ready, so that nothing runs before a refusal."""
-  names = [path.name for path in folder.iterdir() if path.name != workdir.LOCK]
+  names = [path.name for path in folder.iterdir()
+           if path.name != workdir.LOCK and path.suffix != '.new']
   if names and report.SWEEP not in names:
     raise UserError(f'--workdir is {folder}, which holds {min(names)} but no {report.SWEEP}; a '
                     'new or empty folder, or one of a sweep, is allowed')
@@ -174,9 +175,10 @@ def _prepare(folder, folders, points, configs, wanted, redo):
       workdir.check(place, config, redo)
   workdir.write_json(folder / report.SWEEP, record)
   for place, config in zip(folders, configs):
-    workdir.set_aside(place, redo)
-    if not _finished(place, wanted):
-      workdir.write_json(place / 'config.json', config)
+    with workdir.locked(place):
+      workdir.set_aside(place, redo)
+      if not _finished(place, wanted):
+        workdir.write_json(place / 'config.json', config)
 
 
 def _plain(value):
@@ -201,7 +203,9 @@ def _run_child(words):
   def pass_on():
     with contextlib.suppress(IndexError):  # Each signal once, also when interrupted by the next.
       while True:
-        process.send_signal(waiting.popleft())
+        number = waiting.popleft()
+        # A run saves on those that it handles.
+        process.send_signal(number if number in interrupts.SIGNALS else signal.SIGTERM)
 
   def handle(number, frame):
     del frame

@@ -37,6 +37,8 @@ class DamagedError(Exception):
 def manager(workdir, *, keep=2, keep_best=False):
   """Opens DIR/checkpoints for saving and restoring; waits at the end for what is being written.
 
+  Damaged checkpoints are named on stderr and moved to DIR/damaged first.
+
   Args:
     workdir: folder given to the launcher.
     keep: how many of the newest steps are kept.
@@ -53,6 +55,11 @@ def manager(workdir, *, keep=2, keep_best=False):
     kept.append(policies.BestN(get_metric_fn=_accuracy, reverse=False, n=1,
                                keep_checkpoints_without_metrics=False))
   folder = Path(workdir).resolve() / FOLDER
+  for step in _steps(workdir):
+    try:
+      _check_files(_folder(workdir, step))
+    except DamagedError as error:
+      _move_aside(_folder(workdir, step), error)
   checkpoints = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
@@ -136,11 +143,8 @@ def restore(checkpoints, state):
     try:
       tree, about = _read(folder)
     except DamagedError as error:
-      aside = checkpoints.directory.parent / DAMAGED / f'{folder.name}-{time.time_ns()}'
-      aside.parent.mkdir(exist_ok=True)
-      shutil.move(folder, aside)
+      _move_aside(folder, error)
       checkpoints.reload()
-      print(f'{folder} is damaged ({error}); it is moved to {aside}', file=sys.stderr)
       continue
     nested = flax.serialization.to_state_dict(state)
     wanted = _leaves(nested)
@@ -153,6 +157,13 @@ def restore(checkpoints, state):
     restored = flax.traverse_util.unflatten_dict(everything, sep='/')
     return flax.serialization.from_state_dict(state, restored), about['progress']
   return None
+
+
+def _move_aside(folder, error):
+  aside = folder.parents[1] / DAMAGED / f'{folder.name}-{time.time_ns()}'
+  aside.parent.mkdir(exist_ok=True)
+  shutil.move(folder, aside)
+  print(f'{folder} is damaged ({error}); it is moved to {aside}', file=sys.stderr)
 
 
 def latest_step(workdir):
@@ -182,8 +193,9 @@ def load(workdir, *, step=None):
   Returns:
     (network, variables, info): `types.Network`, what it is evaluated with (the moving average
     where there is one), and a dict with 'model', 'num_classes', 'class_names', 'image_shape',
-    'mean', 'std', 'sigma', 'epsilon', 'step', 'dataset' and 'data', the keyword arguments with
-    which `data.load` reads it. `network.eval_logits(variables)` is the classifier.
+    'mean', 'std', 'sigma', 'epsilon', 'dataset', 'data', the keyword arguments with which
+    `data.load` reads it, 'step', and 'sha256' of the variables.
+    `network.eval_logits(variables)` is the classifier.
 
   Raises:
     UserError: the folder has no checkpoint, not this one, or it is damaged.
@@ -193,7 +205,7 @@ def load(workdir, *, step=None):
     raise UserError(f'{workdir} has no checkpoint; a workdir that the train stage has run in '
                     'is allowed')
   if step == 'best':
-    step = _best_step(workdir)
+    step = best_step(workdir)
   elif step is not None and step not in steps:
     raise UserError(f'{workdir}: step is {step}; one of {steps} is allowed')
   wanted = steps[::-1] if step is None else [step]
@@ -213,19 +225,29 @@ def load(workdir, *, step=None):
   saved = flax.traverse_util.unflatten_dict(tree, sep='/')
   variables = saved.get('ema') or saved
   variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
-  return network, variables, {**info, 'step': step}
+  sums = {name: _sha256(leaf) for name, leaf in _leaves(variables).items()}
+  return network, variables, {**info, 'step': step, 'sha256': _sha256_json(sums)}
 
 
 def _folder(workdir, step):
   return Path(workdir).resolve() / FOLDER / f'step_{step}'
 
 
-def _best_step(workdir):
-  """The step with the highest accuracy; of equals, the last."""
+def best_step(workdir):
+  """The step with the highest test accuracy; of equals, the last.
+
+  Raises:
+    UserError: no step was kept for its accuracy, or one that may be the best is damaged.
+  """
   found = []
   for step in _steps(workdir):
+    try:
+      _check_files(_folder(workdir, step))
+    except DamagedError as error:
+      raise UserError(f'{_folder(workdir, step)} is damaged ({error}); without it, which step is '
+                      'the best is not known: --redo=train makes them again') from error
     path = _folder(workdir, step) / 'metrics' / 'metrics'
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    if path.is_file():
       found.append((json.loads(path.read_text())['accuracy'], step))
   if not found:
     raise UserError(f'{workdir} has kept no best checkpoint; a run with config.train.keep_best is '

@@ -130,13 +130,14 @@ STAGE_FIELDS = {
     'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
     'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
 }
-_FREE_FIELDS = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints',
+# Of those, what changes no result.
+FREE_FIELDS = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints',
                 'train.checkpoint_every', 'train.eval_batch_size', 'evaluation.batch_size',
                 'train.keep_best', 'train.tensorboard', 'train.profile_steps',
                 'evaluation.gallery', 'certify_images.images_per_call')
 
 
-def component(kind, name, **kwargs):
+def component(kind, name, /, **kwargs):
   """A config section {name, **keyword arguments}, with the function's own defaults filled in.
 
   Args:
@@ -150,7 +151,7 @@ def component(kind, name, **kwargs):
   return section(_find(kind, name, f'config.{kind}'), name=name, **kwargs)
 
 
-def section(function, **kwargs):
+def section(function, /, **kwargs):
   """A config section with the keyword defaults of `function`, updated by `kwargs`."""
   fields = {}
   for field, parameter in schema.fields(function).items():
@@ -377,10 +378,12 @@ def changed_fields(saved, config, stage):
   A field that an older version did not have counts as at its default.
   """
   old, new = _flat(json.loads(json.dumps(_typed(saved).to_dict()))), _flat(config)
+  # A TFDS dataset is the same wherever it is; of a folder of images the place is the name.
+  free = set(FREE_FIELDS) - ({'data.data_dir'} if config['data']['name'] == 'folder' else set())
   return [f'config.{name}: {old.get(name)!r} there, {new.get(name)!r} now'
           for name in sorted({*old, *new})
           if any(f'{name}.'.startswith(f'{field}.') for field in STAGE_FIELDS[stage])
-          and name not in _FREE_FIELDS and old.get(name) != new.get(name)]
+          and name not in free and old.get(name) != new.get(name)]
 
 
 def _find(kind, name, path):

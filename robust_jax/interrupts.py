@@ -6,14 +6,17 @@ would have.
 """
 
 import contextlib
+import os
 import signal
-import sys
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(Exception):
-  """A signal ended the run; the same command goes on. Exit status 75: EX_TEMPFAIL, try again."""
+class Interrupted(BaseException):
+  """A signal ended the run; the same command goes on. Exit status 75: EX_TEMPFAIL, try again.
+
+  No Exception, as KeyboardInterrupt is none: whoever expects errors must not take it for one.
+  """
 
   exit_status = 75
 
@@ -52,8 +55,9 @@ def postponed():
     del frame
     request.signal = signal.Signals(number)
     _second_signal_ends_the_process()
-    print(f'{request.signal.name}: saving, then the run ends; once more ends it at once',
-          file=sys.stderr, flush=True)
+    # Not print, which must not be entered again where it was interrupted.
+    os.write(2, f'{request.signal.name}: saving, then the run ends; once more ends it at once\n'
+             .encode())
 
   before = _set(handle)
   try:

@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import shutil
-import time
 from pathlib import Path
 
 import jax
@@ -30,6 +29,8 @@ from robust_jax import __version__, experiment
 from robust_jax.errors import UserError
 
 LOCK = '.lock'
+# The status of a stage whose results are on their way to previous/.
+REDO = 'redo'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'tensorboard'),
     'attack': ('attack.jsonl', 'gallery.npz'),
@@ -52,13 +53,14 @@ def check(workdir, config, redo=()):
       differs in a field they depend on.
   """
   workdir = Path(workdir)
-  names = [path.name for path in workdir.iterdir() if path.name != LOCK]
+  names = [path.name for path in workdir.iterdir()
+           if path.name != LOCK and path.suffix != '.new']
   if names and 'config.json' not in names:
     raise UserError(f'--workdir is {workdir}, which holds {min(names)} but no config.json; a new '
                     'or empty folder, or one that this launcher made, is allowed')
   for stage, record in stages(workdir).items():
     changed = experiment.changed_fields(record['config'], config, stage)
-    if changed and stage not in redo:
+    if changed and stage not in redo and record['status'] != REDO:
       raise UserError(f'{workdir}: the {stage} stage ran with another config '
                       f'({"; ".join(changed)}); the same values, another --workdir, or '
                       f'--redo={stage} are allowed')
@@ -87,10 +89,10 @@ def locked(workdir):
       file.seek(0)
       raise UserError(f'--workdir is {workdir}, which is in use ({file.read().strip()}); wait for '
                       'that run, or take another folder') from error
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {platform.node()} since {now()}\n')
-    file.flush()
     try:
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {platform.node()} since {now()}\n')
+      file.flush()
       yield
     except OSError as error:
       if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -147,6 +149,8 @@ def begin(workdir, stage, run, *, again=False):
   record = stages(workdir).get(stage)
   if record and record['status'] == 'done' and not again:
     return False
+  # It will not have told of what now comes.
+  (Path(workdir) / 'report.html').unlink(missing_ok=True)
   spent = record['seconds'] if record else 0.
   _record(workdir, stage, {'status': 'running', 'started': now(), 'seconds': spent,
                            'device': run.devices[0].device_kind, 'num_devices': len(run.devices),
@@ -171,13 +175,21 @@ def add_time(workdir, stage, seconds, facts):
 
 
 def set_aside(workdir, redo):
-  """Moves the results of stages, and the report on them, to previous/, so that they run anew."""
+  """Moves the results of stages, and the report on them, to previous/, so that they run anew.
+
+  What an interrupted call has begun to move, the next one moves, whatever is to be redone then.
+  """
   workdir = Path(workdir)
   records = stages(workdir)
-  redone = {stage: records.pop(stage) for stage in redo if stage in records}
+  for stage, record in records.items():
+    if stage in redo:
+      record['status'] = REDO
+  redone = {stage: record for stage, record in records.items() if record['status'] == REDO}
+  records = {stage: record for stage, record in records.items() if stage not in redone}
   if redone:
+    write_json(workdir / 'stages.json', {**records, **redone})
     names = [name for stage in redone for name in OUTPUTS[stage]] + ['report.html', 'tables']
-    folder = workdir / 'previous' / time.strftime('%Y%m%d-%H%M%S')
+    folder = workdir / 'previous' / datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')
     folder.mkdir(parents=True)
     write_json(folder / 'stages.json', redone)
     for name in names:

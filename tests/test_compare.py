@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from test_report import KINDS, Page, write_workdir
 
-from robust_jax import analysis, experiment, report
+from robust_jax import analysis, report
 from robust_jax.analysis import Best
 from robust_jax.certification import log
 from robust_jax.errors import UserError
@@ -269,10 +269,6 @@ def test_labels_are_what_differs():
   # The same seed twice is no mean over seeds, and without configs there is nothing to tell.
   assert label_all(base, base, change(sigma=1.)) == ['0', '1', 'sigma=1']
   assert label_all({}, {}, base) == ['0', '1', 'smoothadv']
-
-
-def test_free_fields_are_those_of_the_experiment():
-  assert sorted(groups.FREE_FIELDS) == sorted(experiment._FREE_FIELDS)
 
 
 # The page and the command.

@@ -18,10 +18,10 @@ LAYERS = [
     {'analysis'},
     {'training'},
     {'parallel'},
-    {'evaluation', 'checkpoint', 'report', 'torch_weights'},
+    {'evaluation', 'checkpoint', 'torch_weights'},
     {'experiment'},
     {'workdir'},
-    {'stages'},
+    {'stages', 'report'},
 ]
 MATHS = ['losses', 'threat_models', 'smoothing', 'noise', 'keys', 'types', 'attacks',
          'certification/bounds', 'certification/sampling', 'certification/certify',

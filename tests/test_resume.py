@@ -3,6 +3,7 @@
 import functools
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,12 +61,13 @@ def test_a_state_comes_back_as_it_was(ema, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, state, make_state(3, scale=3, ema=ema))
   assert progress == {'loss': 0.1 * 3}
   network, variables, info = checkpoint.load(tmp_path)
-  assert info == {**INFO, 'step': 3}
+  assert info == {**INFO, 'step': 3, 'sha256': info['sha256']}
   images = np.random.default_rng(0).uniform(size=(2, 4, 4, 1)).astype(np.float32)
   expected = models.logits_fn(models.create('mlp', 3, hidden=(8,)),
                               make_state(3, scale=3).variables, mean=0.5, std=0.25)(images)
   np.testing.assert_array_equal(network.eval_logits(variables)(images), expected)
-  assert checkpoint.load(tmp_path, step=1)[2]['step'] == 1
+  other = checkpoint.load(tmp_path, step=1)[2]
+  assert other['step'] == 1 and other['sha256'] != info['sha256']
 
 
 def test_the_average_is_what_is_loaded(tmp_path):
@@ -154,6 +156,14 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
   save(tmp_path / 'other', 1)
   with pytest.raises(UserError, match='keep_best'):
     checkpoint.load(tmp_path / 'other', step='best')
+  # Which one is the best is not for a damaged file to say, and it does not stop a resume.
+  metrics = tmp_path / 'checkpoints' / 'step_2' / 'metrics' / 'metrics'
+  for text in ('{"accuracy": 0.1}', '{"accu'):
+    metrics.write_text(text)
+    with pytest.raises(UserError, match='step_2 is damaged'):
+      checkpoint.load(tmp_path, step='best')
+  state, _ = restore(tmp_path, make_state())
+  assert int(state.step) == 5 and (tmp_path / 'damaged').is_dir()
 
 
 @pytest.fixture
@@ -180,6 +190,35 @@ def test_no_room_is_one_line(full_disk, tmp_path):
   with pytest.raises(UserError, match='no room left'), workdir.locked(tmp_path):
     full_disk()
     (tmp_path / 'metrics.jsonl').write_text('x' * 5000)
+
+
+def test_a_workdir_survives_a_full_disk_at_its_first_file(full_disk, tmp_path):
+  with pytest.raises(UserError, match='no room left'), workdir.locked(tmp_path):
+    full_disk()
+    workdir.write_json(tmp_path / 'config.json', ['x' * 5000])
+  with workdir.locked(tmp_path):
+    workdir.check(tmp_path, {})
+
+
+def test_an_interrupted_redo_is_finished_by_the_next_run(tmp_path, monkeypatch):
+  records = {stage: {'status': 'done', 'config': {}} for stage in ('train', 'certify')}
+  workdir.write_json(tmp_path / 'stages.json', records)
+  for name in ('metrics.jsonl', 'certify.jsonl', 'certify.tsv'):
+    (tmp_path / name).write_text('old')
+
+  def interrupted(source, destination):
+    if Path(source).name == 'certify.tsv':
+      raise interrupts.Interrupted
+    shutil.copy(source, destination)
+    Path(source).unlink()
+
+  with monkeypatch.context() as patch, pytest.raises(interrupts.Interrupted):
+    patch.setattr(shutil, 'move', interrupted)
+    workdir.set_aside(tmp_path, ['certify'])
+  assert workdir.stages(tmp_path)['certify']['status'] != 'done'
+  workdir.set_aside(tmp_path, [])
+  assert workdir.stages(tmp_path) == {'train': records['train']}
+  assert not (tmp_path / 'certify.tsv').exists() and (tmp_path / 'metrics.jsonl').exists()
 
 
 def test_a_workdir_is_used_by_one_run(tmp_path):

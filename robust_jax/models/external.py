@@ -1,6 +1,8 @@
 """Classifiers that users bring as functions of their own: 'package.module:function'."""
 
 import importlib
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,12 @@ def load(target) -> LogitsFn:
     raise UserError(f'the function is {target!r}, which is a {type(function).__name__}; something '
                     'that can be called is allowed')
   return function
+
+
+def source(target):
+  """The file of the module that `target` names, as a Path; None if there is none."""
+  file = getattr(sys.modules.get(target.partition(':')[0]), '__file__', None)
+  return Path(file) if file else None
 
 
 def check(logits_fn, image_shape, num_classes, *, target='the function'):

@@ -15,6 +15,7 @@ from robust_jax.report import (
     results,
 )
 from robust_jax.report.contents import load
+from robust_jax.workdir import write_bytes
 
 __all__ = ['SWEEP', 'build', 'compare', 'summary']
 
@@ -43,7 +44,7 @@ def build(workdir) -> Path:
   for name, (_, table) in tables.items():
     _write_table(folder / name, table)
   path = run.path / 'report.html'
-  path.write_text(page.render(run, tables), encoding='utf-8')
+  write_bytes(path, page.render(run, tables).encode())
   return path
 
 
@@ -78,7 +79,7 @@ def compare(workdirs, output=None) -> tuple[Path, str]:
     for panel in panels:
       stem = comparison_page.file_name(panel, panels, output.stem)
       _write_table(output.parent / stem, comparison_tables.tables(panel)['figures'][1])
-    output.write_text(comparison_page.render(panels, output), encoding='utf-8')
+    write_bytes(output, comparison_page.render(panels, output).encode())
   except OSError as error:
     raise UserError(f'--output is {output}; a file in a folder that can be written is allowed '
                     f'({error.strerror})') from error
@@ -99,4 +100,4 @@ def _compare_summary(panels):
 
 def _write_table(stem, table):
   for end, write in markup.WRITERS.items():
-    Path(f'{stem}.{end}').write_text(write(table), encoding='utf-8')
+    write_bytes(f'{stem}.{end}', write(table).encode())

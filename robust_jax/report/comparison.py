@@ -92,10 +92,11 @@ def title(panels) -> str:
 
 
 def _dataset(run):
-  for section in (run.record.get('dataset', {}), run.config.get('data', {})):
-    if section.get('name'):
-      return str(section['name'])
-  return ''
+  """The name of a run's test images: those of other names are not compared."""
+  settings = run.config.get('data', {})
+  name = run.record.get('dataset', {}).get('name') or settings.get('name', '')
+  parts = [settings.get('data_dir') if name == 'folder' else None, settings.get('test_split')]
+  return ' '.join([str(name), *(str(part) for part in parts if part)])
 
 
 def _panel(dataset, runs):
@@ -191,11 +192,11 @@ def _listed(words):
 
 
 def _by_attack(attacked):
-  """{what was done: [group][run] logs}; another norm or number of steps is another attack."""
-  key = lambda log: json.dumps(log.header.get('attack', {}), sort_keys=True)
+  """{what was done: [group][run] logs}; another norm or number of draws is another attack."""
+  key = lambda log: json.dumps(_attack_settings(log), sort_keys=True)
   names = {key(log): log for row in attacked for log in row if log is not None}
   # The same words for two attacks are told apart by what differs, as configs are.
-  settings = [groups.flat(log.header.get('attack', {})) for log in names.values()]
+  settings = [groups.flat(_attack_settings(log)) for log in names.values()]
   differ = [field for field in groups.differing(settings) if field not in ('name', 'norm')]
   result = {}
   for (one, log), setting in zip(names.items(), settings):
@@ -207,12 +208,17 @@ def _by_attack(attacked):
   return result
 
 
+def _attack_settings(log):
+  drawn = ('num_noise', 'n', 'alpha') if log.header.get('smoothed') else ()
+  return {**log.header.get('attack', {}), **{name: log.header.get(name) for name in drawn}}
+
+
 # Columns.
 
 
 def _clean(found, certified, certified_alike, attacked, attacked_alike):
   """Accuracy without attack, from the source that most groups have: the same one for all."""
-  tests = [[_last_accuracy(run) for run in group.runs] for group in found]
+  tests = [[_test_accuracy(run) for run in group.runs] for group in found]
   sources = [
       Column('clean', _map(lambda log: log.correct, certified), compared=certified_alike),
       Column('clean', _map(lambda log: log.clean == log.label, attacked),
@@ -223,10 +229,14 @@ def _clean(found, certified, certified_alike, attacked, attacked_alike):
   return [best] if count(best) else []
 
 
-def _last_accuracy(run):
+def _test_accuracy(run):
+  """The accuracy of the parameters that are attacked and certified: the last, or the best."""
   accuracies = [row['accuracy'] for row in run.metrics['test'] if 'accuracy' in row]
   done = run.stages.get('train', {}).get('status', 'done') == 'done'
-  return np.array([accuracies[-1]]) if accuracies and done else None
+  if not (accuracies and done):
+    return None
+  best = run.config.get('checkpoint') == 'best'
+  return np.array([max(accuracies) if best else accuracies[-1]])
 
 
 def _attacked(attacked, alike):

@@ -3,14 +3,10 @@
 import json
 from typing import NamedTuple
 
+from robust_jax.experiment import FREE_FIELDS
 from robust_jax.report import results
 from robust_jax.report.contents import Contents
 
-# Fields that change no result; runs that differ in nothing else but the seed belong together.
-FREE_FIELDS = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints',
-               'train.checkpoint_every', 'train.eval_batch_size', 'train.keep_best',
-               'train.tensorboard', 'train.profile_steps', 'evaluation.batch_size',
-               'evaluation.gallery', 'certify_images.images_per_call')
 # A label has this many fields where fewer tell the groups apart.
 _LABEL_FIELDS = 3
 
@@ -21,7 +17,7 @@ class Group(NamedTuple):
   Attributes:
     label: what tells it from the other groups, short.
     runs: list of `Contents`, one a seed.
-    config: {dotted field: value} without the seed and `FREE_FIELDS`.
+    config: {dotted field: value} without the seed and what changes no result.
   """
 
   label: str

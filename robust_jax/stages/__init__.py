@@ -19,6 +19,8 @@ def run_stage(stage, run, workdir):
   """
   if not workdirs.begin(workdir, stage, run,
                         again=stage == 'train' and classifier.lost(workdir)):
+    if stage != 'train':
+      classifier.check_same(run, workdir, stage)
     print(f'{stage}: done already')
     return
   begun = time.monotonic()

@@ -51,7 +51,7 @@ def attack(run, workdir):
       os.fsync(file.fileno())
       bar.update(int(real.sum()))
   bar.close()
-  return {}
+  return {'origin': origin}
 
 
 def _attacker(run):

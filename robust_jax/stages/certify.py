@@ -34,4 +34,4 @@ def certify(run, workdir):
       writer.write(log.records(chunk.index, chunk.labels, certificate, seconds))
       bar.update(len(chunk.index))
     bar.close()
-  return {}
+  return {'origin': origin}

@@ -1,12 +1,13 @@
 """Where a stage gets its classifier from: a training, or weights that were brought along."""
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from robust_jax import checkpoint, models, torch_weights
+from robust_jax import checkpoint, experiment, models, torch_weights
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
 
@@ -19,22 +20,30 @@ def check(run, workdir, wanted):
     workdir: its folder.
     wanted: the stages to be run, those to be redone included.
   """
-  weights = run.config['weights']
-  if weights is not None and not Path(weights).exists():
+  if not run.trainable or not {'train', 'attack', 'certify'} & set(wanted):
+    return
+  weights, step = run.config['weights'], _last_step(workdir)
+  if weights is not None and step is None and not Path(weights).exists():
     raise UserError(f'config.weights is {weights!r}, which is not there; a workdir or a PyTorch '
                     'checkpoint (.safetensors, .pth, .pt, .tar) is allowed')
   if 'train' in wanted:
     return
-  if not {'attack', 'certify'} & set(wanted) or not run.trainable:
-    return
-  step = _last_step(workdir)
-  if step is None and weights is None:
+  if step is None and (weights is None or 'train' in workdirs.stages(workdir)):
     raise UserError(f'--stages={",".join(wanted)}: {workdir} has no finished training; run the '
-                    'train stage first, or give config.weights')
+                    'train stage first, or, where none was begun, give config.weights')
   damage = step and checkpoint.find_damage(workdir, step)
   if damage:
     raise UserError(f'{workdir}: the last checkpoint, of step {step}, is damaged ({damage}); '
                     '--stages=train makes it again from the one before')
+
+
+def check_same(run, workdir, stage):
+  """Raises UserError where a finished stage has judged another classifier than this one."""
+  origin = workdirs.stages(workdir)[stage].get('origin')
+  now = load(run, workdir)[1]
+  if origin not in (None, now):
+    raise UserError(f'{workdir}: the {stage} stage has judged another classifier ({origin} there, '
+                    f'{now} now); --redo={stage} is allowed')
 
 
 def lost(workdir):
@@ -49,7 +58,7 @@ def lost(workdir):
 def initial_variables(run):
   """What training starts from: config.weights, or a fresh initialisation."""
   if run.config['weights'] is not None:
-    return _brought(run)
+    return _brought(run)[0]
   return models.init(run.key('init'), run.model, run.test_data.image_shape)
 
 
@@ -63,14 +72,18 @@ def load(run, workdir):
     UserError: there are none, or they are damaged.
   """
   if not run.trainable:
-    return run.network.eval_logits({'params': {}, 'batch_stats': {}}), {'checkpoint_step': None}
+    source = models.external.source(run.model.function)
+    return run.network.eval_logits({'params': {}, 'batch_stats': {}}), {
+        'checkpoint_step': None, 'classifier_sha256': source and _sha256(source)}
   step = _last_step(workdir)
   if step is None:
-    return run.network.eval_logits(_brought(run)), {
-        'checkpoint_step': None, 'weights_sha256': _sha256(Path(run.config['weights']))}
+    variables, identity = _brought(run)
+    return run.network.eval_logits(variables), {
+        'checkpoint_step': None, 'classifier_sha256': identity}
   chosen = 'best' if run.config['checkpoint'] == 'best' else step
   network, variables, info = checkpoint.load(workdir, step=chosen)
-  return network.eval_logits(variables), {'checkpoint_step': info['step']}
+  return network.eval_logits(variables), {
+      'checkpoint_step': info['step'], 'classifier_sha256': info['sha256']}
 
 
 def _last_step(workdir):
@@ -80,25 +93,46 @@ def _last_step(workdir):
 
 
 def _brought(run):
-  """The variables of config.weights."""
-  path, dataset, model = Path(run.config['weights']), run.test_data, run.config['model']
+  """(variables, sha256) of config.weights."""
+  path, dataset = Path(run.config['weights']), run.test_data
   if not path.is_dir():
     arrays = torch_weights.read(path)
     _check_normalisation(path, torch_weights.normalisation(arrays), dataset)
-    return torch_weights.convert(arrays, run.model, dataset.image_shape, path=path)
-  _, variables, info = checkpoint.load(path)
-  for what, there, here in (('model', info['model'], model),
-                            ('num_classes', info['num_classes'], dataset.num_classes)):
-    if there != here:
-      raise UserError(f'config.weights is {str(path)!r}, whose {what} is {there}; {here} is '
+    return (torch_weights.convert(arrays, run.model, dataset.image_shape, path=path),
+            _sha256(path))
+  last = _last_step(path)
+  if last is None and 'train' in workdirs.stages(path):
+    raise UserError(f'config.weights is {str(path)!r}, whose training is not finished; a finished '
+                    'one is allowed')
+  _, variables, info = checkpoint.load(path, step=last)
+  here = {'model': run.config['model'], 'num_classes': dataset.num_classes,
+          'image_shape': list(dataset.image_shape)}
+  # A model field that the other run did not know yet is at its default.
+  there = {**info, 'model': json.loads(experiment.component(
+      'model', **info['model']).to_json())}
+  for name, value in here.items():
+    if _essential(there[name]) != _essential(value):
+      raise UserError(f'config.weights is {str(path)!r}, whose {name} is {there[name]}; {value} is '
                       'allowed')
-  return variables
+  _check_normalisation(path, (info['mean'], info['std']), dataset)
+  return variables, info['sha256']
+
+
+def _essential(value):
+  """A model's config but for what changes how it is computed, and not what."""
+  if not isinstance(value, dict):
+    return value
+  return {name: entry for name, entry in value.items() if name not in ('dtype', 'remat')}
 
 
 def _check_normalisation(path, found, dataset):
-  here = tuple(np.broadcast_to(value, dataset.image_shape[-1:]).tolist()
-               for value in (dataset.mean, dataset.std))
-  if found is not None and not np.allclose(found, here, atol=1e-4):
+  if found is None:
+    return
+  here = (dataset.mean, dataset.std)
+  channels = dataset.image_shape[-1]
+  alike = all(np.size(there) in (1, channels) and np.allclose(there, now, atol=1e-4)
+              for there, now in zip(found, here))
+  if not alike:
     raise UserError(f'config.weights is {str(path)!r}, whose images are normalised by mean and std '
                     f'{found}; config.data.mean and config.data.std, now {here}, have to be these')
 
