@@ -137,7 +137,7 @@ FREE_FIELDS = ('data.data_dir', 'train.log_every', 'train.keep_checkpoints',
                 'evaluation.gallery', 'certify_images.images_per_call')
 
 
-def component(kind, name, /, **kwargs):
+def component(kind, /, name, **kwargs):
   """A config section {name, **keyword arguments}, with the function's own defaults filled in.
 
   Args:
