@@ -2,7 +2,8 @@
 
   python tests/kill_and_resume.py --kills=20 --seed=0
 
-Two kills in three are SIGKILL, one is SIGTERM, which has to end the run with status 75. Each time
+Two kills in three are SIGKILL, one is SIGTERM, which has to end the run with status 75 (once it
+has begun; before, and in the last moment, as any process). Each time
 the same command is given again. Where a run comes to its end before it is killed, it is compared
 and another one is begun. What may differ: times, speeds, memory, and the environments that a
 resume notes.
@@ -87,13 +88,18 @@ def main():
   while kills < arguments.kills:
     name = f'disturbed{runs}'
     process = start(name)
-    delay = rng.uniform(0, duration / 3)
     number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+    # One kill in four while the process starts; the others soon after it has got further.
+    before, begun = progress(folder / name), time.monotonic()
+    waits = rng.random() > 0.25
+    while waits and process.poll() is None and progress(folder / name) == before:
+      time.sleep(0.05)
     try:
-      if process.wait(delay) != 0:
+      if process.wait(rng.uniform(0, 4)) != 0:
         sys.exit(f'{name} failed')
     except subprocess.TimeoutExpired:
       process.send_signal(number)
+      delay = time.monotonic() - begun
       status = process.wait()
       allowed = (-signal.SIGKILL,) if number == signal.SIGKILL else (75, -signal.SIGTERM, 0)
       if status not in allowed:
@@ -116,8 +122,8 @@ def progress(folder):
   """How far a workdir is, in words."""
   steps = [int(path.name[5:]) for path in (folder / 'checkpoints').glob('step_*')
            if path.name[5:].isdigit()]
-  count = lambda name: sum('"idx"' in line for line in (folder / name).open()) if (
-      folder / name).exists() else 0
+  count = lambda name: ((folder / name).read_text().count('"idx"')
+                        if (folder / name).exists() else 0)
   return (f'checkpoint {max(steps, default=None)}, {count("attack.jsonl")} attacked, '
           f'{count("certify.jsonl")} certified')
 

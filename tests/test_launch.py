@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_imagenet
 
 from launch import command_line
 from robust_jax import checkpoint, experiment, interrupts, models, stages, training, workdir
@@ -242,3 +243,30 @@ def test_a_training_with_a_damaged_end_is_finished_again(run, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, again, variables)
   stages.run_stage('train', run, tmp_path)
   assert 'done already' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_imagenet_trains_resumes_and_certifies(environment, tmp_path):
+  """The owner's command, ResNet-50 included, on a made-up dataset in the files of the real one."""
+  tiny_imagenet.write(str(tmp_path / 'data'), num_train=64, num_validation=16)
+  words = ['--config=configs/smoothadv_imagenet.py', f'--config.data.data_dir={tmp_path / "data"}',
+           '--config.data.image_size=64', '--config.train.batch_size=16',
+           '--config.train.eval_batch_size=16', '--config.train.num_steps=4',
+           '--config.train.checkpoint_every=2', '--config.attack.num_steps=2',
+           '--config.evaluation.num_noise=2', '--config.evaluation.stride=8',
+           '--config.evaluation.batch_size=2', '--config.evaluation.n=100',
+           '--config.evaluation.epsilons=(0.5,)', '--config.certify.batch_size=50',
+           '--config.certify.n=100', '--config.certify_images.stride=4',
+           '--config.certify_images.images_per_call=2']
+  folder = tmp_path / 'run'
+  saved = lambda f: (f / 'checkpoints' / 'step_2').exists()
+  launch_and_kill(environment, folder, saved, *words)
+  result = launch(environment, folder, *words)
+  assert result.returncode == 0, result.stderr
+  lines = metrics(folder)
+  assert lines[-1]['step'] == 4 and all(np.isfinite(line['loss']) for line in lines)
+  certified = log.read(folder / 'certify.jsonl')
+  assert certified.idx.tolist() == [0, 4, 8, 12] and certified.settings['split'] == 'validation'
+  record = json.loads((folder / 'run.json').read_text())
+  assert record['model'] == {'name': 'resnet50', 'num_params': 25_557_032}
+  assert record['dataset']['num_classes'] == 1000
