@@ -6,6 +6,7 @@ attack or model is configured, and checked, by the signature it has anyway.
 """
 
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import inspect
@@ -321,8 +322,10 @@ def build(config, devices=None):
 def _check_combinations(run):
   """Raises UserError for values that only together are not available, before hours are spent."""
   if not run.trainable:
-    models.external.check(models.external.load(run.model.function), run.test_data.image_shape,
-                          run.test_data.num_classes, target=run.model.function)
+    function = run.model.function
+    models.external.check(
+        models.external.load(function), run.test_data.image_shape, run.test_data.num_classes,
+        target=f'config.model.function is {function!r}, which')
   if run.train.tensorboard:
     _check_tensorboard()
   if run.config['checkpoint'] == 'best' and not run.train.keep_best:
@@ -388,7 +391,9 @@ def changed_fields(saved, config, stage):
 
 def _find(kind, name, path):
   if name not in TABLES[kind]:
-    raise UserError(f'{path}.name is {name!r}; one of {", ".join(TABLES[kind])} is allowed')
+    near = difflib.get_close_matches(str(name), TABLES[kind], 1)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    raise UserError(f'{path}.name is {name!r}; one of {", ".join(TABLES[kind])} is allowed{hint}')
   return TABLES[kind][name]
 
 

@@ -62,20 +62,20 @@ def load(target) -> LogitsFn:
   """
   module_name, colon, name = target.partition(':')
   if not (colon and module_name and name):
-    raise UserError(f"the function is {target!r}; 'package.module:function' is allowed")
+    raise UserError(f"config.model.function is {target!r}; 'package.module:function' is allowed")
   try:
     module = importlib.import_module(module_name)
   except (Exception, SystemExit) as error:  # Anything may happen in a user's module.
-    raise UserError(f'the function is {target!r}, but importing {module_name} raises '
+    raise UserError(f'config.model.function is {target!r}, but importing {module_name} raises '
                     f'{_line(error)}; a module that can be imported from here is '
                     'allowed') from error
   if not hasattr(module, name):
-    raise UserError(f'the function is {target!r}, but {module_name} has no {name!r}; a function '
-                    'of it is allowed')
+    raise UserError(f'config.model.function is {target!r}, but {module_name} has no {name!r}; a '
+                    'function of it is allowed')
   function = getattr(module, name)
   if not callable(function):
-    raise UserError(f'the function is {target!r}, which is a {type(function).__name__}; something '
-                    'that can be called is allowed')
+    raise UserError(f'config.model.function is {target!r}, which is a {type(function).__name__}; '
+                    'something that can be called is allowed')
   return function
 
 
