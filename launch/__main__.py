@@ -24,6 +24,7 @@ def main(argv):
       run = experiment.build(config, devices)
       stages.check(run, folder, wanted)
       workdir.set_aside(folder, redo)
+      print(run.summary(), '->', folder, flush=True)
       workdir.describe(run, folder, ' '.join(['python -m launch', *argv[1:]]))
       for stage in stages.STAGES:
         if stage in wanted:

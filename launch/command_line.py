@@ -1,12 +1,13 @@
 """The launcher's flags. What a person can type wrongly becomes one UserError."""
 
+import difflib
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from launch import sweep
-from robust_jax import stages
+from robust_jax import experiment, schema, stages
 from robust_jax.errors import UserError
 
 STAGES = [*stages.STAGES, 'report']
@@ -28,21 +29,19 @@ def parse(argv):
   Raises:
     UserError: a flag, a field or a value that there is not.
   """
-  values = dict(word.lstrip('-').partition('=')[::2] for word in argv if word.startswith('-'))
-  values |= {word.lstrip('-'): value for word, value in zip(argv, argv[1:])
-             if word.lstrip('-') in ('config', 'workdir') and word.startswith('-')}
-  if 'config' not in values:
-    folder = values.get('workdir', '')
-    saved = folder and (Path(folder) / 'config.json').is_file()
+  folder = _value_of('workdir', argv)[0] or ''
+  saved = folder and (Path(folder) / 'config.json').is_file()
+  config_file, argv = _value_of('config', argv)
+  if config_file is None:
     config_file = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
-    argv = [argv[0], f'--config={config_file}', *argv[1:]]
-  else:
-    config_file = values.get('config', '')
-  if config_file and not Path(config_file.partition(':')[0]).is_file():
+  if not Path(config_file.partition(':')[0]).is_file():
+    there = [str(path) for path in sorted(Path('configs').glob('[a-z]*.py'))
+             if path.stem not in ('base', 'workdir')]
+    near = difflib.get_close_matches(config_file, there, 1)
     raise UserError(f'--config is {config_file}; a file with a get_config() is allowed, such as '
-                    f'{", ".join(sorted(map(str, Path("configs").glob("[a-z]*_*.py"))))}')
+                    f'{", ".join(there)}' + (f'; did you mean {near[0]}?' if near else ''))
   try:
-    return _parse(argv)
+    return _parse(config_file, argv)
   except (AttributeError, KeyError) as error:
     raise UserError(_unknown_field(error, argv)) from error
   except UserError:
@@ -52,10 +51,49 @@ def parse(argv):
     raise UserError(f'command line: {message}') from error
 
 
-def _parse(argv):
+def _value_of(flag, argv):
+  """(value of --flag=value or --flag value, or None; the words without it)."""
+  for number, word in enumerate(argv):
+    name, equals, value = word.partition('=')
+    if name in (f'--{flag}', f'-{flag}'):
+      if equals:
+        return value, argv[:number] + argv[number + 1:]
+      return ''.join(argv[number + 1:number + 2]), argv[:number] + argv[number + 2:]
+  return None, argv
+
+
+def _load(config_file, argv):
+  """The config of a file, with the components whose names the command line changes.
+
+  A component of another name keeps the fields that the new one has too; the others are at the new
+  one's defaults. Its fields can then be given like any other's.
+  """
   values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file(
-      'config', None, 'The experiment; --config.FIELD=VALUE changes it. '
+  config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=[])
+  values([argv[0], f'--config={config_file}'])
+  config = config.value
+  for word in argv:
+    path, _, name = word.lstrip('-').partition('=')
+    *sections, last = path.split('.')[1:] or ['']
+    parent = config
+    for section in sections[:-1]:
+      parent = parent.get(section, {})
+    if last == 'name' and sections and sections[-1] in experiment.TABLES and sections[-1] in parent:
+      kind, old = sections[-1], parent[sections[-1]]
+      if name in experiment.TABLES[kind] and name != old.name:
+        fields = schema.fields(experiment.TABLES[kind][name])
+        kept = {field: value for field, value in old.items()
+                if field in fields and value is not None}
+        with parent.unlocked():
+          parent[kind] = experiment.component(kind, name, **kept)
+  return config
+
+
+def _parse(config_file, argv):
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_dict(
+      'config', _load(config_file, argv),
+      'A file with the experiment; --config.FIELD=VALUE changes it. '
       f'Default: that of an existing workdir, or {DEFAULT_CONFIG}.',
       flag_values=values, sys_argv=argv)
   workdir = flags.DEFINE_string(
@@ -88,7 +126,7 @@ def _parse(argv):
         raise UserError(f'--{name} has {stage!r}; {", ".join(STAGES)} are allowed')
   if profile.value:
     config.value.train.profile_steps = profile.value
-  config_file = Path(config_flags.get_config_filename(values['config']).partition(':')[0])
+  config_file = Path(config_file.partition(':')[0])
   folder = Path(workdir.value or f'runs/{config_file.stem}{"_sweep" if swept.value else ""}')
   points = None
   if swept.value:

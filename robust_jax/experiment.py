@@ -202,6 +202,13 @@ class Run:
     """Whether the model has parameters of its own; a function that was brought has none."""
     return not getattr(self.model, 'takes_pixels', False)
 
+  def summary(self):
+    """What is about to run, on one line."""
+    config = self.config
+    return (f'{config["model"]["name"]} on {self.data.name}, {config["method"]["name"]} training, '
+            f'epsilon {config["epsilon"]:.4g}, sigma {self.sigma:.4g}, seed {config["seed"]}, '
+            f'{len(self.devices)} x {self.devices[0].device_kind}')
+
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""
     return keys.fold_in(keys.root(self.config['seed']),

@@ -59,9 +59,10 @@ def check_divisible(field, batch_size, devices, parts=1):
     parts: what each device's rows are split into.
   """
   if batch_size % (len(devices) * parts):
-    each = f' times {parts} parts (config.train.accumulation)' if parts > 1 else ''
-    raise UserError(f'{field} is {batch_size}; a multiple of the {len(devices)} devices{each} is '
-                    'allowed')
+    of = f'{len(devices)} device' + 's' * (len(devices) > 1)
+    of += f' times {parts} parts (config.train.accumulation)' if parts > 1 else ''
+    raise UserError(f'{field} is {batch_size}; a multiple of {len(devices) * parts} is allowed '
+                    f'({of})')
 
 
 def replicate(tree, devices):

@@ -59,6 +59,8 @@ def check(workdir, config, redo=()):
     raise UserError(f'--workdir is {workdir}, which holds {min(names)} but no config.json; a new '
                     'or empty folder, or one that this launcher made, is allowed')
   for stage, record in stages(workdir).items():
+    if not any((workdir / name).exists() for name in OUTPUTS[stage]):
+      continue  # It ended before it had any result.
     changed = experiment.changed_fields(record['config'], config, stage)
     if changed and stage not in redo and record['status'] != REDO:
       raise UserError(f'{workdir}: the {stage} stage ran with another config '
@@ -76,6 +78,7 @@ def locked(workdir):
     UserError: another one does, or the folder cannot be written, or it has no room any more.
   """
   path = Path(workdir) / LOCK
+  made = not path.parent.exists()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115 - closed below
@@ -99,6 +102,10 @@ def locked(workdir):
         raise
       raise UserError(f'--workdir is {workdir}, where there is no room left ({error.strerror}); '
                       'what was written is whole, and the same command goes on') from error
+    finally:
+      if made and [entry.name for entry in path.parent.iterdir()] == [LOCK]:
+        path.unlink()  # A mistake leaves no folder behind.
+        path.parent.rmdir()
 
 
 def describe(run, workdir, command):

@@ -143,7 +143,8 @@ def test_leftover_fields_of_another_method_are_named():
                                    'evaluation.batch_size'])
 def test_batches_must_divide_by_the_devices(field, no_data):
   config, *_ = parse(f'--config.{field}=100')
-  with pytest.raises(UserError, match=f'config.{field} is 100; a multiple of the 8 devices'):
+  message = f'config.{field} is 100; a multiple of 8 is allowed .8 devices'
+  with pytest.raises(UserError, match=message):
     experiment.build(config, jax.devices())
 
 
@@ -208,3 +209,27 @@ def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):
 
 def test_the_launchers_main_is_short():
   assert len((ROOT / 'launch/__main__.py').read_text().splitlines()) < 80
+
+
+def test_another_name_on_the_command_line_brings_its_own_fields():
+  config, *_ = parse('--config.model.name=wide_resnet', '--config.model.depth=10',
+                     '--config.model.width=1', '--config.attack.name=fgsm',
+                     '--config.method.attack.num_steps=7', '--config.schedule.name=constant')
+  assert config['model']['name'] == 'wide_resnet' and config['model']['depth'] == 10
+  assert 'widths' not in config['model']
+  # A field that both have keeps its value.
+  assert config['attack']['name'] == 'fgsm' and config['attack']['norm'] == 'l2'
+  assert 'num_steps' not in config['attack']
+  assert config['method']['attack']['num_steps'] == 7
+  default, *_ = parse()
+  assert config['schedule']['learning_rate'] == default['schedule']['learning_rate']
+  nested, *_ = parse('--config.method.attack.name=fgsm')
+  assert nested['method']['attack']['name'] == 'fgsm'
+  assert nested['method']['num_noise'] == default['method']['num_noise']
+  same, *_ = parse(f'--config.model.name={default["model"]["name"]}')
+  assert same == default
+
+
+def test_the_config_may_be_a_word_of_its_own():
+  config, folder, *_ = parse('--config', 'configs/pgd_mnist.py', '--workdir', 'runs/x')
+  assert config['data']['name'] == 'mnist' and folder == Path('runs/x')

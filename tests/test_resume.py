@@ -1,6 +1,7 @@
 """Checkpoints that are whole or noticed, signals, locks: what an interrupted run relies on."""
 
 import functools
+import json
 import random
 import resource
 import shutil
@@ -15,7 +16,8 @@ import numpy as np
 import optax
 import pytest
 
-from robust_jax import checkpoint, interrupts, models, training, workdir
+from configs import base
+from robust_jax import checkpoint, experiment, interrupts, models, training, workdir
 from robust_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -221,6 +223,17 @@ def test_an_interrupted_redo_is_finished_by_the_next_run(tmp_path, monkeypatch):
   assert not (tmp_path / 'certify.tsv').exists() and (tmp_path / 'metrics.jsonl').exists()
 
 
+def test_a_stage_without_results_binds_nothing(tmp_path):
+  old, new = ({**json.loads(json.dumps(experiment.resolve(base.get_config()))), 'seed': seed}
+              for seed in (0, 1))
+  workdir.write_json(tmp_path / 'config.json', old)
+  workdir.write_json(tmp_path / 'stages.json', {'certify': {'status': 'running', 'config': old}})
+  workdir.check(tmp_path, new)
+  (tmp_path / 'certify.jsonl').touch()
+  with pytest.raises(UserError, match='config.seed: 0 there, 1 now'):
+    workdir.check(tmp_path, new)
+
+
 def test_a_workdir_is_used_by_one_run(tmp_path):
   folder = tmp_path / 'new'
   with workdir.locked(folder):
@@ -229,8 +242,11 @@ def test_a_workdir_is_used_by_one_run(tmp_path):
   assert second.returncode == 2
   assert f'{folder}, which is in use (process ' in second.stderr
   assert second.stderr.count('\n') == 1
+  assert not folder.exists()  # Nothing came of it.
+  folder.mkdir()
   with workdir.locked(folder):
     workdir.check(folder, {})  # The lock alone does not make it a foreign folder.
+  assert folder.exists()
   file = tmp_path / 'file'
   file.touch()
   with pytest.raises(UserError, match='a folder that can be written'), workdir.locked(file):

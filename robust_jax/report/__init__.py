@@ -53,7 +53,9 @@ def summary(workdir) -> str:
   run = load(workdir)
   table = results.tables(run)['summary'][1]
   rows = analysis.to_text(table) if table.rows else 'nothing measured yet\n'
-  return f'{page.title(run)}\n\n{rows}'
+  unfinished = ''.join(f'note: the {stage} stage is not finished\n'
+                       for stage, record in run.stages.items() if record.get('status') != 'done')
+  return f'{page.title(run)}\n{unfinished}\n{rows}'
 
 
 def compare(workdirs, output=None) -> tuple[Path, str]:

@@ -163,7 +163,8 @@ def _differing_settings(found, certified, attacked):
     if len(values) > 1:
       notes.append(f'The certificates differ in {name} '
                    f'({_listed(f"{value:,}" for value in values)}), which alone changes the radii '
-                   'that can be certified: they are not compared.')
+                   'that can be certified: they stand side by side, without differences or a '
+                   'best value.')
   headers = [log.header for row in attacked for log in row if log is not None]
   for name in ('num_noise', 'n', 'alpha'):
     values = sorted({one[name] for one in headers if one.get('smoothed') and name in one})

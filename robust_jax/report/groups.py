@@ -89,7 +89,9 @@ def _deciding(config):
 
 def _labels(configs):
   """A short text for each flat config, from the fields that tell them apart."""
-  fields = differing([config for config in configs if config])
+  # What was trained comes first, how it was measured last.
+  fields = sorted(differing([config for config in configs if config]), key=lambda field: (
+      field.startswith(('attack', 'evaluation', 'certify'))))
   distinct = lambda chosen: len({repr([config.get(field) for field in chosen])
                                  for config in configs})
   chosen = []

@@ -33,7 +33,7 @@ def title(run: Contents) -> str:
   dataset = _name(run.record.get('dataset'), run.config.get('data'))
   method = _name(run.config.get('method'))
   phrase = f'{model or "A network"} on {dataset or "unnamed data"}'
-  return f'{phrase}, {method} training' if method else phrase
+  return f'{phrase}, {method} training' if method and run.metrics['train'] else phrase
 
 
 def _name(*sections):

@@ -40,7 +40,7 @@ def key_figures(run: Contents) -> list[Figure]:
         f'ε = {epsilon_text(attack.epsilons[largest])}',
         percent(accuracy), _measured(accuracy, len(attack.idx))))
   train = run.stages.get('train', {})
-  if train.get('seconds') is not None:
+  if train.get('seconds') is not None and run.metrics['train']:
     speeds = [row['images_per_second'] for row in run.metrics['train']
               if row.get('images_per_second')]
     notes = [f'on {device_text(run)}'] if 'device' in run.record else []

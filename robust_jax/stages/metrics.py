@@ -67,7 +67,7 @@ class Metrics:
     now = time.monotonic()
     # Guarded, not exact: a line that holds only the compiling step has no speed.
     speed = (count - self._untimed) / max(now - self._begun, 1e-9)
-    self._sums, self._begun, self._untimed = {}, now, 0.
+    self._sums, self._untimed = {}, 0.
     record = {'split': 'train', 'step': step, 'epoch': epoch,
               **{name: value / count for name, value in sums.items()}, **more,
               'images_per_second': speed}
@@ -84,6 +84,8 @@ class Metrics:
       file.write(json.dumps(record) + '\n')
       file.flush()
       os.fsync(file.fileno())
+    # Speed is that of training: what a test took, which comes after a flush, does not count.
+    self._begun = time.monotonic()
     if self._events is not None:
       for name, value in record.items():
         if name not in ('split', 'step'):

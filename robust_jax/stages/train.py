@@ -57,6 +57,8 @@ def train(run, workdir):
     state, progress = checkpoint.restore(checkpoints, state) or (state, None)
     state = parallel.replicate(state, run.devices)
     start = int(state.step)
+    if start:
+      print(f'train: goes on from step {start}', flush=True)
     metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
     batches = data.train_batches(
         dataset, batch_size=settings.batch_size, seed=run.config['seed'],
@@ -87,6 +89,9 @@ def train(run, workdir):
         _save(run, checkpoints, state, metrics, accuracy)
       if interruption.signal:
         break
+  if settings.profile_steps:
+    print(f'train: steps are traced in {Path(workdir) / "profile"}; Perfetto and TensorBoard open '
+          'it')
   if interruption.signal:
     raise interrupts.Interrupted(f'{interruption.signal.name} after step {int(state.step)}, which '
                                  'is saved')
