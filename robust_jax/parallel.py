@@ -12,7 +12,7 @@ import os
 import jax
 import numpy as np
 
-from robust_jax import certification
+from robust_jax import certification, cpu
 from robust_jax.certification import sampling
 from robust_jax.errors import UserError
 
@@ -31,6 +31,8 @@ def host_device_count(batch_sizes, cores):
 def choose_devices(num_devices, batch_sizes):
   """The devices of a run; on CPU they are simulated, so this comes before any computation.
 
+  It also makes the settings of `cpu.tune`.
+
   Args:
     num_devices: how many; 0: all accelerators or, on CPU, `host_device_count`.
     batch_sizes: rows of the batches that are split over the devices.
@@ -38,6 +40,7 @@ def choose_devices(num_devices, batch_sizes):
   Raises:
     UserError: there are fewer.
   """
+  cpu.tune()
   if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     count = num_devices or host_device_count(batch_sizes, cores)

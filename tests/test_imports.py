@@ -12,12 +12,13 @@ PACKAGE = ROOT / 'robust_jax'
 
 # Each layer may import itself and the layers before it.
 LAYERS = [
-    {'types', 'errors', 'keys', 'noise', 'schema', 'interrupts', 'monitoring'},
+    {'types', 'errors', 'keys', 'noise', 'schema', 'interrupts', 'monitoring',
+     'onednn'},
     {'losses', 'threat_models', 'smoothing', 'models', 'data'},
     {'attacks', 'certification'},
     {'analysis'},
     {'training'},
-    {'parallel'},
+    {'cpu', 'parallel'},
     {'evaluation', 'checkpoint', 'torch_weights'},
     {'experiment'},
     {'workdir'},

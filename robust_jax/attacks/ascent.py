@@ -5,13 +5,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys
+from robust_jax import keys, onednn
 
 Direction = Literal['steepest', 'gradient']
 
 # XLA:CPU brings convolutions into the form of its fast kernels in the outermost computation only:
 # inside a loop, a convolution's input gradient takes about five times as long. So short loops are
-# unrolled there, at the price of compiling longer.
+# unrolled there, at the price of compiling longer, unless oneDNN computes the convolutions.
 _UNROLLED_STEPS = 20
 
 
@@ -68,7 +68,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     first = images if start is None else start
     if random_start:
       first = threat_model.random(start_keys, images)
-    unroll = num_steps <= _UNROLLED_STEPS and jax.default_backend() == 'cpu'
+    slow_in_loops = jax.default_backend() == 'cpu' and not onednn.available()
+    unroll = slow_in_loops and num_steps <= _UNROLLED_STEPS
     return jax.lax.fori_loop(0, num_steps, step, first, unroll=unroll or None)
 
   best = ascend(0)

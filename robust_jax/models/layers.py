@@ -6,13 +6,14 @@ PyTorch's. Every layer computes in `dtype` and keeps its parameters and statisti
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from robust_jax import keys
+from robust_jax import keys, onednn
 from robust_jax.errors import UserError
 from robust_jax.types import Interval
 
@@ -61,9 +62,55 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
   """
   kernel_init, bias_init = initialise(kernel_size**2 * images.shape[-1])
   padding = padding or ((kernel_size // 2, kernel_size // 2),) * 2
-  return nn.Conv(features, (kernel_size, kernel_size), strides=stride, padding=padding,
-                 use_bias=bias, kernel_init=kernel_init, bias_init=bias_init,
-                 dtype=jnp.dtype(dtype), name=name)(images)
+  return _Conv(features, kernel_size, stride, padding, bias, kernel_init, bias_init, dtype,
+               name=name)(images)
+
+
+class _Conv(nn.Module):
+  """`flax.linen.Conv` in its parameters; see `conv`."""
+
+  features: int
+  kernel_size: int
+  stride: int
+  padding: str | tuple
+  bias: bool
+  kernel_init: Callable
+  bias_init: Callable
+  dtype: str
+
+  @nn.compact
+  def __call__(self, images):
+    size, strides = (self.kernel_size,) * 2, (self.stride,) * 2
+    kernel = self.param('kernel', self.kernel_init, (*size, images.shape[-1], self.features))
+    padding = self.padding
+    if isinstance(padding, str):
+      padding = jax.lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
+    out = onednn.conv(images.astype(self.dtype), kernel.astype(self.dtype), strides=strides,
+                      padding=padding)
+    if self.bias:
+      bias = self.param('bias', self.bias_init, (self.features,)).astype(self.dtype)
+      out = (_rows(out) + _per_row(bias, out)).reshape(out.shape)
+    return out
+
+
+# XLA:CPU sums over all axes but a short last one several times slower than over rows, and a sum
+# is what the gradient of a per-channel vector is too. So such arithmetic is done on rows of
+# [width, channel] pixels.
+
+
+def _rows(images):
+  """[batch, ..., width, channel] -> [batch * ..., width * channel]; [batch, channel] as it is."""
+  return images.reshape(-1, math.prod(images.shape[-2:])) if images.ndim > 2 else images
+
+
+def _per_row(vector, images):
+  """A vector [channel] as it applies to each of the `_rows` of `images`."""
+  return jnp.tile(vector, images.shape[-2]) if images.ndim > 2 else vector
+
+
+def _channel_mean(rows, channels):
+  """The mean over everything but channels: [rows, width * channels] -> [channels]."""
+  return rows.mean(axis=0).reshape(-1, channels).mean(axis=0)
 
 
 def dense(inputs, features, *, name, initialise=uniform, dtype='float32'):
@@ -101,9 +148,42 @@ def norm(images, *, name, train, axis_name=None, affine=True, momentum=0.9, epsi
   Returns:
     [batch, ..., channel] in `dtype`.
   """
-  return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=epsilon,
-                      axis_name=axis_name, use_scale=affine, use_bias=affine,
-                      dtype=jnp.dtype(dtype), name=name)(images)
+  return _BatchNorm(train, axis_name, affine, momentum, epsilon, dtype, name=name)(images)
+
+
+class _BatchNorm(nn.Module):
+  """`flax.linen.BatchNorm` in its variables; see `norm`."""
+
+  train: bool
+  axis_name: str | None
+  affine: bool
+  momentum: float
+  epsilon: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, images):
+    channels = images.shape[-1:]
+    stored_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels, jnp.float32)
+    stored_var = self.variable('batch_stats', 'var', jnp.ones, channels, jnp.float32)
+    x = _rows(images).astype(jnp.float32)
+    if self.train:
+      mean, square = _channel_mean(x, *channels), _channel_mean(jnp.square(x), *channels)
+      if self.axis_name is not None and not self.is_initializing():
+        mean, square = jax.lax.pmean((mean, square), self.axis_name)
+      var = jnp.maximum(square - jnp.square(mean), 0)
+      if not self.is_initializing():
+        for stored, new in ((stored_mean, mean), (stored_var, var)):
+          stored.value = self.momentum * stored.value + (1 - self.momentum) * new
+    else:
+      mean, var = stored_mean.value, stored_var.value
+    factor = jax.lax.rsqrt(var + self.epsilon)
+    if self.affine:
+      factor *= self.param('scale', nn.initializers.ones, channels)
+    out = (x - _per_row(mean, images)) * _per_row(factor, images)
+    if self.affine:
+      out += _per_row(self.param('bias', nn.initializers.zeros, channels), images)
+    return out.astype(self.dtype).reshape(images.shape)
 
 
 def dropout(inputs, rate, key, number):
