@@ -10,7 +10,6 @@ import pytest
 from scipy import stats
 
 from robust_jax import analysis
-from robust_jax.analysis import __main__ as command_line
 from robust_jax.certification import log
 from robust_jax.errors import UserError
 
@@ -236,19 +235,3 @@ def test_latex_escapes_and_aligns():
   assert r'$\ell$$_2$ 100\%' in text
   assert r'under\_score \& more & 0.123457 & ' in text
   assert text.count(r'\\') == 3 and text.endswith('\\bottomrule\n\\end{tabular}\n')
-
-
-def test_command_line(tmp_path, capsys):
-  paths = [tmp_path / 'a.tsv', tmp_path / 'b']
-  title = 'idx\tlabel\tpredict\tradius\tcorrect\ttime\n'
-  paths[0].write_text(title + '0\t1\t1\t0.6\t1\t0:00:01\n1\t1\t-1\t0.0\t0\t0:00:01\n')
-  paths[1].write_text(title)
-  command_line.main([*map(str, paths), '--radii', '0', '0.5', '1', '--format', 'csv'])
-  rows = list(csv.reader(capsys.readouterr().out.splitlines()))
-  assert rows == [['log', 'images', 'r=0', 'r=0.5', 'r=1', 'ACR', 'abstains'],
-                  [str(paths[0]), '2', '50.0', '50.0', '0.0', '0.300', '50.0'],
-                  [str(paths[1]), '0', 'nan', 'nan', 'nan', 'nan', 'nan'],
-                  ['best at each radius', '', '50.0', '50.0', '0.0', '', '']]
-  with pytest.raises(SystemExit) as caught:
-    command_line.main([str(tmp_path / 'absent')])
-  assert caught.value.code == 2 and 'absent' in capsys.readouterr().err

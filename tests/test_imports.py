@@ -25,8 +25,9 @@ LAYERS = [
     {'stages', 'report'},
 ]
 MATHS = ['losses', 'threat_models', 'smoothing', 'noise', 'keys', 'types', 'attacks',
-         'certification/bounds', 'certification/sampling', 'certification/certify',
-         'training/methods', 'training/step', 'training/schedules']
+         'certification/bounds', 'certification/sequential', 'certification/sampling',
+         'certification/certify', 'training/methods', 'training/step',
+         'training/schedules']
 MATHS_MAY_IMPORT = {'jax', 'numpy', 'scipy', 'optax', 'flax', 'robust_jax'}
 
 

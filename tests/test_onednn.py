@@ -36,10 +36,11 @@ def case(request):
 
 
 def both(transform, case):
+  """Compares transform(conv) of ours and lax's, conv a function of images and kernel."""
   images, kernel, how = case
-  for result, expected in zip(*(
-      jax.tree.leaves(jax.jit(transform(lambda x, k: fn(x, k, how)))(images, kernel))
-      for fn in (ours, lax_conv))):
+  evaluate = lambda fn: jax.tree.leaves(
+      jax.jit(transform(lambda x, k: fn(x, k, how)))(images, kernel))
+  for result, expected in zip(evaluate(ours), evaluate(lax_conv), strict=True):
     scale = max(float(jnp.abs(expected).max()), 1)
     np.testing.assert_allclose(result / scale, expected / scale, atol=2e-6)
 

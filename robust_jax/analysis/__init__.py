@@ -20,11 +20,13 @@ from robust_jax.analysis.certified import (
 )
 from robust_jax.analysis.images import common_images, on_images
 from robust_jax.analysis.means import mean_interval, paired_difference, welch_difference
+from robust_jax.analysis.recertify import simultaneous
 from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown, to_text
 
 __all__ = [
     'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval',
     'average_certified_radius', 'certified_accuracy', 'clean_accuracy', 'common_images',
     'envelope', 'mean_interval', 'on_images', 'paired_difference', 'read_attack', 'robust',
-    'robust_accuracy', 'to_csv', 'to_latex', 'to_markdown', 'to_text', 'welch_difference',
+    'robust_accuracy', 'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text',
+    'welch_difference',
 ]

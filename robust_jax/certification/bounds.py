@@ -132,3 +132,103 @@ def binomial_test(k, n):
   k, n = _counts(k, n)
   larger = np.maximum(k, n - k)
   return np.minimum(1.0, 2 * special.betainc(larger, n - larger + 1, 0.5))[()]
+
+
+def _rounded_down(*terms):
+  """The sum of float64 terms, each good to a few units in its last place, less that error."""
+  size = 1 + sum(np.abs(term) for term in terms)
+  return sum(terms) - 16 * np.finfo(np.float64).eps * size
+
+
+def _log_mixture(k, misses):
+  """The terms of log B(k + 1/2, misses + 1/2), B the Beta function."""
+  return (special.gammaln(k + 0.5), special.gammaln(misses + 0.5),
+          -special.gammaln(k + misses + 1))
+
+
+def log_e_value(k, n, score):
+  """Logarithm of the evidence, valid at every n, that a probability is above p0 = Phi(score).
+
+  The likelihood ratio of q to p0, averaged over the Beta(1/2, 1/2) prior restricted to q > p0:
+
+    E_n = B(k + 1/2, n - k + 1/2) (1 - I_p0(k + 1/2, n - k + 1/2))
+          / (B(1/2, 1/2) (1 - I_p0(1/2, 1/2)) p0^k (1 - p0)^(n - k)).
+
+  For every q > p0 and every p <= p0, p q/p0 + (1 - p) (1 - q)/(1 - p0) <= 1, so that E is a
+  supermartingale from E_0 = 1 whatever the true p <= p0 is, and by Ville's inequality
+  P(E_n >= 1/alpha for any n) <= alpha: 'reject p <= p0 as soon as E_n >= 1/alpha' may be looked
+  at after every draw. Without the restriction that holds at p = p0 alone.
+
+  Hits and misses exchanged, log_e_value(n - k, n, -score) is the evidence that p < p0, from the
+  prior restricted to q < p0.
+
+  The score, and not p0, keeps the digits of 1 - p0; a radius r has score r / sigma. The result is
+  lowered by its rounding error (1e-8 at n = 100,000) and is -inf, E = 0, where
+  1 - I_p0(k + 1/2, n - k + 1/2) underflows, k/n far below p0 and E < 1: it never exceeds the exact
+  value.
+
+  Args:
+    k: hits, integer, broadcast against n and score.
+    n: draws, integer, at least 1.
+    score: Phi^-1(p0), in [-37, 37].
+
+  Returns:
+    float64, of the broadcast shape.
+
+  Raises:
+    ValueError: counts that are not integers with 0 <= k <= n and n >= 1; a score outside [-37, 37],
+      where Phi leaves the range of float64.
+
+  Reference: Ville 1939; Robbins 1970, Ann. Math. Stat. 41 (mixtures); Ramdas, Grunwald, Vovk and
+    Shafer 2023, Statistical Science 38 (e-processes of composite hypotheses).
+  """
+  k, n = _counts(k, n)
+  score = np.asarray(score, np.float64)
+  _check('score', score, np.abs(score) <= 37, '[-37, 37]')
+  misses = n - k
+  above = special.ndtr(-score)
+  with np.errstate(divide='ignore'):
+    log_tail = np.log(special.betainc(misses + 0.5, k + 0.5, above))
+  # B(1/2, 1/2) (1 - I_p0(1/2, 1/2)) = 2 arcsin(sqrt(1 - p0)).
+  return _rounded_down(
+    *_log_mixture(k, misses), log_tail, -np.log(2 * np.arcsin(np.sqrt(above))),
+    -k * special.log_ndtr(score), -misses * special.log_ndtr(-score),
+  )[()]
+
+
+def confidence_sequence_lower(k, n, alpha):
+  """Lower confidence bound of a probability that holds at every n at once.
+
+  inf{p : B(k + 1/2, n - k + 1/2) / (B(1/2, 1/2) p^k (1 - p)^(n - k)) < 1/alpha}, k hits in n draws.
+  At the true p that ratio is a martingale from 1, so by Ville's inequality the bound lies above p
+  at any n with probability at most alpha; the largest bound so far is therefore a bound too.
+  0 for k = 0. 1 - confidence_sequence_lower(n - k, n, alpha) is the upper end, and both ends hold
+  together at alpha.
+
+  The root is bracketed in log space and its lower side returned: never above the exact bound.
+
+  Args:
+    k: hits, integer, broadcast against n.
+    n: draws, integer, at least 1.
+    alpha: probability that a bound at any n is above the true probability, in (0, 1).
+
+  Returns:
+    float64, of the broadcast shape.
+
+  Raises:
+    ValueError: counts that are not integers with 0 <= k <= n and n >= 1; alpha outside (0, 1).
+
+  Reference: Robbins 1970, Ann. Math. Stat. 41; Ville 1939.
+  """
+  k, n, alpha = np.broadcast_arrays(*_counts(k, n), _alpha(alpha))
+  misses = n - k
+  terms = (*_log_mixture(k, misses), -np.log(np.pi), np.log(alpha))
+  # The ratio falls from infinity at p = 0 to at most 1 at p = k / n.
+  low, high = np.zeros(k.shape), k / n
+  for _ in range(60):
+    middle = (low + high) / 2
+    excluded = _rounded_down(
+      *terms, -special.xlogy(k, middle), -special.xlog1py(misses, -middle)
+    ) >= 0
+    low, high = np.where(excluded, middle, low), np.where(excluded, high, middle)
+  return low[()]

@@ -51,20 +51,34 @@ class Log(NamedTuple):
   environments: list[dict[str, Any]]
 
 
+class Votes(NamedTuple):
+  """The vote counts of a log, one row per image in the order of the file.
+
+  Attributes:
+    counts0: [num_images, num_classes] int64, the draws that selected the class.
+    counts: [num_images, num_classes] int64, the draws that bounded its probability.
+  """
+
+  counts0: np.ndarray
+  counts: np.ndarray
+
+
 def read(path) -> Log:
   """Reads a log: JSON lines where the name ends in `.jsonl`, else a tab-separated table.
 
-  An empty file has no rows. A last line that a crash left unfinished is dropped.
+  An empty file has no rows. A last line that a crash left unfinished is dropped (see
+  `is_cut_off`).
 
   Args:
     path: the file; times may be `h:mm:ss.ffffff` or seconds.
 
   Raises:
-    UserError: no such file, or a malformed line, named as `file:line`.
+    UserError: no such file, a malformed line, or an image that is there twice, named as
+      `file:line`.
   """
   path = Path(path)
-  rows, settings, environments = [], {}, []
-  for where, _, entry in _entries(path, _parse_json if _is_json(path) else _parse_table):
+  rows, settings, environments, lines = [], {}, [], {}
+  for where, _, entry in _entries(path, _parser(path)):
     if 'header' in entry:
       settings = entry['header']['settings']
       environments.append(entry['header']['environment'])
@@ -72,11 +86,62 @@ def read(path) -> Log:
       environments.append(entry['environment'])
     else:
       rows.append(_row(entry, where))
+      idx = rows[-1][0]
+      if lines.setdefault(idx, where) != where:
+        raise UserError(f'{where}: idx {idx} occurs more than once (first in line '
+                        f'{lines[idx].rpartition(":")[2]}); one line an image is allowed')
   columns = list(zip(*rows)) or [()] * len(COLUMNS)
   kinds = (np.int64, np.int64, np.int64, np.float64, bool, np.float64)
-  arrays = [np.array(column, kind) for column, kind in zip(columns, kinds)]
-  _check_unique(arrays[0], path)
-  return Log(*arrays, settings, environments)
+  return Log(*(np.array(column, kind) for column, kind in zip(columns, kinds)),
+             settings, environments)
+
+
+def read_votes(path) -> Votes | None:
+  """Reads the vote counts of a log.
+
+  Returns:
+    `Votes`, or None where the file is a table, has no images, or has one without counts0 and
+    counts.
+
+  Raises:
+    UserError: as `read`; counts that are no integers >= 0, one a class.
+  """
+  path = Path(path)
+  if not _is_json(path):
+    return None
+  rows, num_classes = [], None
+  for where, _, entry in _entries(path, _parse_json):
+    if entry.keys() & {'header', 'environment'}:
+      continue
+    if not {'counts0', 'counts'} <= entry.keys():
+      return None
+    for name in ('counts0', 'counts'):
+      values = entry[name]
+      good = isinstance(values, list) and all(type(value) is int and value >= 0
+                                              for value in values)
+      num_classes = len(values) if good and num_classes is None else num_classes
+      if not good or not values or len(values) != num_classes:
+        raise UserError(f'{where}: {name} {_short(str(values))}; an integer >= 0 a class, of as '
+                        'many classes as in the lines before, is allowed')
+    rows.append([entry['counts0'], entry['counts']])
+  return Votes(*np.moveaxis(np.array(rows, np.int64), 1, 0)) if rows else None
+
+
+def is_cut_off(path) -> bool:
+  """Whether the last line was never written to its end, so that `read` drops it.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  path = Path(path)
+  lines = _lines(path)
+  if not lines or lines[-1].endswith('\n'):
+    return False
+  try:
+    _entry(_parser(path), lines[-1], len(lines), path)
+  except UserError:
+    return True
+  return False
 
 
 class Writer:
@@ -189,25 +254,39 @@ def _is_json(path):
   return path.suffix == '.jsonl'
 
 
-def _entries(path, parse):
-  """Yields (where, text, entry) of every whole line; the title of a table is skipped."""
+def _parser(path):
+  return _parse_json if _is_json(path) else _parse_table
+
+
+def _lines(path):
   try:
-    with open(path, encoding='utf-8', errors='replace') as file:
-      lines = file.readlines()
+    # A byte order mark at the beginning is no part of the title.
+    with open(path, encoding='utf-8-sig', errors='replace') as file:
+      return file.readlines()
   except OSError as error:
     raise UserError(f'{path}: {error.strerror}; a certification log is allowed') from error
-  for number, line in enumerate(lines, 1):
-    where = f'{path}:{number}'
+
+
+def _entries(path, parse):
+  """Yields (where, text, entry) of every whole line; the title of a table is skipped."""
+  for number, line in enumerate(_lines(path), 1):
     try:
-      entry = parse(line.rstrip('\n'), number, where)
-      if entry is not None and not entry.keys() & {'header', 'environment'}:
-        _row(entry, where)
+      entry = _entry(parse, line, number, path)
     except UserError:
       if line.endswith('\n'):
         raise
       return  # Cut off in mid-line: never written to the end.
     if entry is not None:
-      yield where, line, entry
+      yield f'{path}:{number}', line, entry
+
+
+def _entry(parse, line, number, path):
+  """The checked entry of a line; None of the title of a table."""
+  where = f'{path}:{number}'
+  entry = parse(line.rstrip('\n'), number, where)
+  if entry is not None and not entry.keys() & {'header', 'environment'}:
+    _row(entry, where)
+  return entry
 
 
 def _parse_table(line, number, where):
@@ -278,13 +357,6 @@ def _seconds(text):
     return float(text)
   days, hours, minutes, seconds = clock.groups(default='0')
   return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
-
-
-def _check_unique(idx, path):
-  values, counts = np.unique(idx, return_counts=True)
-  if (counts > 1).any():
-    raise UserError(f'{path}: idx {values[counts > 1][0]} occurs more than once; '
-                    'one line an image is allowed')
 
 
 def _check_settings(path, logged, settings):

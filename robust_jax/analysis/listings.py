@@ -1,0 +1,141 @@
+"""The three tables of the command line: logs, their envelope, their differences.
+
+Every function gives a `table.Table` of texts; None is what is not known. With `separate`, an
+interval has columns of its own, for programs; else it stands behind its figure.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from robust_jax.analysis.certified import (
+    abstention_rate,
+    accuracy_interval,
+    average_certified_radius,
+    certified_accuracy,
+)
+from robust_jax.analysis.images import common_images, on_images
+from robust_jax.analysis.means import paired_difference
+from robust_jax.analysis.sources import Source
+from robust_jax.analysis.table import Table
+from robust_jax.errors import UserError
+
+
+def default_radii(sources: Sequence[Source]) -> list[float]:
+  """0, 0.25, 0.5, ... up to the largest radius certified.
+
+  Nine at most, for which the distance grows to 0.5, 1, 2.5, ...; it is smaller than 0.25 where no
+  radius of 0.5 is certified.
+  """
+  certified = [source.log.radius[source.log.correct] for source in sources]
+  largest = max(np.concatenate([[0.], *certified]))
+  steps = (factor * 10.**power for power in itertools.count(-6) for factor in (1, 2.5, 5))
+  step = next(step for step in steps
+              if largest <= 8 * step and (step >= 0.25 or largest < 0.5))
+  return [round(i * step, 9) for i in range(int(largest / step + 1e-9) + 1)]
+
+
+def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decimals=1,
+               separate=False) -> Table:
+  """One row a log: certified accuracy at each radius, ACR, abstention, draws, seconds.
+
+  Accuracies and abstention are in per cent; draws and seconds are means over the images. The
+  interval is that of `accuracy_interval`, 95%.
+  """
+  titles = [f'r={radius:g}' for radius in radii]
+  if separate:
+    titles = [text for title in titles for text in (title, f'{title} low', f'{title} high')]
+  rows = []
+  for source, name in zip(sources, names):
+    log, num_images = source.log, len(source.log.idx)
+    accuracy = certified_accuracy(log, radii)
+    cells = []
+    for value, low, high in zip(accuracy, *accuracy_interval(accuracy, num_images)):
+      value, low, high = (_percent(each, decimals) for each in (value, low, high))
+      if not num_images:
+        cells += [None] * (3 if separate else 1)
+      else:
+        cells += [value, low, high] if separate else [f'{value} ({low}–{high})']
+    rows.append([
+        name, _text(source.sigma, 'g'), str(num_images), *cells,
+        _text(average_certified_radius(log), '.3f'), _percent(abstention_rate(log), decimals),
+        _text(_mean_draws(source), '.0f'),
+        _text(np.mean(log.time) if num_images else None, '.3g')])
+  return Table(['log', 'sigma', 'images', *titles, 'ACR', 'abstains', 'draws', 'seconds'], rows)
+
+
+def envelope_table(sources: Sequence[Source], names: Sequence[str], radii, *,
+                   decimals=1) -> Table:
+  """One row a radius: the best certified accuracy over the logs, in per cent, and whose it is.
+
+  It carries no interval: that of the best of many would have to account for the choice.
+  """
+  curves = np.array([certified_accuracy(source.log, radii) for source in sources])
+  rows = []
+  for radius, column in zip(radii, curves.T):
+    best = np.flatnonzero(column == column.max())
+    alike = f' (and {len(best) - 1} more)' if len(best) > 1 else ''
+    rows.append([f'{radius:g}', _percent(column.max(), decimals),
+                 str(len(sources[best[0]].log.idx)),
+                 f'{names[best[0]]}{alike}' if column.max() > 0 else None])
+  return Table(['radius', 'certified', 'images', 'attained by'], rows)
+
+
+def comparison_table(sources: Sequence[Source], names: Sequence[str], radii, *, decimals=1,
+                     separate=False) -> Table:
+  """Certified accuracy and ACR on the images that all logs have, and differences from the first.
+
+  A difference is mean(log - first) over the images, ± the half-width of its paired 95% interval
+  (`paired_difference`); without ± where all images agree in it, so that they show no spread.
+
+  Raises:
+    UserError: no image is in all logs.
+  """
+  idx = common_images([source.log for source in sources])
+  if not len(idx):
+    short = min(sources, key=lambda source: len(source.log.idx))
+    raise UserError(f'no image is in all {len(sources)} logs ({short.path} has '
+                    f'{len(short.log.idx)}); logs that share images are allowed')
+  cut = [on_images(source.log, idx) for source in sources]
+  # [num_logs, num_images, num_radii + 1], the last column for ACR.
+  values = np.stack([np.concatenate([
+      100. * (log.correct[:, None] & (log.radius[:, None] >= np.asarray(radii))),
+      (log.correct * log.radius)[:, None]], axis=1) for log in cut])
+  digits = [decimals] * len(radii) + [3]
+  titles = [*(f'r={radius:g}' for radius in radii), 'ACR']
+  if separate:
+    titles = [text for title in titles for text in (title, f'{title} ±')]
+  rows = []
+  for i, name in enumerate(names):
+    figures = [f'{value:.{digit}f}' for value, digit in zip(values[i].mean(axis=0), digits)]
+    images = f'{len(idx)} of {len(sources[i].log.idx)}'
+    rows.append([name, images, 'itself', *_with_interval(figures, [None] * len(digits), separate)])
+    if i:
+      pairs = [paired_difference(first, second) for first, second in zip(values[i].T, values[0].T)]
+      figures = [f'{difference:+.{digit}f}' for (difference, _), digit in zip(pairs, digits)]
+      halves = [f'{half:.{digit}f}' if half > 0 else None
+                for (_, half), digit in zip(pairs, digits)]
+      rows.append([name, images, 'minus the first', *_with_interval(figures, halves, separate)])
+  return Table(['log', 'images', 'figure', *titles], rows)
+
+
+def _with_interval(figures, halves, separate):
+  if separate:
+    return [cell for pair in zip(figures, halves) for cell in pair]
+  return [f'{figure} ± {half}' if half else figure for figure, half in zip(figures, halves)]
+
+
+def _mean_draws(source):
+  if source.votes is None:
+    return None
+  return np.mean(source.votes.counts0.sum(axis=-1) + source.votes.counts.sum(axis=-1))
+
+
+def _percent(fraction, decimals):
+  return _text(100 * fraction, f'.{decimals}f')
+
+
+def _text(value, spec):
+  """A number as text; None of what is None or NaN."""
+  return None if value is None or np.isnan(value) else format(value, spec)

@@ -1,0 +1,633 @@
+"""The analysis command line: what is read, left out, refused; figures against brute force."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from robust_jax import analysis
+from robust_jax.analysis import __main__ as command_line
+from robust_jax.analysis import curves, listings, sources
+from robust_jax.certification import bounds, log
+from robust_jax.certification import certify as certify_images
+from robust_jax.errors import UserError
+
+TITLE = 'idx\tlabel\tpredict\tradius\tcorrect\ttime\n'
+SETTINGS = {'name': 'fixed', 'sigma': 0.5, 'alpha': 0.001, 'n0': 10, 'n': 1000,
+            'bound': 'one_vs_rest', 'dataset': 'digits', 'split': 'test', 'stride': 1,
+            'num_images': 0, 'num_classes': 3, 'seed': 0}
+
+
+def run(capsys, *words):
+  """(status, standard output, lines of standard error) of a command."""
+  try:
+    command_line.main([str(word) for word in words])
+    status = 0
+  except SystemExit as error:
+    status = error.code
+  out, err = capsys.readouterr()
+  return status, out, err.splitlines()
+
+
+def refused(capsys, *words):
+  """The message of a command that ends with one line and status 2."""
+  status, out, err = run(capsys, *words)
+  errors = [line for line in err if line.startswith('error: ')]
+  assert (status, out, len(errors)) == (2, '', 1) and err[-1] == errors[0]
+  return errors[0]
+
+
+def rows_of(out):
+  return list(csv.reader(out.splitlines()))
+
+
+def write_table(path, radii, *, idx=None, labels=None, correct=True):
+  """A published table of images with these radii, all of the right class or none."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  idx = range(len(radii)) if idx is None else idx
+  labels = [1] * len(radii) if labels is None else labels
+  path.write_text(TITLE + ''.join(
+      f'{i}\t{label}\t{label if correct else label + 1}\t{radius}\t{int(correct)}\t0:00:02.5\n'
+      for i, label, radius in zip(idx, labels, radii)))
+  return path
+
+
+def certificates(counts0, counts, settings):
+  """What `certify` says of these votes."""
+  given = iter([counts0, counts])
+  return certify_images(
+      jax.random.key(0), None, np.zeros((len(counts), 1)), sigma=settings['sigma'],
+      n0=settings['n0'], n=settings['n'], alpha=settings['alpha'], bound=settings['bound'],
+      count=lambda *_, **__: next(given))
+
+
+def write_run(folder, *, num_images=40, seed=0, stages=None, **settings):
+  """A log as the certify stage writes it; in a workdir if stages are given."""
+  settings = {**SETTINGS, **settings}
+  rng = np.random.default_rng(seed)
+  probabilities = rng.dirichlet([0.15, 0.15, 0.15], num_images)
+  counts0 = rng.multinomial(settings['n0'], probabilities)
+  counts = rng.multinomial(settings['n'], probabilities)
+  counts[0, counts0[0].argmin()] = 0  # Draws that voted for no class.
+  certificate = certificates(counts0, counts, settings)
+  with log.open_for_append(folder / 'certify', settings, {'device': 'cpu'}) as writer:
+    labels = np.where(np.arange(num_images) % 5, probabilities.argmax(axis=-1), 2)
+    writer.write(log.records(np.arange(num_images) * settings['stride'], labels, certificate, 2.))
+  if stages is not None:
+    (folder / 'config.json').write_text('{}')
+    (folder / 'stages.json').write_text(json.dumps(stages))
+  return folder
+
+
+def stages_of(method, sigma=0.5, status='done'):
+  return {'train': {'status': 'done', 'config': {'sigma': sigma, 'method': method}},
+          'certify': {'status': status}}
+
+
+# table
+
+
+def test_table_of_our_logs_and_published_ones(tmp_path, capsys):
+  ours = write_run(tmp_path / 'ours')
+  other = write_table(tmp_path / 'noise_0.50' / 'sigma_0.25', [0.1, 0.6, 0.7, 0.9], correct=True)
+  status, out, err = run(capsys, 'table', ours, other, '--radii=0,0.5,1', '--format=csv')
+  title, first, second = rows_of(out)
+  assert (status, err) == (0, [])
+  assert title == [
+      'log', 'sigma', 'images', 'r=0', 'r=0 low', 'r=0 high', 'r=0.5', 'r=0.5 low', 'r=0.5 high',
+      'r=1', 'r=1 low', 'r=1 high', 'ACR', 'abstains', 'draws', 'seconds']
+  truth = log.read(ours / 'certify.jsonl')
+  votes = [json.loads(line) for line in (ours / 'certify.jsonl').read_text().splitlines()[1:]]
+  expected = [str(ours / 'certify.jsonl'), '0.5', '40']
+  for radius in (0, 0.5, 1):
+    hits = sum(c and r >= radius for c, r in zip(truth.correct, truth.radius))
+    interval = stats.binomtest(hits, 40).proportion_ci(method='exact')
+    expected += [f'{100 * value:.1f}' for value in (hits / 40, interval.low, interval.high)]
+  expected += [f'{sum(truth.correct * truth.radius) / 40:.3f}',
+               f'{100 * sum(truth.predict == -1) / 40:.1f}',
+               f'{sum(sum(vote["counts0"]) + sum(vote["counts"]) for vote in votes) / 40:.0f}', '2']
+  assert first == expected
+  assert second[:4] == [str(other), '0.25', '4', '100.0'] and second[-2:] == ['', '2.5']
+  # For readers: the interval behind the figure, a dash for what is not known, short names.
+  out = run(capsys, 'table', ours, other, '--radii=0.5')[1]
+  assert f'Logs in {tmp_path}\n' in out
+  line = next(line for line in out.splitlines() if line.startswith('noise_0.50/sigma_0.25'))
+  assert line.split() == ['noise_0.50/sigma_0.25', '0.25', '4', '75.0', '(19.4–99.4)', '0.575',
+                          '0.0', '–', '2.5']
+  assert run(capsys, 'table', other, '--radii=0.5', '--decimals=0')[1].count('75 (19–99)') == 1
+
+
+def test_every_format_and_the_width_of_a_terminal(tmp_path, capsys, monkeypatch):
+  path = write_table(tmp_path / 'a_b.tsv', [0.5] * 4)
+  out = run(capsys, 'table', path, '--format=markdown')[1]
+  assert '| log ' in out and '| 100.0 (39.8–100.0) |' in out
+  out = run(capsys, 'table', path, '--format=latex')[1]
+  assert out.startswith('% Certified accuracy') and r'a\_b.tsv & – '.replace('–', '--') in out
+  assert all(line.startswith(('%', '\\', 'log', '/')) or not line for line in out.splitlines())
+  monkeypatch.setenv('COLUMNS', '60')
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+  monkeypatch.chdir(tmp_path)
+  out = run(capsys, 'table', 'a_b.tsv')[1].partition('\n\n')[2]
+  assert max(map(len, out.splitlines())) <= 60 and out.count('a_b.tsv') > 1
+
+
+def test_default_radii():
+  def radii(*largest):
+    return listings.default_radii([
+        sources.Source(Path('x'), log.Log(
+            np.arange(2), np.zeros(2), np.zeros(2), np.array([value, 99.]),
+            np.array([True, False]), np.ones(2), {}, []), None, None, False, None, None, [])
+        for value in largest])
+
+  assert radii(0.95, 0.3) == [0, 0.25, 0.5, 0.75]
+  assert radii(1.91) == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
+  assert radii(3.81) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+  assert radii(0.457) == [0, 0.1, 0.2, 0.3, 0.4]
+  assert radii(300.) == [0, 50, 100, 150, 200, 250, 300]
+  assert radii(0.) == [0]
+
+
+# What is read
+
+
+def test_a_folder_is_searched(tmp_path, capsys):
+  run_folder = write_run(tmp_path / 'runs' / '000', stages=stages_of({'name': 'standard'}))
+  write_run(run_folder / 'previous' / 'x')
+  write_run(tmp_path / 'runs' / 'plain')
+  (tmp_path / 'runs' / 'begun').mkdir()
+  for name in ('config.json', 'stages.json', 'metrics.jsonl'):
+    (tmp_path / 'runs' / 'begun' / name).write_text('{}')
+  write_table(tmp_path / 'b' / 'sigma_0.25', [0.1])
+  write_table(tmp_path / '.hidden' / 'sigma_0.25', [0.1])
+  (tmp_path / 'b' / 'bad').write_text(TITLE + '0\t1\t1\tx\t1\t0\n')
+  (tmp_path / 'b' / 'notes.txt').write_bytes(bytes(range(256)))
+  (tmp_path / 'b' / 'empty').write_text('')
+  write_table(tmp_path / 'b' / 'attack.tsv', [0.1])  # No twin of a certification log.
+  (tmp_path / 'b' / 'attack.jsonl').write_text('{"header":{"attack":{}}}\n')
+  (tmp_path / 'b' / 'again').symlink_to(tmp_path)
+  status, out, err = run(capsys, 'table', tmp_path, tmp_path / 'runs', '--format=csv')
+  assert status == 0
+  assert [Path(row[0]).relative_to(tmp_path).as_posix() for row in rows_of(out)[1:]] == [
+      'b/attack.tsv', 'b/sigma_0.25', 'runs/000/certify.jsonl', 'runs/plain/certify.jsonl']
+  begun = tmp_path / 'runs' / 'begun'
+  assert [line for line in err if f'{tmp_path}/runs: ' not in line] == [
+      f"skipped: {tmp_path}/b/bad:2: radius 'x'; a finite number >= 0 is allowed",
+      f'skipped: {tmp_path}: b/attack.jsonl, b/empty, b/notes.txt, {begun} (a workdir without '
+      'certificates): no certification log']
+  # Named by itself, a table is read though it has a twin.
+  out = run(capsys, 'table', run_folder / 'certify.tsv', '--format=csv')[1]
+  assert rows_of(out)[1][0] == str(run_folder / 'certify.tsv')
+
+
+def test_names_are_short_and_different():
+  paths = [Path(f'/logs/net/{eps}/resnet/{sigma}/test/sigma_{sigma}')
+           for eps in 'ab' for sigma in (1, 2)]
+  assert sources.names(paths) == ('/logs/net', [
+      'a/…/1/…/sigma_1', 'a/…/2/…/sigma_2', 'b/…/1/…/sigma_1', 'b/…/2/…/sigma_2'])
+  assert sources.names([Path('runs/a/certify.jsonl'), Path('runs/b/certify.jsonl')]) == (
+      'runs', ['a', 'b'])
+  assert sources.names([Path('runs/a/certify.jsonl'), Path('runs/a/certify.tsv')]) == (
+      'runs/a', ['certify.jsonl', 'certify.tsv'])
+  assert sources.names([Path('runs/a/certify.jsonl')]) == ('', ['runs/a'])
+  assert sources.names([Path('x/y'), Path('/z')]) == ('', ['x/y', '/z'])
+  assert sources.names([Path('certify.jsonl'), Path('b.tsv')]) == ('', ['certify.jsonl', 'b.tsv'])
+
+
+@pytest.mark.parametrize('path, dataset, train, sigma, noise', [
+    ('imagenet/cifar10/resnet110/noise_0.25/test/sigma_0.50', 'cifar10', False, 0.5, 0.25),
+    ('imagenet/resnet50/noise_1.00/train/sigma_1.00', 'imagenet', True, 1., 1.),
+    ('CIFAR-100_wrn/noise_.5/a.tsv', 'cifar100', False, None, 0.5),
+    ('train/test/cifar_10/certify_train.tsv', 'cifar10', True, None, None),
+    ('pretrained/trained_mnist/x.tsv', 'mnist', False, None, None),
+])
+def test_what_a_path_says(tmp_path, path, dataset, train, sigma, noise):
+  found = sources.load(write_table(tmp_path / path, [0.1]))
+  assert (found.dataset, found.train_split, found.sigma, found.training_noise) == (
+      dataset, train, sigma, noise)
+
+
+@pytest.mark.parametrize('stages, noise', [
+    (stages_of({'name': 'gaussian', 'sigma': None}), 0.5),
+    (stages_of({'name': 'gaussian', 'sigma': 0.25}), 0.25),
+    (stages_of({'name': 'standard'}), 0.),
+    ({'certify': {'status': 'done'}}, None),
+    ({'train': 3}, None),
+])
+def test_what_a_workdir_says(tmp_path, stages, noise):
+  folder = write_run(tmp_path / 'cifar10' / 'train' / 'noise_1', stages=stages, split='validation',
+                     dataset='imagenet2012')
+  found = sources.load(folder / 'certify.jsonl')
+  assert (found.dataset, found.train_split, found.sigma, found.training_noise) == (
+      'imagenet', False, 0.5, noise)
+  folder = write_run(tmp_path / 'x', stages=stages, split='train[:5%]', dataset='folder')
+  found = sources.load(folder / 'certify.jsonl')
+  assert (found.dataset, found.train_split) == (None, True)
+
+
+def test_what_is_missing_is_said(tmp_path, capsys):
+  gaps = write_table(tmp_path / 'gaps', [1.] * 6, idx=[160, 0, 20, 40, 80, 100])
+  torn = write_table(tmp_path / 'torn', [1.] * 3)
+  torn.write_text(torn.read_text()[:-10])
+  short = write_table(tmp_path / 'mnist' / 'short', [1.] * 10, idx=range(0, 1000, 100))
+  whole = write_table(tmp_path / 'mnist' / 'whole', [1.] * 100, idx=range(0, 10_000, 100))
+  begun = write_run(tmp_path / 'begun', num_images=5, stages=stages_of({}, status='running'))
+  status, out, err = run(capsys, 'table', gaps, torn, short, whole, begun, '--format=csv')
+  assert status == 0 and [row[2] for row in rows_of(out)[1:]] == ['6', '2', '10', '100', '5']
+  assert err == [
+      f'warning: {gaps}: 3 images of the pattern 0, 20, 40, ... missing (idx 60, ...)',
+      f'warning: {torn}: the last line is cut off, and dropped',
+      f'warning: {begun}/certify.jsonl: the certification is not finished (5 images so far)',
+      f'warning: {short}: 10 of the 100 images of mnist with idx 0, 100, 200, ...',
+      f'warning: dataset differs: mnist in {short} and 1 more, digits in {begun}/certify.jsonl']
+
+
+def test_gaps_against_a_loop():
+  rng = np.random.default_rng(0)
+  for trial in range(200):
+    stride, known = int(rng.integers(1, 5)), bool(trial % 2)
+    kept = np.flatnonzero(rng.random(40) < 0.9)
+    idx = np.sort((kept if known else kept + 3) * stride)
+    first = 0 if known else idx[0]
+    missing = [i for i in range(first, idx[-1], stride) if i not in idx]
+    lines = sources._gaps(idx, stride if known else None)
+    if not missing:
+      assert lines == []
+    else:
+      assert len(lines) == 1 and lines[0].startswith(f'{len(missing)} image')
+      assert f'pattern {first}, {first + stride}, ' in lines[0]
+      assert f'(idx {missing[0]}{")" if len(missing) == 1 else ", ...)"}' in lines[0]
+  for irregular in ([], [3], [0, 7, 9, 30, 31, 80]):
+    assert sources._gaps(np.array(irregular, int), None) == []
+
+
+def test_votes_are_read_and_checked(tmp_path):
+  path = write_run(tmp_path, num_images=3) / 'certify.jsonl'
+  lines = path.read_text().splitlines()
+  votes = log.read_votes(path)
+  expected = [json.loads(line) for line in lines[1:]]
+  np.testing.assert_array_equal(votes.counts0, [each['counts0'] for each in expected])
+  np.testing.assert_array_equal(votes.counts, [each['counts'] for each in expected])
+  assert log.read_votes(tmp_path / 'certify.tsv') is None
+  for change, part in (({'counts': [1, 2]}, 'as many'), ({'counts0': [1, -1, 0]}, '[1, -1, 0]'),
+                       ({'counts': [1., 2, 3]}, 'integer'), ({'counts': 'many'}, 'many')):
+    path.write_text('\n'.join([*lines[:3], json.dumps({**expected[2], **change})]) + '\n')
+    with pytest.raises(UserError, match=r'certify.jsonl:4: counts') as caught:
+      log.read_votes(path)
+    assert part in str(caught.value)
+  del expected[1]['counts0']
+  path.write_text('\n'.join([lines[0], *map(json.dumps, expected)]) + '\n')
+  assert log.read_votes(path) is None
+  path.write_text(lines[0] + '\n')
+  assert log.read_votes(path) is None
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_read(tmp_path):
+  path = write_table(tmp_path / 'table', [0.25, 0.5])
+  path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+  assert log.read(path).radius.tolist() == [0.25, 0.5] and not log.is_cut_off(path)
+  path.write_bytes(path.read_bytes()[:-2])  # Whole but for its end.
+  assert len(log.read(path).idx) == 2 and not log.is_cut_off(path)
+  path.write_bytes(path.read_bytes()[:-20])
+  assert len(log.read(path).idx) == 1 and log.is_cut_off(path)
+
+
+# Mistakes
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+  good = write_table(tmp_path / 'good', [0.5, 0.5])
+  empty = write_table(tmp_path / 'empty', [])
+  bad, twice = tmp_path / 'bad', tmp_path / 'twice'
+  bad.write_text(TITLE + '0\t1\t1\t0.5\t1\t0\n1\t1\t1\tfar\t1\t0\n')
+  twice.write_text(TITLE + '4\t1\t1\t0.5\t1\t0\n' * 2)
+  (tmp_path / 'folder').mkdir()
+  (tmp_path / 'notes').mkdir()
+  (tmp_path / 'notes' / 'notes.txt').write_text('hello')
+  for words, parts in (
+      ([], ['COMMAND']),
+      (['frob', good], ["'frob'", 'envelope']),
+      (['table'], ['PATH']),
+      (['table', tmp_path / 'absent'], ['absent: No such file']),
+      (['table', bad], [f"{bad}:3: radius 'far'; a finite number"]),
+      (['table', twice], [f'{twice}:3: idx 4 occurs more than once (first in line 2)']),
+      (['table', tmp_path / 'folder'], ['folder: no certification log', 'empty']),
+      (['table', tmp_path / 'notes'], ['notes: no certification log', 'notes.txt']),
+      (['table', good, '--radii=0.5,x'], ["--radii: '0.5,x'; numbers >= 0 with commas"]),
+      (['table', good, '--radii=-1'], ["'-1'"]),
+      (['table', good, '--radii=nan'], ["'nan'"]),
+      (['table', good, '--radii='], ["''"]),
+      (['table', good, '--format=html'], ["'html'", 'latex']),
+      (['table', good, '--decimals=9'], ['9']),
+      (['table', good, '--simultaneous'], [f'{good}: no vote counts']),
+      (['envelope', empty], [f'no log is left: {empty}: no images']),
+      (['compare', good], [f'{good} is a single log; two or more']),
+      (['compare', good, good], ['is a single log']),
+      (['compare', good, empty], ['is a single log']),
+      (['compare', good, write_table(tmp_path / 'far', [1.], idx=[9])], ['no image is in all 2']),
+      (['plot', good], ['--output']),
+      (['plot', good, '--output=x.pdf'], ['x.pdf', '.svg or .png']),
+      (['plot', good, f'--output={tmp_path}/none/x.png'], ['none/x.png', 'folder']),
+      (['plot', empty, f'--output={tmp_path}/x.png'], ['no log is left'])):
+    message = refused(capsys, *words)
+    assert all(part in message for part in parts), message
+
+
+def test_as_a_process(tmp_path):
+  path = write_table(tmp_path / 'log', [0.5])
+  command = [sys.executable, '-m', 'robust_jax.analysis']
+  root = Path(__file__).parents[1]
+  result = subprocess.run([*command, 'table', path, '--radii=a'], cwd=root, text=True,
+                          capture_output=True, check=False)
+  assert (result.returncode, result.stdout, result.stderr.count('\n')) == (2, '', 1)
+
+
+@pytest.mark.parametrize('command', ['table', 'envelope', 'compare', 'plot'])
+def test_help_has_examples(capsys, command):
+  status, out, _ = run(capsys, command, '--help')
+  assert status == 0 and f'python -m robust_jax.analysis {command} ' in out.partition('examples')[2]
+  assert '%%' not in out and max(map(len, out.splitlines())) <= 100
+  assert f'  {command} ' in run(capsys, '--help')[1]
+
+
+# envelope
+
+
+def test_the_envelope_names_who_attains_it(tmp_path, capsys):
+  steep = write_table(tmp_path / 'mnist' / 'noise_0.25' / 'test' / 'sigma_0.25', [0.4] * 4)
+  flat = write_table(tmp_path / 'mnist' / 'noise_0.5' / 'test' / 'sigma_0.50', [0., 0., 2., 2.])
+  twin = write_table(tmp_path / 'mnist' / 'noise_1' / 'test' / 'sigma_1', [2., 2., 1., 0.])
+  words = ['envelope', tmp_path, '--radii=0.25,1.5,3']
+  status, out, err = run(capsys, *words, '--format=csv')
+  assert status == 0
+  assert rows_of(out) == [['radius', 'certified', 'images', 'attained by'],
+                          ['0.25', '100.0', '4', str(steep)],
+                          ['1.5', '50.0', '4', f'{flat} (and 1 more)'], ['3', '0.0', '4', '']]
+  # Left out, until asked for.
+  train = write_table(tmp_path / 'mnist' / 'noise_1' / 'train' / 'sigma_1', [5.] * 4)
+  other = write_table(tmp_path / 'mnist' / 'noise_1' / 'test' / 'sigma_0.25', [4.] * 4)
+  write_table(tmp_path / 'mnist' / 'noise_1' / 'test' / 'sigma_0.12', [])
+  status, again, err = run(capsys, *words, '--format=csv')
+  assert again == out
+  assert [line for line in err if line.startswith('left out')] == [
+      'left out: noise_1/test/sigma_0.12: trained with noise 1, certified with 0.12 '
+      '(--any-noise includes it)',
+      'left out: noise_1/test/sigma_0.25: trained with noise 1, certified with 0.25 '
+      '(--any-noise includes it)',
+      'left out: noise_1/train/sigma_1: train split (--any-split includes it)']
+  _, out, err = run(capsys, *words, '--format=csv', '--any-split', '--any-noise')
+  assert [row[-1] for row in rows_of(out)[1:]] == [
+      f'{steep} (and 2 more)', f'{other} (and 1 more)', f'{other} (and 1 more)']
+  assert [line for line in err if line.startswith('left out')] == [
+      'left out: noise_1/test/sigma_0.12: no images']
+  assert rows_of(run(capsys, *words, '--format=csv', '--any-split')[1])[3][-1] == str(train)
+  assert 'noise_0.5/' in run(capsys, *words)[1] and str(twin) not in run(capsys, *words)[1]
+
+
+def test_workdirs_of_another_noise_or_split_are_left_out(tmp_path, capsys):
+  write_run(tmp_path / 'a', stages=stages_of({'name': 'gaussian', 'sigma': None}))
+  write_run(tmp_path / 'b', stages=stages_of({'name': 'standard'}), seed=1)
+  write_run(tmp_path / 'c', split='train[:5%]', seed=2)
+  _, out, err = run(capsys, 'envelope', tmp_path, '--radii=0')
+  assert out.splitlines()[-1].split()[-1] == str(tmp_path / 'a')
+  assert err == ['left out: b: trained with noise 0, certified with 0.5 (--any-noise includes it)',
+                 'left out: c: train split (--any-split includes it)']
+
+
+def test_one_envelope_is_of_one_dataset(tmp_path, capsys):
+  mnist = write_table(tmp_path / 'mnist' / 'a', [1., 1.])
+  cifar = write_table(tmp_path / 'cifar10' / 'a', [1., 1.])
+  plain = write_table(tmp_path / 'plain', [1., 1.], labels=[1, 2])
+  ordered = write_table(tmp_path / 'mnist' / 'ordered', [1., 1.], labels=[1, 2])
+  assert refused(capsys, 'envelope', mnist, cifar) == (
+      f'error: {mnist} is of mnist, {cifar} of cifar10; logs of one dataset are allowed')
+  message = refused(capsys, 'envelope', mnist, plain)
+  assert f'idx 1 has one label in {mnist} and another in {plain};' in message
+  status, _, err = run(capsys, 'envelope', mnist, ordered)
+  assert status == 0 and err[-1].endswith('they number the images differently')
+  for command in (['table'], ['plot', f'--output={tmp_path}/x.svg']):
+    status, _, err = run(capsys, *command, mnist, cifar)
+    assert status == 0
+    assert f'warning: dataset differs: mnist in {mnist}, cifar10 in {cifar}' in err
+
+
+# compare
+
+
+def test_differences_are_paired(tmp_path, capsys):
+  first, second = write_run(tmp_path / 'a'), write_run(tmp_path / 'b', seed=3)
+  # Another order, and not all of the images.
+  lines = (second / 'certify.jsonl').read_text().splitlines()
+  (second / 'certify.jsonl').write_text('\n'.join([lines[0], *lines[:4:-1]]) + '\n')
+  a, b = (log.read(folder / 'certify.jsonl') for folder in (first, second))
+  a_by, b_by = ({i: (c, r) for i, c, r in zip(one.idx, one.correct, one.radius)} for one in (a, b))
+  shared = sorted(a_by.keys() & b_by.keys())
+  assert len(shared) == 36
+  labels = {i: label for one in (a, b) for i, label in zip(one.idx, one.label)}
+  for folder, by in ((first, a_by), (second, b_by)):  # The same labels in both.
+    table = [f'{i}\t{labels[i]}\t{labels[i] if c else labels[i] + 1}\t{r}\t{int(c)}\t1'
+             for i, (c, r) in by.items()]
+    (folder / 'table').write_text(TITLE + '\n'.join(table) + '\n')
+  words = ['compare', first / 'table', second / 'table', '--radii=0,0.5,9']
+  status, out, err = run(capsys, *words, '--format=csv')
+  assert status == 0
+  assert 'warning: images that all logs have: 36; the intervals are meant for hundreds' in err
+  title, one, other, difference = rows_of(out)
+  assert title == ['log', 'images', 'figure', 'r=0', 'r=0 ±', 'r=0.5', 'r=0.5 ±', 'r=9', 'r=9 ±',
+                   'ACR', 'ACR ±']
+  assert (one[1], other[1], difference[2]) == ('36 of 40', '36 of 36', 'minus the first')
+  for place, radius in ((3, 0), (5, 0.5)):
+    x, y = (np.array([100. * (by[i][0] and by[i][1] >= radius) for i in shared])
+            for by in (a_by, b_by))
+    interval = stats.ttest_rel(y, x).confidence_interval(0.95)
+    assert (one[place], other[place]) == (f'{x.mean():.1f}', f'{y.mean():.1f}')
+    assert difference[place] == f'{np.mean(y - x):+.1f}'
+    assert difference[place + 1] == f'{(interval.high - interval.low) / 2:.1f}'
+  assert difference[7:9] == ['+0.0', '']  # Nobody is certified there.
+  x, y = (np.array([by[i][0] * by[i][1] for i in shared]) for by in (a_by, b_by))
+  interval = stats.ttest_rel(y, x).confidence_interval(0.95)
+  assert difference[9:] == [f'{np.mean(y - x):+.3f}', f'{(interval.high - interval.low) / 2:.3f}']
+  out = run(capsys, *words)[1]
+  assert 'that all 2 logs have: 36' in out and f'{difference[3]} ± {difference[4]}' in out
+
+
+def test_what_makes_certificates_differ_is_said(tmp_path, capsys):
+  write_run(tmp_path / 'a')
+  write_run(tmp_path / 'b', sigma=0.25, alpha=0.01, bound='runner_up')
+  write_run(tmp_path / 'c', seed=4, batch_size=7, n=500)
+  found, _ = sources.collect([tmp_path])
+  a, b, c = (str(tmp_path / name / 'certify.jsonl') for name in 'abc')
+  assert sources.differences(found) == [
+      f'sigma differs: 0.5 in {a} and 1 more, 0.25 in {b}',
+      f'alpha differs: 0.001 in {a} and 1 more, 0.01 in {b}',
+      f'n differs: 1000 in {a} and 1 more, 500 in {c}',
+      f'bound differs: "one_vs_rest" in {a} and 1 more, "runner_up" in {b}']
+  # Tables say it by their largest radius alone.
+  rng = np.random.default_rng(0)
+  paths = []
+  for name, n, sigma in (('x', 1000, 0.5), ('y', 1000, 1.), ('z', 100_000, 0.5)):
+    most = bounds.certified_radius(bounds.clopper_pearson_lower(n, n, 0.001), sigma)
+    radii = np.where(rng.random(100) < 0.1, most, rng.random(100) * most)
+    paths.append(write_table(tmp_path / name / f'sigma_{sigma}', [f'{r:.3}' for r in radii]))
+  x, y, z = (sources.load(path) for path in paths)
+  assert sources.differences([x, y]) == [f'sigma differs: 0.5 in {x.path}, 1.0 in {y.path}']
+  line, = sources.differences([x, z])
+  assert re.fullmatch(f'the largest radius is 3.8. sigma in {z.path}, 2.4. sigma in {x.path}: '
+                      'n or alpha differs', line)
+
+
+def test_only_the_same_images_are_compared(tmp_path, capsys):
+  a = write_table(tmp_path / 'a', [1.] * 3, labels=[1, 2, 3])
+  b = write_table(tmp_path / 'b', [1.] * 3, labels=[1, 2, 4])
+  c = write_table(tmp_path / 'train' / 'c', [1.] * 3, labels=[1, 2, 3])
+  mnist = write_table(tmp_path / 'mnist' / 'a', [1.] * 3, labels=[1, 2, 3])
+  cifar = write_table(tmp_path / 'cifar10' / 'a', [1.] * 3, labels=[1, 2, 3])
+  assert f'idx 2 has one label in {a} and another in {b};' in refused(capsys, 'compare', a, b)
+  assert f'{c} is of a train split, {a} is not;' in refused(capsys, 'compare', a, c)
+  assert f'{mnist} is of mnist, {cifar} of cifar10;' in refused(capsys, 'compare', mnist, cifar)
+
+
+# plot
+
+
+def test_curves_are_drawn_where_they_are(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  paths = [write_table(tmp_path / f'<{i}>&.tsv', np.sort(rng.random(50)) * (i + 1))
+           for i in range(3)]
+  empty = write_table(tmp_path / 'empty', [])
+  status, out, err = run(capsys, 'plot', *paths, empty, f'--output={tmp_path}/x.svg', '--intervals')
+  assert (status, err) == (0, ['left out: empty: no images'])
+  assert out == f'3 logs in {tmp_path}: {tmp_path}/x.svg\n'
+  root = ElementTree.parse(tmp_path / 'x.svg').getroot()
+  name = '{http://www.w3.org/2000/svg}'
+  texts = [each.text for each in root.iter(f'{name}text')]
+  assert {'certified accuracy', 'l2 radius', '<0>&.tsv', '2.5', '100%'} <= set(texts)
+  lines = [each for each in root.iter(f'{name}polyline') if each.get('stroke-width') == '2']
+  assert len({each.get('stroke') for each in lines}) == len(lines) == 3
+  assert len(list(root.iter(f'{name}polygon'))) == 3
+  # Back from places on the paper to figures.
+  one = log.read(paths[2])
+  points = np.array([point.split(',') for point in lines[2].get('points').split()], float)
+  limit = 1.02 * one.radius.max()
+  radii = (points[:, 0] - 52) / (720 - 52 - 20) * limit
+  expected = analysis.certified_accuracy(one, radii)
+  near = np.minimum(*(np.abs(1 - (points[:, 1] - 34) / 400 - analysis.certified_accuracy(
+      one, radii + shift)) for shift in (-5e-4, 5e-4)))
+  assert near.max() < 1e-3 and expected[0] == 1 and points[-1, 1] == 434
+  status, *_ = run(capsys, 'plot', *paths, f'--output={tmp_path}/x.PNG')
+  with Image.open(tmp_path / 'x.PNG') as image:
+    assert status == 0 and image.format == 'PNG' and image.width == 1440
+    colours = {colour for _, colour in image.getcolors(1 << 24)}
+  assert {tuple(bytes.fromhex(colour[1:])) for colour in curves._COLOURS[:3]} <= colours
+
+
+def test_many_curves_have_colours_of_their_own():
+  styles = curves._styles(40)
+  assert len({colour for colour, _ in styles}) == 40
+  pieces = curves._dashed([(0., 0.), (10., 0.), (10., 10.)], (4, 2))
+  assert pieces[1] == [(6., 0.), (10., 0.)] and pieces[2] == [(10., 2.), (10., 6.)]
+  assert sum(np.hypot(*np.diff(piece, axis=0).T).sum() for piece in pieces) == 14
+
+
+# --simultaneous
+
+
+@pytest.mark.parametrize('bound', ['one_vs_rest', 'runner_up'])
+def test_simultaneous_certificates_are_those_of_alpha_by_images(tmp_path, bound):
+  path = write_run(tmp_path, num_images=50, bound=bound) / 'certify.jsonl'
+  one, votes = log.read(path), log.read_votes(path)
+  result = analysis.simultaneous(one, votes, path=path)
+  expected = certificates(votes.counts0, votes.counts,
+                          {**SETTINGS, 'bound': bound, 'alpha': 0.001 / 50})
+  np.testing.assert_array_equal(result.predict, expected.prediction)
+  np.testing.assert_allclose(result.radius, expected.radius, rtol=1e-12)
+  np.testing.assert_array_equal(result.correct, result.predict == one.label)
+  assert result.settings['alpha'] == 0.001 / 50
+  assert (result.radius <= one.radius).all() and result.radius.sum() < one.radius.sum()
+  if bound == 'one_vs_rest':
+    # The bound as its definition has it: P(Binomial(n, p) >= k) = alpha / 50.
+    certain = result.radius > 0
+    hits = votes.counts[np.arange(50), votes.counts0.argmax(axis=-1)][certain]
+    p = stats.norm.cdf(result.radius[certain] / 0.5)
+    np.testing.assert_allclose(stats.binom.sf(hits - 1, 1000, p), 0.001 / 50, rtol=1e-6)
+
+
+def test_a_whole_log_is_true_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  settings = {**SETTINGS, 'alpha': 0.1, 'sigma': 1., 'n': 100}
+  p, num_images, num_logs = 0.8, 20, 400
+  truth, wrong = stats.norm.ppf(p), np.zeros(2)
+  for _ in range(num_logs):
+    hits = rng.binomial(100, p, num_images)
+    votes = log.Votes(np.tile([10, 0], (num_images, 1)), np.stack([hits, 100 - hits], axis=1))
+    certificate = certificates(*votes, settings)
+    one = log.Log(
+        np.arange(num_images), np.zeros(num_images, int), certificate.prediction,
+        certificate.radius, certificate.prediction == 0, np.ones(num_images), settings, [])
+    radii = [each.radius.max() for each in (one, analysis.simultaneous(one, votes))]
+    wrong += [radius > truth for radius in radii]
+  each, together = wrong / num_logs
+  assert each > 0.5  # Some certificate of most logs.
+  assert together <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / num_logs)
+
+
+def test_simultaneous_on_the_command_line(tmp_path, capsys):
+  folder = write_run(tmp_path / 'a')
+  plain = run(capsys, 'table', folder, '--format=csv')[1]
+  status, out, _ = run(capsys, 'table', folder, '--format=csv', '--simultaneous')
+  assert status == 0 and float(rows_of(out)[1][-4]) < float(rows_of(plain)[1][-4])
+  assert 'no certificate of a log is false' in run(capsys, 'table', folder, '--simultaneous')[1]
+
+
+@pytest.mark.parametrize('change, part', [
+    ({'name': 'sequential'}, "the certifier is 'sequential'"), ({'name': None}, 'certifier'),
+    ({'n': 0}, 'n is 0; an integer >= 1'), ({'n0': 0}, 'n0 is 0; an integer >= 1'),
+    ({'n': 999}, 'votes; the setting n, 999'), ({'n': None}, 'n is None'),
+    ({'alpha': 1.5}, 'alpha is 1.5; (0, 1)'), ({'sigma': 'x'}, "sigma is 'x'"),
+    ({'bound': 'best'}, 'one_vs_rest or runner_up'), ({'alpha': 0.01}, 'its counts give'),
+    ({'sigma': 0.25}, 'its counts give'), ({'n': 2000}, 'its counts give'),
+])
+def test_simultaneous_is_refused_where_it_would_not_be_sound(tmp_path, capsys, change, part):
+  path = write_run(tmp_path) / 'certify.jsonl'
+  lines = path.read_text().splitlines()
+  header = json.loads(lines[0])
+  header['header']['settings'] |= change
+  path.write_text('\n'.join([json.dumps(header), *lines[1:]]) + '\n')
+  message = refused(capsys, 'table', tmp_path, '--simultaneous')
+  assert message.startswith(f'error: {path}: ') and part in message
+  assert run(capsys, 'table', tmp_path)[0] == 0
+
+
+# Published logs
+
+
+@pytest.mark.parametrize('folder, radii, row', [
+    ('cohen2019/imagenet', np.arange(1, 8) / 2, [49, 37, 29, 19, 15, 12, 9]),
+    ('cohen2019/cifar10', np.arange(1, 10) / 4, [60, 43, 32, 23, 17, 14, 12, 10, 8]),
+    ('salman2019/imagenet', np.arange(1, 8) / 2, [56, 43, 37, 27, 25, 20, 16]),
+])
+def test_published_envelopes(test_data_dir, capsys, folder, radii, row):
+  status, out, err = run(
+      capsys, 'envelope', test_data_dir / 'reference_logs' / folder,
+      '--radii=' + ','.join(map(str, radii)), '--decimals=0', '--format=csv')
+  assert status == 0 and [line[1] for line in rows_of(out)[1:]] == list(map(str, row))
+  left_out = [line for line in err if line.startswith('left out: ')]
+  if folder == 'salman2019/imagenet':
+    assert len(left_out) == 10 and all(line.endswith('no images') for line in left_out)
+  else:
+    assert sum('trained with noise' in line for line in left_out) == (2 if 'imagenet' in folder
+                                                                      else 3)
+    assert sum('train split' in line for line in left_out) == ('imagenet' in folder)
+
+
+def test_published_logs_of_two_datasets(test_data_dir, capsys):
+  message = refused(capsys, 'envelope', test_data_dir / 'reference_logs' / 'cohen2019')
+  assert 'is of cifar10' in message and 'of imagenet' in message and message.count('sigma_') == 2
