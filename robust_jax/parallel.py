@@ -12,7 +12,7 @@ import os
 import jax
 import numpy as np
 
-from robust_jax import certification, cpu
+from robust_jax import certification, runtime
 from robust_jax.certification import sampling
 from robust_jax.errors import UserError
 
@@ -31,7 +31,7 @@ def host_device_count(batch_sizes, cores):
 def choose_devices(num_devices, batch_sizes):
   """The devices of a run; on CPU they are simulated, so this comes before any computation.
 
-  It also makes the settings of `cpu.tune`.
+  It also makes the settings of `runtime.tune`.
 
   Args:
     num_devices: how many; 0: all accelerators or, on CPU, `host_device_count`.
@@ -40,7 +40,7 @@ def choose_devices(num_devices, batch_sizes):
   Raises:
     UserError: there are fewer.
   """
-  cpu.tune()
+  runtime.tune()
   if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     count = num_devices or host_device_count(batch_sizes, cores)
@@ -134,6 +134,8 @@ def sharded_count(devices):
     sampling.check_draws(len(images), start, num, batch_size)
     if not isinstance(logits_fn, jax.tree_util.Partial):
       logits_fn = jax.tree_util.Partial(logits_fn)
+    start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
+                  for value in (start, num))
     return mapped(batch_size)(key, logits_fn, np.asarray(images, np.float32),
                               np.asarray(example_ids, np.int32), start, num, sigma, shards)
 

@@ -18,7 +18,7 @@ LAYERS = [
     {'attacks', 'certification'},
     {'analysis'},
     {'training'},
-    {'cpu', 'parallel'},
+    {'runtime', 'parallel'},
     {'evaluation', 'checkpoint', 'torch_weights'},
     {'experiment'},
     {'workdir'},

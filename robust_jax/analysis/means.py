@@ -5,7 +5,7 @@ NaN where a single value says nothing about the spread.
 """
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 def mean_interval(values, *, confidence=0.95):
@@ -77,4 +77,4 @@ def welch_difference(first, second, *, confidence=0.95):
 
 
 def _quantile(freedom, confidence):
-  return stats.t.ppf((1 + confidence) / 2, freedom)
+  return special.stdtrit(freedom, (1 + confidence) / 2)

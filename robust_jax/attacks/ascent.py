@@ -68,6 +68,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     first = images if start is None else start
     if random_start:
       first = threat_model.random(start_keys, images)
+    if num_steps == 1:
+      return step(0, first)
     slow_in_loops = jax.default_backend() == 'cpu' and not onednn.available()
     unroll = slow_in_loops and num_steps <= _UNROLLED_STEPS
     return jax.lax.fori_loop(0, num_steps, step, first, unroll=unroll or None)

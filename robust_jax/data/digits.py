@@ -6,7 +6,6 @@ import io
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn import datasets
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -39,6 +38,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     return {'train': self._generate_examples('train'), 'test': self._generate_examples('test')}
 
   def _generate_examples(self, split):
+    from sklearn import datasets  # Takes a second, and only here.
     digits = datasets.load_digits()
     seen = np.zeros(10, int)
     for key, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):

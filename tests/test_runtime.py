@@ -1,0 +1,95 @@
+"""Settings of the process, each tried in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from robust_jax import onednn
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run(code, **environment):
+  """Standard output and errors of a fresh interpreter."""
+  kept = {name: value for name, value in os.environ.items()
+          if name not in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')}
+  return subprocess.run([sys.executable, '-c', code], env={**kept, **environment}, cwd=ROOT,
+                        capture_output=True, text=True, check=True)
+
+
+def test_what_is_compiled_is_kept(tmp_path):
+  code = """
+import jax, jax.numpy as jnp
+from robust_jax import runtime
+runtime.tune()
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+chain = lambda x: sum(jnp.sin(i * x @ x) for i in range(150))
+print(float(jax.jit(chain)(jnp.ones((4, 4))).sum()))
+print(hits.count('/jax/compilation_cache/cache_hits'))
+"""
+  first, second = (run(code, XDG_CACHE_HOME=str(tmp_path)).stdout.split() for _ in range(2))
+  assert (tmp_path / 'robust_jax').is_dir()
+  assert first[0] == second[0]
+  assert first[1] == '0' and int(second[1]) > 0
+
+
+def test_a_folder_of_the_users_own_is_kept_to(tmp_path):
+  code = """
+from robust_jax import runtime
+runtime.tune()
+import jax
+print(jax.config.jax_compilation_cache_dir)
+"""
+  out = run(code, JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'mine')).stdout
+  assert out.strip() == str(tmp_path / 'mine')
+
+
+def test_flags_are_added_once_and_the_users_stay():
+  code = """
+import os
+from robust_jax import runtime
+runtime.keep_compilations = lambda: None
+runtime.tune(), runtime.tune()
+print(os.environ['XLA_FLAGS'])
+"""
+  out = run(code, XLA_FLAGS='--xla_force_host_platform_device_count=3').stdout.split()
+  assert out.count('--xla_force_host_platform_device_count=3') == 1
+  added = [flag for flag in out if 'ynn_fusion_type' in flag]
+  assert len(added) == int(onednn.available())
+  mine = '--xla_cpu_experimental_ynn_fusion_type=dot'
+  assert run(code, XLA_FLAGS=mine).stdout.split() == [mine]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='counts page faults as Linux does')
+def test_memory_is_kept():
+  """Buffers of 64 MiB, freed and taken again, fault no page in."""
+  code = """
+import resource, threading, numpy as np
+from robust_jax import runtime
+runtime.keep_memory()
+def work():
+  for _ in range(2): np.ones(2**23)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  for _ in range(5): np.ones(2**23)
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start(), thread.join()
+"""
+  assert int(run(code).stdout) < 1000  # of 81,920
+
+
+def test_convolutions_that_cannot_be_kept_do_not_warn(tmp_path):
+  code = """
+import jax, jax.numpy as jnp
+from robust_jax import onednn, runtime
+runtime.tune()
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
+conv = lambda x, k: onednn.conv(x, k, strides=(1, 1), padding=((1, 1), (1, 1)))
+print(float(jax.jit(conv)(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))).sum()))
+"""
+  done = run(code, XDG_CACHE_HOME=str(tmp_path))
+  assert done.stdout.strip() == '400.0'
+  assert not done.stderr
