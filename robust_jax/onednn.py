@@ -21,6 +21,10 @@ from jax.interpreters import ad, batching, mlir
 VERIFIED = ('0.10.2',)
 """Versions of jaxlib whose custom call has been tested."""
 
+# Where the kernel's gradient is a product of windows: channels at most, and floats of a part.
+_FEW_CHANNELS = 48
+_PART = 2**17
+
 _TARGET = '__onednn$convolution'
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
@@ -118,9 +122,46 @@ def _images_transpose(cotangent, images, kernel, *, strides, padding):
 
 
 def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
-  """The gradient with respect to the kernel, by lax: oneDNN's custom call has none."""
-  convolve = lambda k: _lax_conv(images, k, strides=strides, padding=padding)
-  return jax.linear_transpose(convolve, kernel.aval)(cotangent)[0]
+  """The gradient with respect to the kernel, for which oneDNN's custom call has nothing.
+
+  With few channels it is a matrix product of windows, made for a few images at a time, so that
+  they stay in the cache; with many, XLA's own convolution is as fast.
+  """
+  rows, columns, features, out = kernel.aval.shape
+  if max(features, out) > _FEW_CHANNELS or rows * columns == 1:
+    convolve = lambda k: _lax_conv(images, k, strides=strides, padding=padding)
+    return jax.linear_transpose(convolve, kernel.aval)(cotangent)[0]
+  batch, height, width, _ = cotangent.shape
+  reach = [(height - 1) * strides[0] + rows, (width - 1) * strides[1] + columns]
+  edges = [(low, size - low - length) for (low, _), size, length in zip(
+      padding, reach, images.shape[1:3])]
+
+  def of_part(part):
+    images, cotangent = part
+    images = lax.pad(images, jnp.zeros((), images.dtype),
+                     [(0, 0, 0), *((low, high, 0) for low, high in edges), (0, 0, 0)])
+    across = [images[:, :, column:column + (width - 1) * strides[1] + 1:strides[1]]
+              for column in range(columns)]
+    if strides[0] == 1:
+      # Windows across of the images, windows down of the cotangent: all pairs are wanted.
+      images = jnp.concatenate(across, -1)
+      down = jnp.concatenate([jnp.pad(cotangent, ((0, 0), (row, rows - 1 - row), (0, 0), (0, 0)))
+                              for row in range(rows)], -1)
+      product = images.reshape(-1, columns * features).T @ down.reshape(-1, rows * out)
+      return product.reshape(columns, features, rows, out).transpose(2, 0, 1, 3)
+    windows = jnp.concatenate([piece[:, row:row + (height - 1) * strides[0] + 1:strides[0]]
+                               for row in range(rows) for piece in across], -1)
+    product = windows.reshape(-1, rows * columns * features).T @ cotangent.reshape(-1, out)
+    return product.reshape(rows, columns, features, out)
+
+  size = max(images[0].size * columns, cotangent[0].size * rows)
+  count = max(_PART // size, 1)
+  count = next(n for n in range(min(count, batch), 0, -1) if batch % n == 0)
+  parts = jax.tree.map(lambda x: x.reshape((-1, count) + x.shape[1:]), (images, cotangent))
+  if count == batch:
+    return of_part((images, cotangent))
+  first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
+  return lax.scan(lambda total, part: (total + of_part(part), None), of_part(first), rest)[0]
 
 
 def _batch(arguments, axes, **how):
