@@ -1,16 +1,23 @@
 # make demo      the default experiment, end to end, with a report to look at
 # make test      what CI runs: lint and the quick tests
 # make test-all  the slow tests as well
+# make bench     speed beside PyTorch (benchmarks/README.md); ARGS=--help for its options
 # make setup     the environment alone (.venv)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo setup test test-all
+# PyTorch's builds without CUDA, which the CPU's benchmark needs.
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: bench demo setup test test-all
 
 demo: $(VENV)/run.done
 	$(BIN)/python -m launch --config=configs/smoothadv_digits.py --workdir=runs/demo
+
+bench: $(VENV)/bench.done
+	$(BIN)/python -m benchmarks $(ARGS)
 
 setup: $(VENV)/run.done
 
@@ -30,4 +37,10 @@ $(VENV)/run.done: requirements.txt pyproject.toml
 
 $(VENV)/test.done: $(VENV)/run.done
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+# torchattacks pins a requests of 2021; what it needs is there.
+$(VENV)/bench.done: $(VENV)/run.done
+	$(BIN)/pip install --quiet --extra-index-url $(TORCH_INDEX) --editable '.[benchmark]'
+	$(BIN)/pip install --quiet --no-deps 'torchattacks>=3.5'
 	touch $@

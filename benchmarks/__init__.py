@@ -1,0 +1,1 @@
+"""How fast robust_jax is beside PyTorch: `python -m benchmarks --help`."""

@@ -1,0 +1,69 @@
+"""The parent's side of a worker: a process that is asked, and answers or is reported dead."""
+
+import json
+import os
+import subprocess
+import tempfile
+
+_LINES = 15
+# glibc's settings of `robust_jax.runtime.keep_memory`, from outside of a process.
+_KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0',
+                'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1), 'MALLOC_TOP_PAD_': str(2**26)}
+
+
+class WorkerError(RuntimeError):
+  """A worker died; the message is the last lines that it wrote."""
+
+
+class Worker:
+  """A process `python -m benchmarks.worker`, which waits for requests."""
+
+  def __init__(self, python, device, keeps_memory=False):
+    self.log = tempfile.TemporaryFile('w+')  # noqa: SIM115, closed by `close`
+    self.process = subprocess.Popen(
+        [python, '-m', 'benchmarks.worker'], env=environment(device, keeps_memory),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+
+  def ask(self, request, **arguments):
+    """The answer to a request, a function of `worker`.
+
+    Raises:
+      WorkerError: the process ended instead.
+    """
+    try:
+      print(json.dumps({'do': request, 'with': arguments}), file=self.process.stdin, flush=True)
+      answer = self.process.stdout.readline()
+    except BrokenPipeError:
+      answer = ''
+    if not answer:
+      status = self.process.wait()
+      self.log.seek(0)
+      last = self.log.read().splitlines()[-_LINES:]
+      raise WorkerError('\n'.join([f'its process ended with status {status}:', *last]))
+    return json.loads(answer)
+
+  def close(self):
+    """Ends the process, whatever it is doing."""
+    self.process.kill()
+    self.process.communicate()
+    self.log.close()
+
+
+def environment(device, keeps_memory):
+  """The environment of a worker: this process's, with one kind of device and nothing preallocated.
+
+  Programs are compiled anew, not read from a cache, so that the first call is comparable. Threads
+  keep their own defaults of how to wait: PyTorch's spin for some milliseconds after their work,
+  which makes them faster, and then sleep.
+  """
+  found = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+  if device == 'gpu':
+    found |= {'JAX_PLATFORMS': 'cuda', 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+  else:
+    found |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
+  return found | (_KEEP_MEMORY if keeps_memory else {})
+
+
+def take_turns(names, number):
+  """The order of a round: to and fro, so that nobody is always first."""
+  return list(names) if number % 2 == 0 else list(names)[::-1]

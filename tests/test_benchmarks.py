@@ -1,0 +1,318 @@
+"""The benchmark: its arithmetic, its workers, and that the rivals do the same work."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from benchmarks import __main__ as benchmark
+from benchmarks import flops, hardware, ours, process, results, scaling, table
+from benchmarks.work import CONTESTANTS, DEFAULT_CONTESTANTS, MODELS, TASKS, Contestant, Work, plan
+from robust_jax import models
+
+ROOT = Path(__file__).parents[1]
+OURS, TORCH = CONTESTANTS['cpu']['ours'], CONTESTANTS['cpu']['torch']
+
+
+@pytest.fixture(autouse=True)
+def own_devices(monkeypatch):
+  """Workers choose their devices; they compile without optimisation, as the tests do."""
+  monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
+
+def small_work(task, model='lenet'):
+  return plan('cpu', [model], [task], [2], [2], quick=True)[0]._replace(num_devices=1)
+
+
+def record():
+  """A results file of two lines: rates of ours 40, 60, 50 and of PyTorch's layouts 20 and 25."""
+  def measured(*seconds):
+    return {'calls': 2, 'seconds': list(seconds), 'build_seconds': 0.5, 'first_call_seconds': 1.,
+            'peak_bytes': {'process': 2**20, 'device': None}}
+
+  work = Work('smoothadv', 'lenet', 10, num_steps=2, num_noise=4)
+  per_second = flops.per_item(work)
+  line = {'work': work._asdict(), 'failed': {}, 'differences': {}, 'others_busy': 0.02,
+          'peaks': [{'float32': [100. * per_second, 1e9]}] * 3,
+          'results': {'ours': measured(0.5, 1 / 3, 0.4), 'torch-nchw': measured(1., 1., 1.),
+                      'torch': measured(0.8, 0.8, 0.8)}}
+  other = {**line, 'others_busy': 0.5, 'work': Work('train', 'lenet', 10)._asdict(),
+           'results': {'ours': measured(0.5, 0.5, 0.5)},
+           'failed': {'torch': 'its process ended with status 1:\nMemoryError: too much'}}
+  names = ('ours', 'torch', 'torch-nchw')
+  return {'date': '2026-01-02T03:04:05+00:00', 'device': 'cpu', 'rounds': 3, 'lines': [line, other],
+          'hardware': {'processor': 'Some(R) Processor @ 2GHz', 'cores': 2, 'commit': 'abc'},
+          'versions': {'torch': {'torch': '2.0'}, 'ours': {'jax': '0.1'}},
+          'missing': {'foolbox': 'foolbox'},
+          'contestants': {name: CONTESTANTS['cpu'][name]._asdict() for name in names}}
+
+
+# Arithmetic.
+
+
+def test_flops_of_a_small_network_by_hand():
+  # 6x6x2 -> VALID 3x3 convolution to 5 channels, 4x4 of them -> dense to 3.
+  multiplications = (4 * 4 * 5) * (3 * 3 * 2) + 80 * 3
+  assert flops.conv(4, 3, 2, 5) + flops.dense(80, 3) == 2 * multiplications
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_flops_are_those_of_our_layers(name):
+  model, shape = models.create(name, MODELS[name].num_classes), MODELS[name].image_shape
+  images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+  def run(images):
+    return model.init_with_output(jax.random.key(0), images, train=False,
+                                  capture_intermediates=True, mutable=True)[1]
+
+  found = jax.eval_shape(run, images)
+  params = traverse_util.flatten_dict(found['params'])
+  outputs = traverse_util.flatten_dict(found['intermediates'])
+  counted = [2 * np.prod(leaf.shape[:-1]) * np.prod(outputs[*path[:-1], '__call__'][0].shape)
+             for path, leaf in params.items() if path[-1] == 'kernel']
+  assert sum(counted) == sum(flops.LAYERS[name])
+
+
+def test_flops_of_the_tasks():
+  layers = flops.LAYERS['lenet']
+  forward = sum(layers)
+  update = 3 * forward - layers[0]
+  assert flops.per_item(small_work('certify')) == forward
+  assert flops.per_item(small_work('pgd10')) == 20 * forward
+  assert flops.per_item(small_work('train')) == update
+  assert flops.per_item(small_work('smoothadv')) == 2 * (4 * forward + update)
+
+
+def test_ratio_is_taken_round_by_round_against_the_faster_layout():
+  line = record()['lines'][0]
+  assert results.rates(line, 'ours') == pytest.approx([40, 60, 50])
+  assert results.best_rival(record(), line, 'float32') == 'torch'
+  assert results.ratio(line, 'ours', 'torch') == pytest.approx((2., 1.6, 2.4))
+  assert results.share_of_peak(record(), line, 'ours') == pytest.approx((0.5, 0.4, 0.6))
+
+
+def test_differences_are_from_the_first_that_was_asked():
+  found = results.differences({
+      'a': {'logits': np.array([1., -4.])}, 'b': {'logits': np.array([1., -4.5])},
+      'c': {'counts': np.array([3])}})
+  assert found['b']['logits'] == {'max': 0.5, 'scale': 4., 'share': 0.5}
+  assert found['c']['counts'] == {'max': 0., 'scale': 3., 'share': 0.}
+
+
+def test_a_contestant_that_computes_something_else_is_named():
+  wrong = record()
+  wrong['lines'][0]['differences'] = {
+      'torch': {'logits': {'max': 0.1, 'scale': 1., 'share': 1.}}}
+  assert results.disagreeing(wrong) == {('lenet', 'torch')}
+  assert '**torch computes something else on lenet.**' in table.markdown(wrong)
+
+
+def test_peak_is_that_of_a_machine():
+  rate, copied = ours.peak(OURS, 'cpu', 0.)
+  assert 1e8 < rate < 1e15
+  assert 1e7 < copied < 1e14
+
+
+def test_fitted_line():
+  x = [1, 2, 4]
+  intercept, slope, distance = scaling.fit(x, [[2 + 3 * value] * 3 for value in x])
+  assert (intercept, slope) == pytest.approx((2, 3))
+  assert distance == pytest.approx(0, abs=1e-9)
+  assert scaling.fit([1, 2, 4], [[9.], [8.], [14.]], line_from=2)[:2] == pytest.approx((2, 3))
+
+
+# Tables.
+
+
+def test_table_of_a_results_file(tmp_path):
+  path = tmp_path / 'made.json'
+  results.write(path, record())
+  made = subprocess.run([sys.executable, '-m', 'benchmarks.table', path], capture_output=True,
+                        text=True, check=True, cwd=ROOT).stdout
+  assert ('| lenet | smoothadv m=4 T=2 | 10 | images/s | 50.0 (40.0–60.0) | 25.0 (25.0–25.0) | '
+          '20.0 (20.0–20.0) | **2.00** (1.60–2.40) |') in made
+  assert '| lenet | smoothadv m=4 T=2 | ours | 50% | 1 | 1.5 |' in made
+  assert 'busy for 50% of the time at most. **Not a quiet machine' in made
+  assert 'foolbox was left out: foolbox is not installed.' in made
+  assert 'torch failed at lenet train: MemoryError: too much' in made
+
+
+def test_scaling_writes_its_part_of_the_page(tmp_path):
+  measured = {'date': '2026-01-02T03:04:05', 'model': 'lenet', 'rounds': 2,
+              'hardware': record()['hardware'], 'versions': {'jax': '0.1'},
+              'curves': {'steps': {'x': [0, 1, 2], 'first_call': [1.] * 3,
+                                   'seconds': [[3., 3.], [5., 5.], [7., 7.]]},
+                         'devices': {'x': [1, 2], 'first_call': [1.] * 2,
+                                     'seconds': [[2., 2.], [1., 1.]]}}}
+  page = tmp_path / 'scaling.md'
+  page.write_text('Before.\n<!-- measured -->\nold\n<!-- end -->\nAfter.\n')
+  scaling.write_docs(measured, tmp_path)
+  text = page.read_text()
+  assert text.startswith('Before.\n') and text.endswith('After.\n') and 'old' not in text
+  assert '3,000.0 + 2e+03 x, within 0%' in text
+  assert 'cost as much as 1.5 of its steps' in text
+  assert (tmp_path / 'scaling.svg').read_text().startswith('<?xml')
+
+
+def test_name_of_results():
+  assert hardware.name(record()['hardware'], record()['date']) == 'some-2-cores-2026-01-02'
+
+
+# The command.
+
+
+def run(*arguments):
+  return subprocess.run([sys.executable, '-m', 'benchmarks', *map(str, arguments)],
+                        capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(('flag', 'says'), [
+    ('--models=lenet,vgg', "error: --models has 'vgg'; lenet, resnet20 are allowed"),
+    ('--suite=tpu', "error: --suite has 'tpu'; cpu, gpu are allowed"),
+    ('--noises=0', "error: --noises is '0'; numbers from 1, with commas between them, are allowed"),
+    ('--rounds=x', "error: argument --rounds: invalid int value: 'x'"),
+    ('--python-torch=/no/such',
+     "error: --python-torch is '/no/such'; an interpreter that can be run is allowed"),
+    ('--rounds=0', 'error: --rounds is 0 and --seconds 2; at least 1 and at least 0 are allowed'),
+])
+def test_mistakes_end_in_one_line(flag, says, capsys):
+  with pytest.raises(SystemExit) as end:
+    benchmark.parse([flag])
+  assert end.value.code == 2
+  assert capsys.readouterr().err == says + '\n'
+
+
+def test_help_explains_itself():
+  text = run('--help').stdout
+  assert '--suite' in text and 'torch-compile' in text and 'take turns' in ' '.join(text.split())
+
+
+def test_packages_that_are_missing_are_named(monkeypatch):
+  monkeypatch.setattr(hardware, 'versions', lambda python: {'jax': '1', 'flax': '1', 'optax': '1'})
+  options = argparse.Namespace(suite='cpu', contestants=DEFAULT_CONTESTANTS['cpu'])
+  able, missing = benchmark.available(options, dict.fromkeys(
+      ('ours', 'torch', 'torchattacks', 'foolbox', 'art'), 'python'))
+  assert list(able) == ['ours']
+  assert missing == dict.fromkeys(
+      ('torch', 'torch-nchw', 'torch-plain', 'torchattacks', 'foolbox', 'art'), 'torch')
+
+
+def test_ours_alone(tmp_path):
+  ended = run('--quick', '--models=lenet', '--contestants=ours', '--noises=2',
+              f'--name={tmp_path / "made"}')
+  assert ended.returncode == 0, ended.stderr
+  found = json.loads((tmp_path / 'made.json').read_text())
+  assert [line['work']['task'] for line in found['lines']] == list(TASKS)
+  for line in found['lines']:
+    measured = line['results']['ours']
+    assert len(measured['seconds']) == 1 and measured['seconds'][0] > 0
+    assert measured['peak_bytes']['process'] > 2**26
+    assert results.share_of_peak(found, line, 'ours').median > 0
+  assert found['versions']['ours']['jax'] == jax.__version__
+  assert '| lenet | smoothadv m=2 T=2 | 4 | images/s |' in ended.stdout
+
+
+def test_a_worker_that_dies_is_reported():
+  worker = process.Worker(sys.executable, 'cpu')
+  with pytest.raises(process.WorkerError) as error:
+    worker.ask('start', work=Work('train', 'nonsense', 4), contestant=OURS, weights=None,
+               device='cpu')
+  worker.close()
+  assert 'ended with status 1' in str(error.value)
+  assert str(error.value).endswith("KeyError: 'nonsense'")
+
+
+def test_a_worker_that_dies_loses_nothing_else(tmp_path, monkeypatch, capsys):
+  broken = {'ours': OURS, 'broken': Contestant('unheard-of', 'float32')}
+  monkeypatch.setitem(benchmark.CONTESTANTS, 'cpu', broken)
+  monkeypatch.setitem(benchmark.PACKAGES, 'unheard-of', ())
+  path = tmp_path / 'made'
+  assert benchmark.main(['--quick', '--models=lenet', '--tasks=certify', f'--name={path}',
+                         '--contestants=ours,broken']) == 0
+  line, = json.loads(path.with_suffix('.json').read_text())['lines']
+  assert line['results']['ours']['seconds'] and 'broken' not in line['results']
+  assert 'its process ended with status 1' in line['failed']['broken']
+  assert 'broken failed at lenet certify' in capsys.readouterr().out
+
+
+def test_ours_needs_no_data_or_config_packages():
+  block = """
+import sys
+for name in ('grain', 'tensorflow_datasets', 'ml_collections', 'sklearn', 'matplotlib', 'torch'):
+  sys.modules[name] = None
+from benchmarks import __main__, ours, worker
+"""
+  subprocess.run([sys.executable, '-c', block], check=True, cwd=ROOT)
+
+
+# PyTorch does the same work.
+
+
+def checks(work, weights, name):
+  """What the contestant `name` answers, from the module of its kind."""
+  contestant = CONTESTANTS['cpu'][name]
+  if contestant.kind == 'ours':
+    module = ours
+  elif contestant.kind == 'torch':
+    from benchmarks import torch_rivals as module
+  else:
+    from benchmarks import library_rivals as module
+  return module.build(work, contestant, weights, 'cpu').check()
+
+
+@pytest.fixture(scope='session')
+def torch_weights(tmp_path_factory):
+  """model -> a file of PyTorch weights; skips without PyTorch."""
+  torch = pytest.importorskip('torch')
+  from benchmarks import torch_models
+  folder = tmp_path_factory.mktemp('weights')
+
+  def weights(model):
+    path = folder / f'{model}.pth'
+    if not path.exists():
+      torch.save(torch_models.typical_weights(model), path)
+    return str(path)
+
+  return weights
+
+
+@pytest.mark.parametrize('rival', ['torch', 'torch-nchw'])
+@pytest.mark.parametrize('task', TASKS)
+def test_pytorch_does_the_same_work(task, rival, torch_weights):
+  work, weights = small_work(task), torch_weights('lenet')
+  expected, found = checks(work, weights, 'ours'), checks(work, weights, rival)
+  assert expected.keys() == found.keys()
+  for quantity in found:
+    np.testing.assert_allclose(found[quantity], expected[quantity], atol=2e-3, err_msg=quantity)
+
+
+@pytest.mark.parametrize('model', ['resnet20', 'wrn_28_10', 'resnet50'])
+def test_pytorch_has_the_same_networks(model, torch_weights):
+  import torch
+
+  from benchmarks import torch_models
+  network = torch_models.create(model).eval()
+  network.load_state_dict(torch.load(torch_weights(model), weights_only=True))
+  images = np.random.default_rng(3).random((1, *MODELS[model].image_shape), np.float32)
+  shape = MODELS[model]
+  module = models.create(model, shape.num_classes)
+  variables = ours.load(torch_weights(model), model, module)
+  expected = models.logits_fn(module, variables, mean=shape.mean, std=shape.std)(images)
+  with torch.no_grad():
+    found = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('library', ['torchattacks', 'foolbox', 'art'])
+def test_libraries_find_the_same_images(library, torch_weights):
+  pytest.importorskip(library)
+  work, weights = small_work('pgd10'), torch_weights('lenet')
+  np.testing.assert_allclose(checks(work, weights, library)['adversarial'],
+                             checks(work, weights, 'torch')['adversarial'], atol=1e-6)
