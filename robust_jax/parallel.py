@@ -134,8 +134,6 @@ def sharded_count(devices):
     sampling.check_draws(len(images), start, num, batch_size)
     if not isinstance(logits_fn, jax.tree_util.Partial):
       logits_fn = jax.tree_util.Partial(logits_fn)
-    start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
-                  for value in (start, num))
     return mapped(batch_size)(key, logits_fn, np.asarray(images, np.float32),
                               np.asarray(example_ids, np.int32), start, num, sigma, shards)
 
