@@ -93,6 +93,8 @@ def get_config():
   # Which test images are certified, and how many in one call.
   config.certify_images = experiment.section(
       experiment.ImagesSettings, stride=1, num_images=0, images_per_call=50)
+  # --stages=verify: how many of the logged certificates are made again, 0: all.
+  config.verify = experiment.section(experiment.VerifySettings, sample=0)
 
   # The fields of a component are the arguments of its function, where they are documented.
   config.model = component('model', 'lenet')
@@ -100,6 +102,7 @@ def get_config():
   config.optimizer = component('optimizer', 'sgd', momentum=0.9, weight_decay=1e-4)
   config.schedule = component('schedule', 'step', learning_rate=0.01)
   config.attack = component('attack', 'pgd', norm='l2', num_steps=20)
-  # Cohen et al. 2019: n0=100, n=100,000, alpha=0.001.
+  # Cohen et al. 2019: n0=100, n=100,000, alpha=0.001. 'sequential' decides the radii of a grid,
+  # 'anytime' any radius, with fewer draws.
   config.certify = component('certify', 'fixed')
   return config

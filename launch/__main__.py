@@ -29,6 +29,9 @@ def main(argv):
       for stage in stages.STAGES:
         if stage in wanted:
           stages.run_stage(stage, run, folder)
+      for stage in stages.CHECKS:
+        if stage in wanted:
+          stages.CHECKS[stage](run, folder)
       if 'report' in wanted:
         print_report(folder)
   elif workdir.stages(folder):

@@ -11,6 +11,7 @@ from robust_jax import experiment, schema, stages
 from robust_jax.errors import UserError
 
 STAGES = [*stages.STAGES, 'report']
+CHOICES = [*stages.STAGES, *stages.CHECKS, 'report']
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
 
 
@@ -98,7 +99,8 @@ def _parse(config_file, argv):
       flag_values=values, sys_argv=argv)
   workdir = flags.DEFINE_string(
       'workdir', None, 'Folder of the run; runs/NAME if not given.', flag_values=values)
-  chosen = flags.DEFINE_list('stages', STAGES, 'Stages to run.', flag_values=values)
+  chosen = flags.DEFINE_list(
+      'stages', STAGES, f'Stages to run, of {",".join(CHOICES)}.', flag_values=values)
   redo = flags.DEFINE_list(
       'redo', [], f'Stages of {",".join(STAGES)} to run anew; old results move to previous/.',
       flag_values=values)
@@ -120,10 +122,10 @@ def _parse(config_file, argv):
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; --config, --config.FIELD, --workdir, '
                     '--stages, --redo, --devices, --sweep, --profile are allowed')
-  for name, value in (('stages', chosen.value), ('redo', redo.value)):
+  for name, value, allowed in (('stages', chosen.value, CHOICES), ('redo', redo.value, STAGES)):
     for stage in value:
-      if stage not in STAGES:
-        raise UserError(f'--{name} has {stage!r}; {", ".join(STAGES)} are allowed')
+      if stage not in allowed:
+        raise UserError(f'--{name} has {stage!r}; {", ".join(allowed)} are allowed')
   if profile.value:
     config.value.train.profile_steps = profile.value
   config_file = Path(config_file.partition(':')[0])

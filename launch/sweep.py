@@ -110,7 +110,7 @@ def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER
 def _run(folder, points, configs, wanted, redo, flags, launcher):
   folders = [folder / f'{number:03d}' for number in range(len(points))]
   _prepare(folder, folders, points, configs, wanted, redo)
-  order = [stage for stage in [*stages.STAGES, 'report'] if stage in wanted]
+  order = [stage for stage in [*stages.STAGES, *stages.CHECKS, 'report'] if stage in wanted]
   failed = []
   for number, (place, point) in enumerate(zip(folders, points), 1):
     title = f'[{number}/{len(points)}] {place}: {describe(point)}'
@@ -188,7 +188,7 @@ def _plain(value):
 
 def _finished(place, wanted):
   done = {stage for stage, record in workdir.stages(place).items() if record['status'] == 'done'}
-  return (wanted & stages.STAGES.keys() <= done
+  return (not wanted & stages.CHECKS.keys() and wanted & stages.STAGES.keys() <= done
           and ('report' not in wanted or (place / 'report.html').exists()))
 
 

@@ -14,3 +14,9 @@ class NonFiniteLossError(ArithmeticError):
   """Training met a loss or parameter that is not finite."""
 
   exit_status = 3
+
+
+class MismatchError(UserError):
+  """What is logged is not what comes out now."""
+
+  exit_status = 4

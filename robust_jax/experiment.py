@@ -121,8 +121,14 @@ class ImagesSettings(NamedTuple):
   images_per_call: Count = 50
 
 
+class VerifySettings(NamedTuple):
+  """config.verify: which logged certificates are made again."""
+
+  sample: Index = 0
+
+
 SECTIONS = {'data': DataSettings, 'train': TrainSettings, 'evaluation': EvaluationSettings,
-            'certify_images': ImagesSettings}
+            'certify_images': ImagesSettings, 'verify': VerifySettings}
 # What a stage's results depend on; the rest may change between runs of it.
 _CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'checkpoint')
 STAGE_FIELDS = {
@@ -178,9 +184,9 @@ class Run:
     network: `types.Network`, synchronised over devices.
     method: `types.Method` with its hyper-parameters bound.
     attack: `types.Attack` of the empirical stage, hyper-parameters bound.
-    certify: the certifier, hyper-parameters bound; None without noise.
+    certify: the certifier, hyper-parameters bound, or a `certification.Rule`; None without noise.
     sigma: noise of the smoothed classifier that is attacked and certified; 0: not smoothed.
-    data, train, evaluation, certify_images: the sections as NamedTuples.
+    data, train, evaluation, certify_images, verify: the sections as NamedTuples.
   """
 
   config: dict[str, Any]
@@ -196,6 +202,7 @@ class Run:
   train: TrainSettings
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
+  verify: VerifySettings
 
   @property
   def trainable(self):
@@ -259,7 +266,8 @@ def _typed(saved):
   top = {name: saved[name] for name in Experiment._fields if name in saved}
   config = section(Experiment, **top)
   for name, settings in SECTIONS.items():
-    config[name] = section(settings, **_tuples(saved[name]))
+    # A section that is younger than the config is at its defaults.
+    config[name] = section(settings, **_tuples(saved.get(name, {})))
   for kind in TABLES:
     config[kind] = _saved_component(kind, saved[kind])
   return config
@@ -321,7 +329,7 @@ def build(config, devices=None):
                              axis_name=parallel.AXIS),
       method=_bind('method', config),
       attack=_bind_section('attack', config['attack'], {**_shared(config), 'sigma': sigma}),
-      certify=_bind('certify', config) if sigma > 0 else None, sigma=sigma, **settings)
+      certify=certifier(config) if sigma > 0 else None, sigma=sigma, **settings)
   _check_combinations(run)
   return run
 
@@ -356,9 +364,11 @@ def _check_combinations(run):
     except ValueError as error:
       raise UserError(f'{path}: {error}') from error
   if run.certify is not None:
+    draws = (run.certify.most_draws if isinstance(run.certify, certification.Rule)
+             else run.certify.keywords['n'])
     try:
-      certification.check_draws(run.certify_images.images_per_call, 0, run.certify.keywords['n'],
-                                run.certify.keywords['batch_size'])
+      certification.check_draws(run.certify_images.images_per_call, 0, draws,
+                                run.config['certify']['batch_size'])
     except ValueError as error:
       raise UserError(f'config.certify and config.certify_images: {error}') from error
 
@@ -380,6 +390,21 @@ def smoothing_sigma(config):
   """The noise of the classifier that is attacked and certified: config.certify.sigma, or sigma."""
   own = config['certify']['sigma']
   return config['sigma'] if own is None else own
+
+
+def certifier(config):
+  """The certifier, hyper-parameters bound; of one that stops by itself, its `certification.Rule`.
+
+  Raises:
+    UserError: values that together are not available.
+  """
+  bound = _bind('certify', config)
+  if config['certify']['name'] not in certification.RULES:
+    return bound
+  try:
+    return bound()
+  except ValueError as error:
+    raise UserError(f'config.certify.{error}') from error
 
 
 def changed_fields(saved, config, stage):

@@ -21,20 +21,28 @@ def standard_normal(key, shape):
   Returns:
     [*shape] float32: bfloat16 has too few values for a sound certificate.
   """
-  counters = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+  first, second = random_words(key, math.prod(shape))
   # The 23 high bits as the mantissa of a float in [1, 2).
-  bits = _threefry(key, counters) >> 9 | jnp.uint32(0x3F800000)
+  bits = (first ^ second) >> 9 | jnp.uint32(0x3F800000)
   fraction = jax.lax.bitcast_convert_type(bits, jnp.float32) - 1
   low = np.nextafter(np.float32(-1), np.float32(0))
   uniform = jnp.maximum(low, fraction * (1 - low) + low)
   return (np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)).reshape(shape)
 
 
-def _threefry(key, counters):
-  """Threefry-2x32 with 20 rounds of the counters (0, counters) under `key`: the two words xored.
+def random_words(key, num):
+  """64 random bits for each of `num` pixels: threefry-2x32, 20 rounds, of the counters (0, i).
+
+  Args:
+    key: one threefry key.
+    num: number of pixels.
+
+  Returns:
+    Two arrays [num] uint32.
 
   Reference: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
   """
+  counters = jnp.arange(num, dtype=jnp.uint32)
   k0, k1 = jax.random.key_data(key)
   schedule = (k0, k1, k0 ^ k1 ^ jnp.uint32(0x1BD11BDA))
   x0, x1 = jnp.full_like(counters, k0), counters + k1
@@ -44,4 +52,4 @@ def _threefry(key, counters):
       x1 = x0 ^ (x1 << rotation | x1 >> (32 - rotation))
     x0 = x0 + schedule[(group + 1) % 3]
     x1 = x1 + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
-  return x0 ^ x1
+  return x0, x1

@@ -115,8 +115,14 @@ def map_rows(fn, devices):
 def sharded_count(devices):
   """`certification.count` with its forward passes shared out over devices.
 
-  Each pass has the same shape and draws as on one device, so the counts are the same.
+  Each pass has the same shape and draws as on one device, so the counts are the same. The same
+  devices give the same function, so that stages which count alike compile it once.
   """
+  return _sharded_count(tuple(devices))
+
+
+@functools.cache
+def _sharded_count(devices):
   shards = np.arange(len(devices))
 
   @functools.cache
@@ -134,6 +140,8 @@ def sharded_count(devices):
     sampling.check_draws(len(images), start, num, batch_size)
     if not isinstance(logits_fn, jax.tree_util.Partial):
       logits_fn = jax.tree_util.Partial(logits_fn)
+    start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
+                  for value in (start, num))
     return mapped(batch_size)(key, logits_fn, np.asarray(images, np.float32),
                               np.asarray(example_ids, np.int32), start, num, sigma, shards)
 

@@ -7,7 +7,7 @@ metrics.jsonl     training, one JSON object a line
 checkpoints/      see `checkpoint`; damaged/, those that were found to be so
 tensorboard/      and profile/, where they were asked for
 attack.jsonl      the empirical stage, one line an image; gallery.npz, some of its images
-certify.jsonl     certificates, with the table certify.tsv
+certify.jsonl     certificates, with the table certify.tsv; certify.progress.json, unfinished ones
 report.html       and tables/
 previous/         what `--redo` has put aside
 """
@@ -34,7 +34,7 @@ REDO = 'redo'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'tensorboard'),
     'attack': ('attack.jsonl', 'gallery.npz'),
-    'certify': ('certify.jsonl', 'certify.tsv'),
+    'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json'),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'numpy', 'scipy')

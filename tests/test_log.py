@@ -94,6 +94,32 @@ def test_a_crash_at_any_byte_loses_at_most_the_unfinished_line(tmp_path):
     assert (tmp_path / 'certify.tsv').read_bytes() == table
 
 
+def test_images_on_their_way_are_kept_beside_the_log(tmp_path):
+  stem, progress = tmp_path / 'certify', tmp_path / 'certify.progress.json'
+  way = lambda *indices: [{'idx': idx, 'looks': [[20, idx]]} for idx in indices]
+  with log.open_for_append(stem, SETTINGS, ENVIRONMENT) as writer:
+    assert writer.begun == {}
+    writer.write([record(0)], way(1, 2))
+    writer.write([], way(1, 2, 5))
+  kept = progress.read_bytes()
+  before = (tmp_path / 'certify.jsonl').read_bytes()
+  other = {**ENVIRONMENT, 'device': 'gpu'}
+  with log.open_for_append(stem, SETTINGS, other) as writer:
+    assert writer.begun == {idx: entry for idx, entry in zip((1, 2, 5), way(1, 2, 5))}
+    assert (tmp_path / 'certify.jsonl').read_bytes() == before
+    writer.write([], way(1, 2, 5))  # The other environment has drawn for them.
+    assert log.read(f'{stem}.jsonl').environments == [ENVIRONMENT, other]
+    writer.write([record(1), record(2)], way(5))
+  # A crash after the log and before the progress was written.
+  progress.write_bytes(kept)
+  with log.open_for_append(stem, SETTINGS, other) as writer:
+    assert list(writer.begun) == [5]
+    writer.write([record(5)])
+    assert writer.begun == {} and not progress.exists()
+  assert [entry['idx'] for entry in log.read_entries(f'{stem}.jsonl')] == [0, 1, 2, 5]
+  np.testing.assert_array_equal(log.read(f'{stem}.tsv').idx, [0, 1, 2, 5])
+
+
 def test_the_table_is_mended_from_the_json_lines(tmp_path):
   stem = tmp_path / 'certify'
   append(stem, 0, 1)

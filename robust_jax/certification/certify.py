@@ -79,8 +79,6 @@ def certify(
   if bound not in ('one_vs_rest', 'runner_up'):
     raise ValueError(f"bound={bound!r}; 'one_vs_rest' or 'runner_up' is allowed")
   example_ids = _example_ids(example_ids, images)
-  # The noise is drawn with float32(sigma): a larger sigma would overstate the radius.
-  sigma = min(sigma, float(np.float32(sigma)))
 
   def votes(phase, num):
     return np.asarray(count(
@@ -90,6 +88,13 @@ def certify(
 
   counts0 = votes(SELECT, n0)
   counts = votes(ESTIMATE, n)
+  return conclude(counts0, counts, sigma=sigma, n=n, alpha=alpha, bound=bound)
+
+
+def conclude(counts0, counts, *, sigma, n, alpha, bound):
+  """The certificate that follows from counts, both [batch, classes]; the rest as in `certify`."""
+  # The noise was drawn with float32(sigma): a larger sigma would overstate the radius.
+  sigma = min(sigma, float(np.float32(sigma)))
   selected = counts0.argmax(axis=-1)
   hits = np.take_along_axis(counts, selected[:, None], axis=-1)[:, 0]
   if bound == 'one_vs_rest':

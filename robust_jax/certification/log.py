@@ -9,6 +9,7 @@ correct time`, tab-separated), kept beside it line for line.
 import contextlib
 import datetime
 import decimal
+import functools
 import json
 import math
 import os
@@ -127,6 +128,16 @@ def read_votes(path) -> Votes | None:
   return Votes(*np.moveaxis(np.array(rows, np.int64), 1, 0)) if rows else None
 
 
+def read_entries(path) -> list[dict[str, Any]]:
+  """The lines of the images of a log of JSON lines, all fields, in the order of the file.
+
+  Raises:
+    UserError: as `read`.
+  """
+  return [entry for _, _, entry in _entries(Path(path), _parse_json)
+          if not entry.keys() & {'header', 'environment'}]
+
+
 def is_cut_off(path) -> bool:
   """Whether the last line was never written to its end, so that `read` drops it.
 
@@ -149,40 +160,48 @@ class Writer:
 
   Attributes:
     done: the indices of the images that are already in the log.
+    begun: {index: dict} of images that are on their way, as `write` was given them.
   """
 
-  def __init__(self, json_file, table_file, done, environment):
+  def __init__(self, json_file, table_file, done, begun, save_progress, environment):
     self.done = done
+    self.begun = begun
+    self._save_progress = save_progress
     self._json_file = json_file
     self._table_file = table_file
     self._environment = environment  # still to be recorded, or None
 
-  def write(self, records: Iterable[dict[str, Any]]):
+  def write(self, records: Iterable[dict[str, Any]], unfinished: Iterable[dict[str, Any]] = ()):
     """Appends images to both twins and waits until the disk has them.
 
     Args:
       records: dicts with at least the columns of the table (time in seconds), as `records` makes
         them; further fields go to the JSON lines only. NumPy values are fine.
+      unfinished: dicts with idx of all images that are on their way now, for `begun` of a resume.
 
     Raises:
       ValueError: an image is in the log already, or a field is missing or out of range.
     """
     entries, rows = [], []
     for record in records:
-      entry = _plain(record)
+      entry = plain(record)
       rows.append(_row(entry, 'record'))
       entries.append(entry)
     new = [row[0] for row in rows]
     if len(set(new)) < len(new) or not self.done.isdisjoint(new):
       raise ValueError(f'images {new}: each image may be in the log once')
-    if not new:
-      return
-    if self._environment is not None:
+    unfinished = [plain(entry) for entry in unfinished]
+    if (entries or unfinished) and self._environment is not None:
       entries.insert(0, {'environment': self._environment})
       self._environment = None
-    _append(self._json_file, ''.join(map(_json_line, entries)))
-    _append(self._table_file, ''.join(map(_table_line, rows)))
-    self.done.update(new)
+    if entries:
+      _append(self._json_file, ''.join(map(_json_line, entries)))
+      _append(self._table_file, ''.join(map(_table_line, rows)))
+      self.done.update(new)
+    begun = {entry['idx']: entry for entry in unfinished}
+    if begun or self.begun:
+      self.begun = begun
+      self._save_progress(begun)
 
 
 @contextlib.contextmanager
@@ -191,7 +210,7 @@ def open_for_append(stem, settings, environment) -> Iterator[Writer]:
 
   On opening, an unfinished last line is cut off the JSON lines and the table is written anew from
   them, so the twins agree whatever a crash left. Another environment than the last one is
-  recorded before the first image that it adds.
+  recorded before the first image that it adds or draws for.
 
   Args:
     stem: the path without an ending, as in `runs/mnist/certify`.
@@ -205,7 +224,7 @@ def open_for_append(stem, settings, environment) -> Iterator[Writer]:
     UserError: the log has other settings (each difference is named), or is malformed.
   """
   path, table = Path(f'{stem}.jsonl'), Path(f'{stem}.tsv')
-  settings, environment = _plain(settings), _plain(environment)
+  settings, environment = plain(settings), plain(environment)
   path.parent.mkdir(parents=True, exist_ok=True)
   log = _mend(path) if path.exists() else None
   if log is None or not log.environments:
@@ -214,13 +233,16 @@ def open_for_append(stem, settings, environment) -> Iterator[Writer]:
                       'move it away or choose another workdir')
     _replace(path, _json_line({'header': {'settings': settings, 'environment': environment}}))
     log = read(path)
-  _check_settings(path, log.settings, settings)
+  check_settings(path, log.settings, settings)
   rows = zip(*(column.tolist() for column in log[:len(COLUMNS)]))
   _replace(table, _TITLE + ''.join(map(_table_line, rows)))
   changed = None if environment == log.environments[-1] else environment
+  done, progress = set(log.idx.tolist()), Path(f'{stem}.progress.json')
+  save_progress = functools.partial(_save_progress, progress, log.settings)
   with open(path, 'a', encoding='utf-8') as json_file, \
        open(table, 'a', encoding='utf-8') as table_file:
-    yield Writer(json_file, table_file, set(log.idx.tolist()), changed)
+    yield Writer(json_file, table_file, done, _progress(progress, log.settings, done),
+                 save_progress, changed)
 
 
 def records(idx, labels, certificate: types.Certificate, seconds) -> list[dict[str, Any]]:
@@ -229,7 +251,8 @@ def records(idx, labels, certificate: types.Certificate, seconds) -> list[dict[s
   Args:
     idx: [batch] positions in the split.
     labels: [batch].
-    certificate: [batch] in every field; fields beyond `types.Certificate`'s are logged too.
+    certificate: [batch] in every field, arrays or lists; fields beyond `types.Certificate`'s are
+      logged too.
     seconds: seconds an image took: a scalar or [batch].
   """
   columns = {
@@ -243,8 +266,27 @@ def records(idx, labels, certificate: types.Certificate, seconds) -> list[dict[s
   fields = certificate._asdict()
   columns |= {name: fields[name] for name in fields if name not in ('prediction', 'radius')}
   columns['correct'] = columns['correct'].astype(int)
-  lists = [np.asarray(column).tolist() for column in columns.values()]
+  lists = [column if isinstance(column, list) else np.asarray(column).tolist()
+           for column in columns.values()]
   return [dict(zip(columns, row)) for row in zip(*lists)]
+
+
+def check_settings(path, logged, settings):
+  """Raises UserError, naming each difference, unless the settings of the log `path` are these."""
+  settings = plain(settings)
+  absent = object()
+  names = [name for name in {**logged, **settings}
+           if logged.get(name, absent) != settings.get(name, absent)]
+  if names:
+    show = lambda values, name: json.dumps(values[name]) if name in values else 'absent'
+    each = ', '.join(f'{name} is {show(settings, name)} but {show(logged, name)} in the log'
+                     for name in names)
+    raise UserError(f'{path}: {each}; the same settings or another workdir are allowed')
+
+
+def plain(value):
+  """`value` as JSON gives it back: NumPy values as numbers and lists, tuples as lists."""
+  return json.loads(json.dumps(value, default=lambda array: array.tolist(), allow_nan=False))
 
 
 # Reading.
@@ -359,15 +401,18 @@ def _seconds(text):
   return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
 
 
-def _check_settings(path, logged, settings):
-  absent = object()
-  names = [name for name in {**logged, **settings}
-           if logged.get(name, absent) != settings.get(name, absent)]
-  if names:
-    show = lambda values, name: json.dumps(values[name]) if name in values else 'absent'
-    each = ', '.join(f'{name} is {show(settings, name)} but {show(logged, name)} in the log'
-                     for name in names)
-    raise UserError(f'{path}: {each}; the same settings or another workdir are allowed')
+def _progress(path, settings, done):
+  """{index: dict} of the images on their way; {} where the file is none of a log like this one."""
+  if not path.exists():
+    return {}
+  try:
+    saved = json.loads(path.read_text(encoding='utf-8'))
+    # Of images that a crash let into the log before the file was replaced, nothing is needed.
+    images = {entry['idx']: entry for entry in saved['images'] if entry['idx'] not in done}
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{path} cannot be read ({type(error).__name__}: {error}); without the file, '
+                    'its images are drawn for from the beginning') from error
+  return images if saved['settings'] == settings else {}
 
 
 def _short(text, limit=60):
@@ -387,11 +432,6 @@ def _mend(path):
   return read(path)
 
 
-def _plain(value):
-  """`value` as JSON gives it back: NumPy values as numbers and lists, tuples as lists."""
-  return json.loads(json.dumps(value, default=lambda array: array.tolist(), allow_nan=False))
-
-
 def _json_line(entry):
   return json.dumps(entry, separators=(',', ':')) + '\n'
 
@@ -402,6 +442,13 @@ def _table_line(row):
   radius = decimal.Decimal(str(radius)).quantize(decimal.Decimal('1e-5'), decimal.ROUND_DOWN)
   time = datetime.timedelta(seconds=time)
   return f'{idx}\t{label}\t{predict}\t{radius}\t{int(correct)}\t{time}\n'
+
+
+def _save_progress(path, settings, begun):
+  if begun:
+    _replace(path, json.dumps({'settings': settings, 'images': list(begun.values())}))
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _append(file, text):

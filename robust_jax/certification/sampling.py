@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_jax import keys
 from robust_jax.noise import standard_normal
@@ -27,18 +28,30 @@ def gaussian_noise(key, shape, sigma):
 
 
 def check_draws(batch, start, num, batch_size):
-  """Raises ValueError, in one line, where `count` could not number its draws or rows in int32."""
+  """Raises ValueError, in one line, where `count` could not number its draws or rows in int32.
+
+  Arguments as in `count`, batch the number of images. Of [batch] numbers of draws some may be 0.
+  """
+  values = {name: np.asarray(value, np.int64) for name, value in (('start', start), ('num', num))}
+  for name, value in values.items():
+    if value.shape not in ((), (batch,)):
+      raise ValueError(f'{name} has shape {value.shape}; () or {(batch,)} is allowed')
+  start, num = values.values()
   minima = {
-    'len(images)': (batch, 1), 'start': (start, 0), 'num': (num, 1), 'batch_size': (batch_size, 1),
+    'len(images)': (batch, 1), 'start': (start.min(initial=INT32_MAX), 0),
+    'num': (num.min(initial=INT32_MAX), 0 if num.ndim else 1), 'batch_size': (batch_size, 1),
   }
   for name, (value, low) in minima.items():
     if value < low:
       raise ValueError(f'{name}={value}; at least {low} is allowed')
-  if start + num > INT32_MAX:
-    raise ValueError(f'start + num = {start + num}; at most {INT32_MAX} is allowed')
-  if batch * num + batch_size > INT32_MAX:
+  last = (start + num).max()
+  if last > INT32_MAX:
+    raise ValueError(f'start + num = {last}; at most {INT32_MAX} is allowed')
+  rows = int(num.sum()) if num.ndim else batch * int(num)
+  if rows + batch_size > INT32_MAX:
+    draws = f'num={num}' if num.ndim == 0 else f'num of each, {num.max()} and less,'
     raise ValueError(
-      f'{batch} images x num={num} are {batch * num} rows; '
+      f'{batch} images x {draws} are {rows} rows; '
       f'at most {INT32_MAX - batch_size} are allowed in one call'
     )
 
@@ -47,21 +60,24 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
           shard=0, num_shards=1, noise_fn=gaussian_noise):
   """Votes of draws start, ..., start + num - 1 for each image.
 
-  counts[i, c] = #{j : argmax logits_fn(images[i] + noise(i, j)) = c}. Row r = i * num + j is
-  draw start + j of image i. Pass p holds rows p * batch_size, ...; rows of several images share
-  a pass, and the last one is padded with rows that do not vote. A row with a NaN among its logits
-  votes for no class, so that sum_c counts[i, c] <= num.
+  counts[i, c] = #{j : argmax logits_fn(images[i] + noise(i, j)) = c}. The rows of image i follow
+  those of image i - 1: row r is draw start[i] + r - first[i] of the image i with first[i] <= r <
+  first[i + 1], first the sums of num. Pass p holds rows p * batch_size, ...; rows of several
+  images share a pass, an image of 0 draws costs nothing, and the last pass alone is padded, with
+  rows that do not vote. A row with a NaN among its logits votes for no class, so that
+  sum_c counts[i, c] <= num[i].
 
   One compilation serves every start, num, sigma and shard, and every logits_fn that is a pytree
   of the same structure and shapes (`jax.tree_util.Partial`, such as Network.eval_logits gives).
 
   Args:
-    key: one key, that of the phase (root with the phase folded in).
+    key: one key, that of the phase (root with the phase folded in), or [batch] keys, as images
+      may be in different phases.
     logits_fn: [batch_size, ...] -> [batch_size, classes]; a row's logits depend on that row only.
     images: [batch, ...] float32, pixel units.
     example_ids: [batch] int32; with the draw's index they decide the noise.
-    start: index of the first draw, traced.
-    num: number of draws for each image, traced.
+    start: index of the first draw: one int, or [batch] of them, traced.
+    num: number of draws of each image: one int, or [batch] of them that may be 0, traced.
     sigma: standard deviation of the noise, pixel units, traced. Inside another jit or pmap it
       has to be an argument of that: XLA folds a constant sigma into the noise, which rounds
       differently in the last bit.
@@ -85,12 +101,13 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
       f'example_ids has shape {example_ids.shape}; {images.shape[:1]} is allowed'
     )
   if not isinstance(start, jax.core.Tracer) and not isinstance(num, jax.core.Tracer):
-    check_draws(len(images), int(start), int(num), batch_size)
+    check_draws(len(images), start, num, batch_size)
   if not isinstance(logits_fn, jax.tree_util.Partial):
     logits_fn = jax.tree_util.Partial(logits_fn)
   start, num, shard, num_shards = (
     jnp.asarray(value, jnp.int32) for value in (start, num, shard, num_shards)
   )
+  start, num = (jnp.broadcast_to(value, example_ids.shape) for value in (start, num))
   sigma = jnp.asarray(sigma, jnp.float32)
   return _count(
     keys.as_key(key), logits_fn, images, example_ids, start, num, sigma, shard, num_shards,
@@ -105,14 +122,18 @@ def _count(key, logits_fn, images, example_ids, start, num, sigma, shard, num_sh
   row_shape = jax.ShapeDtypeStruct((batch_size, *shape), images.dtype)
   num_classes = jax.eval_shape(logits_fn, row_shape).shape[-1]
   image_keys = keys.fold_in(key, example_ids)
-  rows = batch * num
+  ends = jnp.cumsum(num)
+  # What is to be added to the number of a row of image i to have that of its draw.
+  offsets = start - (ends - num)
+  rows = ends[-1]
   passes = (rows + batch_size - 1) // batch_size
 
   def run_pass(step, counts):
     row = (shard + step * num_shards) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     votes = row < rows
     row = jnp.where(votes, row, 0)
-    image, draw = row // num, start + row % num
+    image = jnp.searchsorted(ends, row, side='right', method='scan_unrolled')
+    draw = offsets[image] + row
     noise = jax.vmap(lambda k: noise_fn(k, tuple(shape), sigma))(
       keys.fold_in(image_keys[image], draw)
     )

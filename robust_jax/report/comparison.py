@@ -107,7 +107,7 @@ def _panel(dataset, runs):
           for stage, log in (('certify', 'certified'), ('attack', 'attack'))}
   certified, certified_alike = _on_common_images(of_group(logs['certify']), 'certified', notes)
   # Fewer draws certify smaller radii, whatever the network: such figures are not compared.
-  certified_alike &= len(_settings_of(certified, ('n', 'alpha'))) < 2
+  certified_alike &= len(_settings_of(certified, ('name', 'n', 'alpha', 'radii'))) < 2
   attacked, attacked_alike = _on_common_images(of_group(logs['attack']), 'attacked', notes)
   columns = [
       *_clean(found, certified, certified_alike, attacked, attacked_alike),
@@ -165,6 +165,10 @@ def _differing_settings(found, certified, attacked):
                    f'({_listed(f"{value:,}" for value in values)}), which alone changes the radii '
                    'that can be certified: they stand side by side, without differences or a '
                    'best value.')
+  for name, words in (('name', 'certifiers'), ('radii', 'grids of radii')):
+    if len(_settings_of(certified, (name,))) > 1:
+      notes.append(f'The certificates are of different {words}: they stand side by side, without '
+                   'differences or a best value.')
   headers = [log.header for row in attacked for log in row if log is not None]
   for name in ('num_noise', 'n', 'alpha'):
     values = sorted({one[name] for one in headers if one.get('smoothed') and name in one})
@@ -183,7 +187,8 @@ def _differing_settings(found, certified, attacked):
 
 
 def _settings_of(certified, names):
-  return {tuple(log.settings.get(name) for name in names)
+  plain = lambda value: tuple(value) if isinstance(value, list) else value
+  return {tuple(plain(log.settings.get(name)) for name in names)
           for row in certified for log in row if log is not None}
 
 

@@ -142,7 +142,8 @@ def _attack_series(attack):
 
 def _reading(log, comparable):
   settings = log.settings
-  draws = f'{settings["n"]:,} draws an image, α = {settings["alpha"]:g}. ' if (
+  most = '' if settings.get('name', 'fixed') == 'fixed' else 'at most '
+  draws = f'{most}{settings["n"]:,} draws an image, α = {settings["alpha"]:g}. '.capitalize() if (
       {'n', 'alpha'} <= settings.keys()) else ''
   text = ('<b>Certified</b>: the share of images for which the smoothed classifier is right, '
           'with the certificate that no perturbation of that ℓ₂ norm changes its answer. ' + draws)

@@ -7,8 +7,11 @@ from robust_jax.stages import classifier
 from robust_jax.stages.attack import attack
 from robust_jax.stages.certify import certify
 from robust_jax.stages.train import train
+from robust_jax.stages.verify import verify
 
 STAGES = {'train': train, 'attack': attack, 'certify': certify}
+# It leaves nothing behind that would be done already, and runs whenever it is asked for.
+CHECKS = {'verify': verify}
 check = classifier.check
 
 

@@ -3,35 +3,78 @@
 import time
 from pathlib import Path
 
-from robust_jax import monitoring, parallel
+import numpy as np
+
+from robust_jax import certification, monitoring, parallel
 from robust_jax import workdir as workdirs
-from robust_jax.certification import log
+from robust_jax.certification import log, stream
 from robust_jax.stages import classifier, images
 
 
 def certify(run, workdir):
-  """Certifies the test images of config.certify_images; goes on after the last logged line."""
+  """Certifies the test images of config.certify_images; goes on after the last logged line.
+
+  Images that are drawn for look by look go on after their last look.
+  """
   if run.certify is None:
     print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset)')
     return {}
   logits_fn, origin = classifier.load(run, workdir)
-  count = parallel.sharded_count(run.devices)
-  chosen, dataset = run.certify_images, run.test_data
-  settings = {**run.config['certify'], 'sigma': run.sigma, 'seed': run.config['seed'],
-              'dataset': run.data.name, 'split': run.test_data.split, 'stride': chosen.stride,
-              'num_images': chosen.num_images, 'num_classes': dataset.num_classes, **origin}
-  with log.open_for_append(Path(workdir) / 'certify', settings,
+  with log.open_for_append(Path(workdir) / 'certify', settings(run, origin),
                            workdirs.environment(run.devices)) as writer:
-    everything = images.chosen(dataset, chosen.stride, chosen.num_images)
+    everything = images.chosen(run.test_data, run.certify_images.stride,
+                               run.certify_images.num_images)
     left = [index for index in everything if index not in writer.done]
     bar = monitoring.bar(desc='certify', initial=len(everything) - len(left),
                          total=len(everything), unit='image')
-    for chunk in images.batches(dataset, left, chosen.images_per_call, pad=False):
-      begun = time.monotonic()
-      certificate = run.certify(run.key('certify'), logits_fn, chunk.images,
-                                example_ids=chunk.index, count=count)
-      seconds = (time.monotonic() - begun) / len(chunk.index)
-      writer.write(log.records(chunk.index, chunk.labels, certificate, seconds))
-      bar.update(len(chunk.index))
+    for each in rounds(run, logits_fn, left, writer.begun):
+      finished = [] if each.certificate is None else log.records(
+          each.index, each.labels, each.certificate, each.seconds)
+      writer.write(finished, each.unfinished)
+      bar.update(len(finished))
     bar.close()
   return {'origin': origin}
+
+
+def settings(run, origin):
+  """Everything that a certificate depends on, for the header of the log.
+
+  Args:
+    run: the Run.
+    origin: which parameters these are, from `classifier.load`.
+  """
+  chosen, dataset, derived = run.certify_images, run.test_data, {}
+  if isinstance(run.certify, certification.Rule):
+    derived = run.certify.settings()
+  return {**run.config['certify'], **derived, 'sigma': run.sigma, 'seed': run.config['seed'],
+          'dataset': run.data.name, 'split': dataset.split, 'stride': chosen.stride,
+          'num_images': chosen.num_images, 'num_classes': dataset.num_classes, **origin}
+
+
+def rounds(run, logits_fn, indices, begun=None):
+  """Certifies test images on all devices; yields a `stream.Round` after each call.
+
+  Args:
+    run: the Run.
+    logits_fn: images -> logits.
+    indices: list of positions in the test split.
+    begun: see `certification.certify_stream`.
+  """
+  count, size = parallel.sharded_count(run.devices), run.certify_images.images_per_call
+  if isinstance(run.certify, certification.Rule):
+    yield from certification.certify_stream(
+        run.key('certify'), logits_fn, _examples(run.test_data, indices), run.certify,
+        pool=size, begun=begun, count=count)
+    return
+  for chunk in images.batches(run.test_data, indices, size, pad=False):
+    begin = time.monotonic()
+    certificate = run.certify(run.key('certify'), logits_fn, chunk.images,
+                              example_ids=chunk.index, count=count)
+    seconds = (time.monotonic() - begin) / len(chunk.index)
+    yield stream.Round(chunk.index, chunk.labels, certificate, np.full(len(chunk.index), seconds),
+                       [])
+
+
+def _examples(dataset, indices):
+  for chunk in images.batches(dataset, indices, 1, pad=False):
+    yield certification.Example(chunk.index[0], chunk.labels[0], chunk.images[0])

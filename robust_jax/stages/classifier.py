@@ -20,7 +20,7 @@ def check(run, workdir, wanted):
     workdir: its folder.
     wanted: the stages to be run, those to be redone included.
   """
-  if not run.trainable or not {'train', 'attack', 'certify'} & set(wanted):
+  if not run.trainable or not {'train', 'attack', 'certify', 'verify'} & set(wanted):
     return
   weights, step = run.config['weights'], _last_step(workdir)
   if weights is not None and step is None and not Path(weights).exists():

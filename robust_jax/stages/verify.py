@@ -1,0 +1,189 @@
+"""The verify stage: are the logged certificates those of this classifier, and of their counts?"""
+
+from pathlib import Path
+
+import numpy as np
+
+from robust_jax import certification, monitoring
+from robust_jax import workdir as workdirs
+from robust_jax.certification import log, rules
+from robust_jax.certification.certify import conclude
+from robust_jax.errors import MismatchError, UserError
+from robust_jax.stages import classifier
+from robust_jax.stages.certify import rounds, settings
+
+# Statistics of another version of scipy may differ in their last digits.
+_TOLERANCE = {'rtol': 1e-9, 'atol': 1e-12}
+
+
+def verify(run, workdir):
+  """Certifies logged images again, and all of them from their logged counts; says what differs.
+
+  Of every image the class, radius and p_lower are computed from the logged counts; a rule that
+  stops by itself goes through its looks again. Then config.verify.sample of the images, spread
+  over the log, are drawn for again from the parameters, config and seed; all of them for 0.
+
+  Raises:
+    UserError: there is no log, it is malformed, or its settings are others.
+    MismatchError: the log is of other parameters, or something differs.
+  """
+  path = Path(workdir) / 'certify.jsonl'
+  if run.certify is None or not path.exists():
+    raise UserError(f'--stages=verify: {workdir} has no {path.name}; a workdir with certificates '
+                    'is allowed')
+  logits_fn, origin = classifier.load(run, workdir)
+  logged, entries = log.read(path), log.read_entries(path)
+  _check_origin(path, logged.settings, origin)
+  log.check_settings(path, logged.settings, settings(run, origin))
+  problems = {}
+  _check_table(path, logged, problems)
+  for entry, found in zip(entries, _from_counts(run, entries)):
+    _note(problems, entry, found)
+    if entry['idx'] >= run.test_data.num_examples:
+      _note(problems, entry, ['there is no such image'])
+  chosen = _sample([entry for entry in entries if entry['idx'] < run.test_data.num_examples],
+                   run.verify.sample)
+  bar = monitoring.bar(desc='verify', total=len(chosen), unit='image')
+  for each in rounds(run, logits_fn, sorted(chosen)):
+    if each.certificate is not None:
+      for entry in log.records(each.index, each.labels, each.certificate, each.seconds):
+        _note(problems, entry, _again(chosen[entry['idx']], log.plain(entry)))
+    bar.update(len(each.index))
+  bar.close()
+  _say(run, logged, entries, chosen, problems)
+  if problems:
+    raise MismatchError(f'{path}: {len(problems)} of {len(entries)} images are not as logged')
+
+
+def _sample(entries, num):
+  """{idx: entry} of num entries (0: all), evenly spread."""
+  num = min(num or len(entries), len(entries))
+  places = np.linspace(0, len(entries) - 1, num).round().astype(int)
+  return {entries[i]['idx']: entries[i] for i in places}
+
+
+def _check_origin(path, logged, origin):
+  for name, now in origin.items():
+    if logged.get(name) != now:
+      raise MismatchError(f'{path}: the log is of other parameters: {name} {logged.get(name)} '
+                          f'there, {now} now')
+
+
+def _check_table(path, logged, problems):
+  """Notes the lines of the table that are not those of the JSON lines."""
+  table = log.read(path.with_suffix('.tsv'))
+  lines = dict(zip(table.idx.tolist(), zip(*(column.tolist() for column in table[1:5]))))
+  for idx, *row in zip(*(column.tolist() for column in logged[:5])):
+    label, predict, radius, correct = lines.get(idx, (None, None, np.inf, None))
+    if [label, predict, correct] != [row[0], row[1], row[3]] or not (
+        row[2] - 1.0001e-5 <= radius <= row[2]):
+      problems.setdefault(idx, []).append(
+          f'{path.stem}.tsv has another line: class {predict}, radius {radius}')
+
+
+def _note(problems, entry, found):
+  if found:
+    problems.setdefault(entry['idx'], []).extend(found)
+
+
+def _from_counts(run, entries):
+  """What of each entry does not follow from its own counts: lists of lines."""
+  stops = isinstance(run.certify, certification.Rule)
+  found = [_not_counts(run, entry) for entry in entries]
+  good = [i for i, lines in enumerate(found) if not lines]
+  if good:
+    conclusion = (_from_looks if stops else _from_votes)(run, [entries[i] for i in good])
+    for i, lines in zip(good, conclusion):
+      found[i] = lines
+  return found
+
+
+def _not_counts(run, entry):
+  """Why the counts of an entry cannot be those of a certificate: a list of lines."""
+  rule, classes = run.certify, run.test_data.num_classes
+  try:
+    if any(len(entry[name]) != classes for name in ('counts0', 'counts')):
+      return [f'its counts are not of {classes} classes']
+    if not isinstance(rule, certification.Rule):
+      limits = {name: run.config['certify'][name] for name in ('n0', 'n')}
+      return [f'it has {sum(entry[name])} votes, of {limit} draws'
+              for name, limit in zip(('counts0', 'counts'), limits.values())
+              if min(entry[name]) < 0 or sum(entry[name]) > limit]
+    draws, hits = np.array(entry['looks']).T
+    found = []
+    if draws.tolist() != rule.plan.looks[:len(draws)].tolist() or draws[-1] != entry['draws']:
+      found.append(f'its looks are after {draws.tolist()} draws, not as planned')
+    new = np.diff(hits, prepend=0)
+    if np.any(new < 0) or np.any(new > np.diff(draws, prepend=0)):
+      found.append(f'its looks have {hits.tolist()} hits, which cannot be')
+    if hits[-1] != entry['counts'][entry['chosen']] or sum(entry['counts']) > draws[-1]:
+      found.append(f'its counts {entry["counts"]} are not those of its last look, {hits[-1]} hits '
+                   f'of class {entry["chosen"]} in {draws[-1]} draws')
+    chosen = int(np.argmax(entry['counts0'])) if rule.n0 else entry['label']
+    if chosen != entry['chosen']:
+      found.append(f'its class is {entry["chosen"]}; {chosen} was to be tested')
+  except (KeyError, TypeError, ValueError, IndexError) as error:
+    return [f'it has no counts of a certificate ({type(error).__name__}: {error})']
+  return found
+
+
+def _from_votes(run, entries):
+  counts = (np.array([entry[name] for entry in entries]) for name in ('counts0', 'counts'))
+  names = ('n', 'alpha', 'bound')
+  certificate = conclude(
+      *counts, sigma=run.sigma, **{name: run.config['certify'][name] for name in names})
+  return map(_decisions, entries, *certificate[:3])
+
+
+def _from_looks(run, entries):
+  rule = run.certify
+  state = rules.replay(rule, [entry['looks'] for entry in entries])
+  certain, radius, p_lower = rule.conclude(rule.plan, state)
+  # A decided image passes over later looks.
+  early = rule.undecided(state)
+  late = state.draws != [entry['draws'] for entry in entries]
+  for i, entry in enumerate(entries):
+    ended = [f'its drawing ended after {entry["draws"]} draws; the rule ends it '
+             + ('later' if early[i] else f'after {state.draws[i]}')] if early[i] | late[i] else []
+    prediction = entry['chosen'] if certain[i] else -1
+    yield ended + _decisions(entry, prediction, radius[i], p_lower[i])
+
+
+def _decisions(entry, prediction, radius, p_lower):
+  found = []
+  for name, value in (('predict', prediction), ('radius', radius), ('p_lower', p_lower)):
+    if not np.isclose(entry[name], value, **_TOLERANCE):
+      found.append(f'{name} {entry[name]:.9g} is logged; {value:.9g} follows from its counts')
+  return found
+
+
+def _again(entry, now):
+  """What of a logged entry is not as it is when made again: a list of lines."""
+  looks = list(zip(entry.get('looks', []), now.get('looks', [])))
+  for number, (logged, new) in enumerate(looks, 1):
+    if logged != new:
+      return [f'look {number}: {logged[1]} hits in {logged[0]} draws are logged, {new[1]} in '
+              f'{new[0]} now']
+  found = [f'{name}: {entry.get(name)} is logged, {now[name]} now'
+           for name in ('label', 'counts0', 'counts', 'chosen', 'draws')
+           if name in now and entry.get(name) != now[name]]
+  return found or [f'{name}: {entry[name]:.9g} is logged, {now[name]:.9g} now'
+                   for name in ('predict', 'radius', 'p_lower')
+                   if not np.isclose(entry[name], now[name], **_TOLERANCE)]
+
+
+def _say(run, logged, entries, chosen, problems, most=20):
+  """Prints what was found, in lines."""
+  lines = [f'image {idx}: {text}' for idx, found in sorted(problems.items())
+           for text in dict.fromkeys(found)]
+  print(*lines[:most], sep='\n', end='\n' if lines else '')
+  if len(lines) > most:
+    print(f'and {len(lines) - most} lines more')
+  here = workdirs.environment(run.devices)
+  others = sorted({name for there in logged.environments for name in here
+                   if there.get(name) != log.plain(here[name])})
+  note = f' (the log was made with other {", ".join(others)})' if others else ''
+  again = [idx for idx in chosen if idx not in problems]
+  print(f'verify: {len(again)} of {len(chosen)} images drawn for again are identical: class, '
+        f'counts at every look, radius, p_lower{note}; {len(entries) - len(problems)} of '
+        f'{len(entries)} agree with their own counts', flush=True)

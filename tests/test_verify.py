@@ -1,0 +1,333 @@
+"""Sequential certification as a stage: its log, interruptions, and its verification."""
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from launch import command_line
+from robust_jax import experiment, stages, workdir
+from robust_jax.certification import log
+from robust_jax.errors import MismatchError, UserError
+from robust_jax.stages.certify import certify
+from robust_jax.stages.verify import verify
+
+MODULE = """
+import jax.numpy as jnp
+import numpy as np
+WEIGHTS = np.random.default_rng(SEED).normal(size=(64, 10)).astype(np.float32)
+def logits(images):
+  return (images.reshape(len(images), -1) - 0.5) @ WEIGHTS
+"""
+RULES = {
+    'sequential': ['--config.certify.name=sequential', '--config.certify.radii=(0.1, 0.25, 0.4)',
+                   '--config.certify.first_look=20'],
+    'label': ['--config.certify.name=sequential', '--config.certify.choose=label',
+              '--config.certify.radii=(0.1,)', '--config.certify.first_look=20'],
+    'anytime': ['--config.certify.name=anytime', '--config.certify.first_look=20'],
+    'fixed': [],
+}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+  """Builds a Run of a linear classifier on digits, from words of the command line."""
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
+
+  def build(name, *words, seed=0, devices=2):
+    (tmp_path / 'brought.py').write_text(MODULE.replace('SEED', str(seed)))
+    sys.modules.pop('brought', None)
+    # A tuple that is given twice would be one longer tuple.
+    given = {word.partition('=')[0] for word in words}
+    rule = [word for word in RULES[name] if word.partition('=')[0] not in given]
+    words = ['--config.model.name=external', '--config.model.function=brought:logits',
+             '--config.sigma=0.25', *rule, '--config.certify.n=400',
+             '--config.certify.n0=30', '--config.certify.batch_size=100',
+             '--config.certify_images.num_images=10', '--config.certify_images.images_per_call=4',
+             *words]
+    config, *_ = command_line.parse(['launch', *words])
+    return experiment.build(experiment.resolve(config), jax.devices()[:devices])
+
+  return build
+
+
+def rows(folder):
+  """The images of a log, but for the time."""
+  return [{k: v for k, v in entry.items() if k != 'time'}
+          for entry in log.read_entries(folder / 'certify.jsonl')]
+
+
+ALL = pytest.mark.parametrize('name', list(RULES))
+STOPPING = pytest.mark.parametrize('name', list(RULES)[:3])
+
+
+@STOPPING
+def test_a_log_says_all_that_decides_a_certificate(name, make, tmp_path):
+  run = make(name)
+  certify(run, tmp_path)
+  found, settings = rows(tmp_path), log.read(tmp_path / 'certify.jsonl').settings
+  assert sorted(row['idx'] for row in found) == list(range(10))
+  assert settings['name'] == run.config['certify']['name'] and settings['sigma'] == 0.25
+  assert settings['alpha_cap'] + settings['alpha_anytime'] == pytest.approx(settings['alpha'])
+  if name == 'sequential':
+    assert settings['radii'] == [0., 0.1, 0.25, 0.4] and len(settings['cap_hits']) == 4
+  for row in found:
+    assert row['draws'] == row['looks'][-1][0] == sum(row['counts'])
+    assert row['counts'][row['chosen']] == row['looks'][-1][1]
+    assert sum(row['counts0']) == (0 if name == 'label' else 30)
+    assert row['chosen'] == (row['label'] if name == 'label' else np.argmax(row['counts0']))
+    assert row['predict'] in (-1, row['chosen'])
+  table = log.read(tmp_path / 'certify.tsv')
+  np.testing.assert_array_equal(table.predict, [row['predict'] for row in found])
+  votes = log.read_votes(tmp_path / 'certify.jsonl')
+  np.testing.assert_array_equal(votes.counts.sum(axis=-1), [row['draws'] for row in found])
+  assert not (tmp_path / 'certify.progress.json').exists()
+  verify(run, tmp_path)
+
+
+class Stop(Exception):
+  pass
+
+
+def interrupted_after(calls, monkeypatch):
+  """Makes the votes fail after so many calls; they answer again when the context is undone."""
+  from robust_jax import parallel
+  sharded, left = parallel.sharded_count, [calls]
+
+  def breaking(devices):
+    count = sharded(devices)
+
+    def broken(*args, **kwargs):
+      if not left[0]:
+        raise Stop
+      left[0] -= 1
+      return count(*args, **kwargs)
+
+    return broken
+
+  monkeypatch.setattr(parallel, 'sharded_count', breaking)
+
+
+@STOPPING
+def test_an_interrupted_log_ends_as_an_undisturbed_one(name, make, tmp_path, monkeypatch):
+  whole = tmp_path / 'whole'
+  runs, calls, most = [make(name, devices=1), make(name)], 0, 0
+  certify(runs[1], whole)
+  for stop in (1, 2, 7):
+    folder, run = tmp_path / f'stop_{stop}', runs[stop % 2]
+    while True:
+      with monkeypatch.context() as patch:
+        interrupted_after(stop, patch)
+        try:
+          certify(run, folder)
+          break
+        except Stop:
+          calls += 1
+          progress = folder / 'certify.progress.json'
+          unfinished = json.loads(progress.read_text())['images'] if progress.exists() else []
+          assert len(unfinished) <= 4
+          most = max(most, len(unfinished))
+    assert rows(folder) == rows(whole)
+    assert not (folder / 'certify.progress.json').exists()
+  assert calls > 2 and 1 <= most <= 4
+
+
+def test_devices_and_pools_leave_the_same_rows(make, tmp_path):
+  found = []
+  for number, (devices, pool) in enumerate([(1, 4), (2, 1), (8, 10), (2, 50)]):
+    folder = tmp_path / str(number)
+    certify(make('sequential', f'--config.certify_images.images_per_call={pool}', devices=devices),
+            folder)
+    found.append(sorted(rows(folder), key=lambda row: row['idx']))
+  assert all(each == found[0] for each in found)
+
+
+def test_progress_is_of_the_same_log_only(make, tmp_path, monkeypatch):
+  run = make('sequential')
+  with monkeypatch.context() as patch, pytest.raises(Stop):
+    interrupted_after(3, patch)
+    certify(run, tmp_path)
+  progress = tmp_path / 'certify.progress.json'
+  saved = json.loads(progress.read_text())
+  with log.open_for_append(tmp_path / 'certify', saved['settings'], {}) as writer:
+    assert set(writer.begun) == {entry['idx'] for entry in saved['images']} != set()
+  progress.write_text(json.dumps({**saved, 'settings': {}}))
+  with log.open_for_append(tmp_path / 'certify', saved['settings'], {}) as writer:
+    assert writer.begun == {}
+  progress.write_text('{')
+  with (pytest.raises(UserError, match='certify.progress.json cannot be read'),
+        log.open_for_append(tmp_path / 'certify', saved['settings'], {})):
+    pass
+  assert progress.name in workdir.OUTPUTS['certify'], 'a redo leaves it behind'
+
+
+# Verification.
+
+
+def tamper(folder, place, **changes):
+  """Changes fields of the image at a place of the log, in both twins as far as they have them."""
+  path = folder / 'certify.jsonl'
+  lines = path.read_text().splitlines()
+  entry = json.loads(lines[1 + place])
+  for name, change in changes.items():
+    entry[name] = change(entry[name])
+  lines[1 + place] = json.dumps(entry)
+  path.write_text('\n'.join([*lines, '']))
+  with log.open_for_append(folder / 'certify', log.read(path).settings,
+                           log.read(path).environments[-1]):
+    pass  # Writes the table anew.
+  return entry
+
+
+def moved(counts):
+  """The counts with a vote of the largest given to the next class."""
+  most = int(np.argmax(counts))
+  changed = list(counts)
+  changed[most] -= 1
+  changed[(most + 1) % len(counts)] += 1
+  return changed
+
+
+@ALL
+def test_a_log_that_is_right(name, make, tmp_path, capsys):
+  certify(make(name), tmp_path)
+  capsys.readouterr()
+  verify(make(name, '--config.certify_images.images_per_call=3', devices=1), tmp_path)
+  assert '10 of 10 images drawn for again are identical' in capsys.readouterr().out
+  verify(make(name, '--config.verify.sample=3'), tmp_path)
+  printed = capsys.readouterr().out
+  assert '3 of 3 images drawn for again are identical' in printed
+  assert '10 of 10 agree with their own counts' in printed
+
+
+@ALL
+def test_what_is_wrong_is_named(name, make, tmp_path, capsys):
+  run = make(name)
+  certify(run, tmp_path)
+  whole = (tmp_path / 'certify.jsonl').read_text()
+  other = lambda hits: hits - 1 if hits else 1
+  stops = name != 'fixed'
+  cases = [
+      ({'radius': lambda r: r + 0.01}, r'radius [\d.e-]+ is logged; [\d.e-]+ follows from its'),
+      ({'p_lower': lambda p: p + 0.001}, 'p_lower .* is logged; .* follows'),
+      ({'counts': moved}, 'counts: |its counts '),
+  ]
+  if stops:
+    cases += [
+        ({'looks': lambda looks: [[20, other(looks[0][1])], *looks[1:]]}, 'look 1: '),
+        ({'looks': lambda looks: [*looks[:-1], [looks[-1][0], other(looks[-1][1])]]},
+         'its counts .* are not those of its last look'),
+        ({'looks': lambda looks: looks[:-1]}, 'its looks are after|it has no counts'),
+        ({'looks': lambda looks: []}, 'it has no counts of a certificate'),
+    ]
+  for changes, message in cases:
+    (tmp_path / 'certify.jsonl').write_text(whole)
+    entry = tamper(tmp_path, 4, **changes)
+    capsys.readouterr()
+    with pytest.raises(MismatchError, match='1 of 10 images are not as logged') as error:
+      verify(run, tmp_path)
+    assert '\n' not in str(error.value) and error.value.exit_status not in (0, 1, 2, 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.match(f'image {entry["idx"]}: (?:{message})', line) for line in lines), lines
+    assert all(line.startswith((f'image {entry["idx"]}: ', 'verify: 9 of 10')) for line in lines)
+
+
+def test_an_image_that_was_drawn_for_too_long(make, tmp_path, capsys):
+  run = make('sequential')
+  certify(run, tmp_path)
+  patient = make('sequential', '--config.certify.futility=1e-9')
+  certify(patient, tmp_path / 'patient')
+  found = [{row['idx']: row for row in rows(folder)} for folder in (tmp_path, tmp_path / 'patient')]
+  longer = next(idx for idx in found[0] if found[0][idx]['draws'] < found[1][idx]['draws'])
+  place = [row['idx'] for row in rows(tmp_path)].index(longer)
+  tamper(tmp_path, place, **{name: lambda _, name=name: found[1][longer][name]
+                             for name in ('looks', 'draws', 'counts')})
+  capsys.readouterr()
+  with pytest.raises(MismatchError, match='1 of 10 images'):
+    verify(run, tmp_path)
+  assert (f'image {longer}: its drawing ended after {found[1][longer]["draws"]} draws; the rule '
+          f'ends it after {found[0][longer]["draws"]}') in capsys.readouterr().out
+
+
+def test_counts_and_decision_that_agree_but_are_not_drawn(make, tmp_path, capsys):
+  run = make('fixed')
+  certify(run, tmp_path)
+  other = make('fixed', '--config.seed=1')
+  certify(other, tmp_path / 'other')
+  lines = [(folder / 'certify.jsonl').read_text().splitlines()
+           for folder in (tmp_path, tmp_path / 'other')]
+  lines[0][3] = lines[1][3]
+  (tmp_path / 'certify.jsonl').write_text('\n'.join([*lines[0], '']))
+  capsys.readouterr()
+  with pytest.raises(MismatchError, match='1 of 10 images'):
+    verify(run, tmp_path)
+  assert re.search(r'image 2: counts\d?: \[.*\] is logged, \[.*\] now', capsys.readouterr().out)
+
+
+def test_the_table_is_verified_too(make, tmp_path, capsys):
+  run = make('sequential')
+  certify(run, tmp_path)
+  table = tmp_path / 'certify.tsv'
+  lines = table.read_text().splitlines()
+  words = lines[3].split('\t')
+  words[3] = '1.50000'
+  table.write_text('\n'.join([*lines[:3], '\t'.join(words), *lines[4:], '']))
+  with pytest.raises(MismatchError, match='1 of 10 images'):
+    verify(run, tmp_path)
+  assert 'certify.tsv has another line: class' in capsys.readouterr().out
+
+
+def test_other_parameters_and_settings_are_one_line(make, tmp_path):
+  certify(make('sequential'), tmp_path)
+  for words, seed, message in (
+      ([], 1, 'the log is of other parameters: classifier_sha256'),
+      (['--config.seed=3'], 0, 'seed is 3 but 0 in the log'),
+      (['--config.certify.alpha=0.01'], 0, 'alpha is 0.01 but 0.001 in the log')):
+    with pytest.raises(UserError, match=message) as error:
+      verify(make('sequential', *words, seed=seed), tmp_path)
+    assert '\n' not in str(error.value)
+  with pytest.raises(UserError, match='has no certify.jsonl'):
+    verify(make('sequential'), tmp_path / 'nothing')
+
+
+# Configs and the launcher.
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    (['--config.certify.n0=0'], 'config.certify.n0 is 0'),
+    (['--config.certify.n=0'], 'config.certify.n is 0'),
+    (['--config.certify.n=5'], 'config.certify.n=5; at least 11 is allowed'),
+    (['--config.certify.alpha=1.0'], r'config.certify.alpha is 1.0; a number in \(0, 1\)'),
+    (['--config.certify.radii=(0.1, 3.0)'], 'config.certify.radii has 3.0; at most 0.[0-9]+'),
+    (['--config.certify.radii=(0.1, 0.1)'], 'config.certify.radii has 0.1 more than once'),
+    (['--config.certify.radii=("a",)'], r"config.certify.radii is \('a',\); a tuple"),
+    (['--config.certify.radii=(-0.5,)'], 'config.certify.radii is'),
+    (['--config.certify.choose=best'], "config.certify.choose is 'best'; one of majority, label"),
+    (['--config.certify.look_growth=0.5'], 'config.certify.look_growth is 0.5'),
+    (['--config.certify_images.images_per_call=100_000_000'],
+     'config.certify and config.certify_images: 100000000 images'),
+])
+def test_mistakes_are_found_before_anything_runs(words, message, make):
+  with pytest.raises(UserError, match=message) as error:
+    make('sequential', *words)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['mnist', 'cifar10', 'imagenet'])
+def test_configs_of_certification(name):
+  words = [f'--config=configs/certify_{name}.py', '--stages=certify,verify,report']
+  config, _, wanted, *_ = command_line.parse(['launch', *words])
+  assert wanted == ['certify', 'verify', 'report']
+  config = experiment.resolve(config)
+  assert config['certify']['name'] == 'sequential'
+  rule = experiment.certifier(config)
+  assert rule.plan.radii[-1] in (1.5, 1.75)
+
+
+def test_verification_is_no_part_of_a_run_unless_asked_for():
+  assert 'verify' not in command_line.parse(['launch'])[2]
+  assert 'verify' in stages.CHECKS and 'verify' not in stages.STAGES
