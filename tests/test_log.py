@@ -105,7 +105,7 @@ def test_images_on_their_way_are_kept_beside_the_log(tmp_path):
   before = (tmp_path / 'certify.jsonl').read_bytes()
   other = {**ENVIRONMENT, 'device': 'gpu'}
   with log.open_for_append(stem, SETTINGS, other) as writer:
-    assert writer.begun == {idx: entry for idx, entry in zip((1, 2, 5), way(1, 2, 5))}
+    assert writer.begun == dict(zip((1, 2, 5), way(1, 2, 5)))
     assert (tmp_path / 'certify.jsonl').read_bytes() == before
     writer.write([], way(1, 2, 5))  # The other environment has drawn for them.
     assert log.read(f'{stem}.jsonl').environments == [ENVIRONMENT, other]
