@@ -126,23 +126,24 @@ def _sharded_count(devices):
   shards = np.arange(len(devices))
 
   @functools.cache
-  def mapped(batch_size):
+  def mapped(batch_size, noise_fn):
     def count_shard(key, logits_fn, images, example_ids, start, num, sigma, shard):
       votes = certification.count(
           key, logits_fn, images, example_ids, start, num, sigma=sigma, batch_size=batch_size,
-          shard=shard, num_shards=len(devices))
+          shard=shard, num_shards=len(devices), noise_fn=noise_fn)
       return jax.lax.psum(votes, AXIS)
 
     return jax.pmap(count_shard, axis_name=AXIS, in_axes=(None,) * 7 + (0,), out_axes=None,
                     devices=devices)
 
-  def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size):
+  def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
+            noise_fn=sampling.gaussian_noise):
     sampling.check_draws(len(images), start, num, batch_size)
     if not isinstance(logits_fn, jax.tree_util.Partial):
       logits_fn = jax.tree_util.Partial(logits_fn)
     start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
                   for value in (start, num))
-    return mapped(batch_size)(key, logits_fn, np.asarray(images, np.float32),
+    return mapped(batch_size, noise_fn)(key, logits_fn, np.asarray(images, np.float32),
                               np.asarray(example_ids, np.int32), start, num, sigma, shards)
 
   return count

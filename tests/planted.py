@@ -225,7 +225,11 @@ def rbg_noise(key, shape, sigma):
 
 
 def drawn_by(noise_fn):
-  return lambda devices: functools.partial(certification.count, noise_fn=noise_fn)
+  """Draws by `noise_fn`, whatever source the certifier names."""
+  def count(*args, **kwargs):
+    return certification.count(*args, **{**kwargs, 'noise_fn': noise_fn})
+
+  return lambda devices: count
 
 
 def keyed_by_position(devices):

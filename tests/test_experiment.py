@@ -70,7 +70,7 @@ def test_published_hyper_parameters():
   assert config['method']['num_noise'] == 4 and config['method']['attack']['num_steps'] == 10
   assert config['certify'] | {'sigma': None} == {
       'name': 'fixed', 'sigma': None, 'n0': 100, 'n': 100_000, 'alpha': 0.001,
-      'batch_size': config['certify']['batch_size'], 'bound': 'one_vs_rest'}
+      'batch_size': config['certify']['batch_size'], 'bound': 'one_vs_rest', 'noise': 'gaussian'}
   config, *_ = parse('--config=configs/pgd_mnist.py')
   assert config['method']['attack']['step_size'] == 0.01 and config['epsilon'] == 0.3
 

@@ -11,7 +11,14 @@ import pytest
 from scipy import special, stats
 
 from robust_jax import keys
-from robust_jax.certification import count, integer
+from robust_jax.certification import (
+  anytime_rule,
+  certify,
+  certify_by_rule,
+  count,
+  integer,
+  sequential_rule,
+)
 
 COARSE, FINE = (0.12, 255), (0.5, 255 * 4)
 GRIDS = pytest.mark.parametrize(('sigma', 'steps'), [COARSE, (1.0, 255), FINE, (0.001, 255)])
@@ -157,8 +164,8 @@ def test_false_certificates_are_as_rare_as_promised():
   num, n, alpha, sigma = 2000, 230, 0.05, 0.12
   images = np.full((num, 1), np.float32(128) / np.float32(255))
   radius = 10.5 / 255
-  found = integer.certify(keys.root(4), above(118), images, sigma=sigma, n0=31, n=n, alpha=alpha,
-                          batch_size=10_000)
+  found = certify(keys.root(4), above(118), images, sigma=sigma, n0=31, n=n, alpha=alpha,
+                  batch_size=10_000, noise='integer')
   false = (found.prediction == 1) | (found.radius > radius)
   p = special.ndtr(radius / sigma)
   lower = stats.beta.ppf(alpha, np.arange(1, n + 1), n - np.arange(1, n + 1) + 1)
@@ -171,14 +178,39 @@ def test_false_certificates_are_as_rare_as_promised():
 
 def test_certificate_is_that_of_the_counts_at_less_alpha():
   images = np.full((2, 3, 4), 0.2, np.float32)
-  settings = {'sigma': 0.5, 'n': 500, 'alpha': 1e-12, 'batch_size': 64}
-  found = integer.certify(keys.root(0), above(-10_000), images, **settings)
-  loss = 500 * 12 * integer.discrepancy(0.5)
+  settings = {'sigma': 0.5, 'n': 500, 'batch_size': 64, 'noise': 'integer'}
+  found = certify(keys.root(0), above(-10_000), images, alpha=0.001, **settings)
   np.testing.assert_array_equal(found.counts, [[500, 0]] * 2)
-  np.testing.assert_allclose(found.p_lower, (1e-12 - loss) ** (1 / 500), rtol=1e-12)
+  np.testing.assert_allclose(found.p_lower, 0.00099 ** (1 / 500), rtol=1e-12)
   np.testing.assert_allclose(found.radius, 0.5 * special.ndtri(found.p_lower), rtol=1e-9)
-  with pytest.raises(ValueError, match='alpha=1e-13; more than 3.8e-13, lost by n draws'):
-    integer.certify(keys.root(0), above(0), images, **{**settings, 'alpha': 1e-13})
+  # What the draws may be off by has to fit into the hundredth.
+  least = 100 * 500 * 12 * integer.discrepancy(0.5)
+  certify(keys.root(0), above(-10_000), images, alpha=1.01 * least, **settings)
+  with pytest.raises(ValueError, match='at least 3.8e-11 is allowed for 500 draws of 12 pixels'):
+    certify(keys.root(0), above(0), images, alpha=0.99 * least, **settings)
+
+
+@pytest.mark.parametrize('make', [sequential_rule, anytime_rule])
+def test_rules_draw_integers_too(make):
+  # A class of 64ths of the last bit would see float32's rounding; here it sees whole numbers.
+  images = np.full((3, 5), np.float32(100) / np.float32(255))
+  settings = {'sigma': 0.12, 'n': 400, 'n0': 20, 'batch_size': 32}
+  rule = make(**settings, noise='integer')
+  assert rule.plan.alpha_cap == pytest.approx(0.8 * 0.00099, rel=1e-12)
+  assert rule.plan.alpha_cap + rule.plan.alpha_anytime == pytest.approx(0.00099, rel=1e-12)
+  seen = []
+
+  def spying_count(key, logits_fn, images, *args, noise_fn, **kwargs):
+    assert noise_fn is integer.noise(0.12)
+    seen.append(np.asarray(logits_fn(np.float32([[100.3 / 255] * 5]))))
+    return count(key, logits_fn, images, *args, noise_fn=noise_fn, **kwargs)
+
+  found = certify_by_rule(keys.root(0), above(100), images, rule, count=spying_count)
+  np.testing.assert_array_equal(seen, [above(100)(np.float32([[100 / 255] * 5]))] * len(seen))
+  fixed = certify(keys.root(0), above(100), images, **settings, noise='integer')
+  np.testing.assert_array_equal(found.counts0, fixed.counts0)
+  with pytest.raises(ValueError, match='multiples of 1/255'):
+    certify_by_rule(keys.root(0), above(0), images + np.float32(0.001), rule)
 
 
 def test_noise_of_another_sigma_votes_for_nothing():
@@ -190,14 +222,20 @@ def test_noise_of_another_sigma_votes_for_nothing():
 @pytest.mark.parametrize(('change', 'message'), [
   ({'sigma': 0.0}, r'sigma=0.0; \(0, inf\) is allowed'),
   ({'sigma': 500.0}, 'sigma=500.0; at most 446.* is allowed at steps=255'),
-  ({'steps': 100}, 'steps=100; a multiple of 255 is allowed'),
   ({'images': np.full((1, 2), 0.3001, np.float32)}, 'pixel 0.3000.*; multiples of 1/255'),
   ({'images': np.full((1, 2), -1 / 255)}, r'outside \[0, 1\], or NaN'),
   ({'images': np.full((1, 2), np.nan)}, r'outside \[0, 1\], or NaN'),
+  ({'noise': 'uniform'}, "noise='uniform'; 'gaussian' or 'integer' is allowed"),
 ])
 def test_invalid_input_is_named_in_one_line(change, message):
-  settings = {'images': np.zeros((1, 2), np.float32), 'sigma': 0.5, 'n': 20, 'batch_size': 16}
+  settings = {'images': np.zeros((1, 2), np.float32), 'sigma': 0.5, 'n': 20, 'batch_size': 16,
+              'noise': 'integer'}
   settings |= change
   with pytest.raises(ValueError, match=message) as error:
-    integer.certify(keys.root(0), above(0), settings.pop('images'), **settings)
+    certify(keys.root(0), above(0), settings.pop('images'), **settings)
   assert '\n' not in str(error.value)
+
+
+def test_another_grid_has_whole_255ths():
+  with pytest.raises(ValueError, match='steps=100; a multiple of 255 is allowed'):
+    integer.thresholds(0.5, 100)

@@ -29,6 +29,10 @@ RULES = {
               '--config.certify.radii=(0.1,)', '--config.certify.first_look=20'],
     'anytime': ['--config.certify.name=anytime', '--config.certify.first_look=20'],
     'fixed': [],
+    'integer': ['--config.certify.noise=integer'],
+    'sequential, integer': [
+        '--config.certify.noise=integer', '--config.certify.name=sequential',
+        '--config.certify.radii=(0.1, 0.25, 0.4)', '--config.certify.first_look=20'],
 }
 
 
@@ -210,7 +214,7 @@ def test_what_is_wrong_is_named(name, make, tmp_path, capsys):
   certify(run, tmp_path)
   whole = (tmp_path / 'certify.jsonl').read_text()
   other = lambda hits: hits - 1 if hits else 1
-  stops = name != 'fixed'
+  stops = name not in ('fixed', 'integer')
   cases = [
       ({'radius': lambda r: r + 0.01}, r'radius [\d.e-]+ is logged; [\d.e-]+ follows from its'),
       ({'p_lower': lambda p: p + 0.001}, 'p_lower .* is logged; .* follows'),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from robust_jax.certification import bounds
+from robust_jax.certification import bounds, sources
 from robust_jax.certification.log import Log, Votes
 from robust_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
   counts give no certificate at another one.
 
   Args:
-    log: [num_images], of which the settings name, n, n0, sigma, alpha and bound are used.
+    log: [num_images], of which the settings name, n, n0, sigma, alpha, bound and noise are used.
     votes: of the same images.
     path: of the log, for errors.
 
@@ -41,7 +41,8 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
       ('n0', lambda value: type(value) is int and value >= 1, 'an integer >= 1'),
       ('alpha', lambda value: type(value) is float and 0 < value < 1, '(0, 1)'),
       ('sigma', lambda value: type(value) in (int, float) and 0 < value < np.inf, '(0, inf)'),
-      ('bound', lambda value: value in ('one_vs_rest', 'runner_up'), 'one_vs_rest or runner_up')):
+      ('bound', lambda value: value in ('one_vs_rest', 'runner_up'), 'one_vs_rest or runner_up'),
+      ('noise', lambda value: value in (None, 'gaussian', 'integer'), 'gaussian or integer')):
     if not good(settings.get(name)):
       raise UserError(f'{path}: the setting {name} is {settings.get(name)!r}; {allowed} is allowed')
   for name, counts, num in (('n0', votes.counts0, settings['n0']),
@@ -60,6 +61,7 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
 def _certify(votes, settings, alpha):
   """(predict, radius), [num_images] each, as `certification.certify` has them at this alpha."""
   n = settings['n']
+  alpha = sources.counted_alpha(alpha, settings.get('noise', 'gaussian'))
   # The noise was drawn with float32(sigma).
   sigma = min(settings['sigma'], float(np.float32(settings['sigma'])))
   selected = votes.counts0.argmax(axis=-1)

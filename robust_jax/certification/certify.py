@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from robust_jax import keys
-from robust_jax.certification import bounds
+from robust_jax.certification import bounds, sources
 from robust_jax.certification.sampling import count
 from robust_jax.types import Certificate, Count, NonNegative, Positive, Probability
 
@@ -37,6 +37,7 @@ def certify(
   alpha: Probability = 0.001,
   batch_size: Count = 1000,
   bound: Literal['one_vs_rest', 'runner_up'] = 'one_vs_rest',
+  noise: sources.Noise = 'gaussian',
   example_ids=None,
   count=count,
 ):
@@ -61,6 +62,9 @@ def certify(
     alpha: probability that a certificate is false, an image.
     batch_size: rows of one forward pass; a part of what is certified (see sampling).
     bound: which bound gives the radius.
+    noise: 'gaussian', or for 8-bit images 'integer', which floating point cannot break: class and
+      radius then hold for the classifier and the images of module `integer`, with the bounds above
+      at 0.99 alpha.
     example_ids: [batch] int, which with the key decide the noise; 0, ..., batch - 1 if None.
     count: what counts votes: `sampling.count` or one that shares its passes among devices.
 
@@ -68,7 +72,8 @@ def certify(
     types.Certificate, NumPy; prediction -1 and radius 0 where it abstains.
 
   Raises:
-    ValueError: sigma is not positive, alpha outside (0, 1), or counts that int32 cannot hold.
+    ValueError: sigma is not positive, alpha outside (0, 1), counts that int32 cannot hold, or with
+      integer noise pixels other than 0, 1/255, ..., 1 or an alpha too small for it.
 
   Reference: Cohen, Rosenfeld and Kolter 2019, theorem 1 and section 3.2.2 (CERTIFY).
   """
@@ -79,20 +84,24 @@ def certify(
   if bound not in ('one_vs_rest', 'runner_up'):
     raise ValueError(f"bound={bound!r}; 'one_vs_rest' or 'runner_up' is allowed")
   example_ids = _example_ids(example_ids, images)
+  source = sources.make(noise, sigma)
+  source.check(images, n, alpha)
+  base = source.base(logits_fn)
 
   def votes(phase, num):
     return np.asarray(count(
-      jax.random.fold_in(keys.as_key(key), phase), logits_fn, images, example_ids, 0, num,
-      sigma=sigma, batch_size=batch_size,
+      jax.random.fold_in(keys.as_key(key), phase), base, images, example_ids, 0, num,
+      sigma=sigma, batch_size=batch_size, noise_fn=source.noise_fn,
     ))
 
   counts0 = votes(SELECT, n0)
   counts = votes(ESTIMATE, n)
-  return conclude(counts0, counts, sigma=sigma, n=n, alpha=alpha, bound=bound)
+  return conclude(counts0, counts, sigma=sigma, n=n, alpha=alpha, bound=bound, noise=noise)
 
 
-def conclude(counts0, counts, *, sigma, n, alpha, bound):
+def conclude(counts0, counts, *, sigma, n, alpha, bound, noise):
   """The certificate that follows from counts, both [batch, classes]; the rest as in `certify`."""
+  alpha = sources.counted_alpha(alpha, noise)
   # The noise was drawn with float32(sigma): a larger sigma would overstate the radius.
   sigma = min(sigma, float(np.float32(sigma)))
   selected = counts0.argmax(axis=-1)

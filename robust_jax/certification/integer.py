@@ -26,8 +26,9 @@ integer u: |K| = #{k >= 1 : u < T_k}, T_k = p_k * 2^63 rounded to an integer (`t
 from a real uniform number, with p_k in place of T_k / 2^63, |K| would differ only where that number
 is between the two for some k: with probability at most 2^-64 for each T_k > 0, and once more for
 all further k (`discrepancy`). So the n draws of an image are those of g but for an event of
-probability at most n * pixels * discrepancy, whatever is computed from them, and `certify` takes
-that off alpha: 2e-8 for 100,000 draws of CIFAR-10 at sigma 0.5, of alpha = 0.001.
+probability at most n * pixels * discrepancy, whatever is computed from them: 2e-8 for 100,000 draws
+of CIFAR-10 at sigma 0.5. That may be up to a hundredth of alpha, and a hundredth is taken off it
+(see `sources`).
 
 What remains to be believed: that threefry's bits are as good as random ones, and that f is one
 function (the logits of a pass of one shape, on one machine; see `sampling`).
@@ -38,16 +39,12 @@ Reference: Voracek and Hein 2022, "Sound randomized smoothing in floating-point 
 import decimal
 import functools
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax.certification import sampling
-from robust_jax.certification.certify import certify as certify_real
 from robust_jax.noise import random_words
-from robust_jax.types import Count, Positive, Probability
 
 _BITS = 63
 _PI = decimal.Decimal('3.14159265358979323846264338327950288419716939937510582097494459')
@@ -201,53 +198,6 @@ def _rounded(steps):
     return logits_fn(jnp.where(jnp.isnan(images), jnp.nan, numbers / steps))
 
   return rounded_logits
-
-
-def certify(
-  key,
-  logits_fn,
-  images,
-  *,
-  sigma: Positive,
-  n0: Count = 100,
-  n: Count = 100_000,
-  alpha: Probability = 0.001,
-  batch_size: Count = 1000,
-  bound: Literal['one_vs_rest', 'runner_up'] = 'one_vs_rest',
-  steps: Count = 255,
-  example_ids=None,
-  count=sampling.count,
-):
-  """`certification.certify` of 8-bit images, with integer noise: sound in float32 arithmetic.
-
-  Class and radius hold for g, the classifier on_grid(logits_fn) smoothed with rounded Gaussian
-  noise, and all images of the grid within the radius; see the module. The bound is taken at alpha -
-  n * pixels * discrepancy(sigma, steps).
-
-  Args:
-    images: [batch, ...] float32, pixel units, multiples of 1 / steps.
-    steps: integers a pixel unit, a multiple of 255.
-    count: as `sampling.count`, noise_fn among its arguments.
-    key, logits_fn, sigma, n0, n, alpha, batch_size, bound, example_ids: as in
-      `certification.certify`.
-
-  Returns:
-    types.Certificate, NumPy.
-
-  Raises:
-    ValueError: images outside [0, 1] or off the grid, an alpha that the discrepancy uses up, and
-      as `thresholds` and `certification.certify`.
-  """
-  noise_fn = noise(sigma, steps)
-  check_images(images, steps)
-  loss = n * math.prod(np.shape(images)[1:]) * discrepancy(sigma, steps)
-  if not loss < alpha:
-    raise ValueError(f'alpha={alpha}; more than {loss:.3g}, lost by n draws, is allowed')
-  return certify_real(
-    key, on_grid(logits_fn, steps), images, sigma=sigma, n0=n0, n=n, alpha=alpha - loss,
-    batch_size=batch_size, bound=bound, example_ids=example_ids,
-    count=functools.partial(count, noise_fn=noise_fn),
-  )
 
 
 def check_images(images, steps=255):

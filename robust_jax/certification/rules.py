@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from robust_jax.certification import bounds, sequential
+from robust_jax.certification import bounds, sequential, sources
 from robust_jax.certification.sequential import AtLeastOne, BelowOne
 from robust_jax.types import Count, NonNegative, Positive, Probability
 
@@ -23,6 +23,8 @@ class Rule(NamedTuple):
     sigma: standard deviation of the noise, pixel units; at most that which is drawn.
     n0: draws that choose the class, 0 where it is the label.
     batch_size: rows of one forward pass; a part of what is certified (see sampling).
+    source: of the noise.
+    alpha: probability that a certificate is false, an image; the plan's may be less.
     plan: of the statistics, with its `looks`.
     start, look, undecided, conclude: its functions, as in `sequential`.
   """
@@ -30,6 +32,8 @@ class Rule(NamedTuple):
   sigma: float
   n0: int
   batch_size: int
+  source: sources.Source
+  alpha: float
   plan: sequential.Plan | sequential.AnytimePlan
   start: Callable[..., Any]
   look: Callable[..., Any]
@@ -63,6 +67,7 @@ def sequential_rule(
   look_growth: AtLeastOne = 1.1,
   choose: Choice = 'majority',
   batch_size: Count = 1000,
+  noise: sources.Noise = 'gaussian',
 ) -> Rule:
   """Which radii of a grid the smoothed classifier has; draws only until each is decided.
 
@@ -79,6 +84,7 @@ def sequential_rule(
     cap_share, futility, indifference, first_look, look_growth: see `sequential.make_plan`.
     choose: whose class is certified, that of the 'majority' or the 'label'.
     batch_size: rows of one forward pass; a part of what is certified (see sampling).
+    noise: 'gaussian' or 'integer', as in `certify`.
 
   Returns:
     Rule.
@@ -86,16 +92,17 @@ def sequential_rule(
   Raises:
     ValueError: in one line that begins with the argument that is not allowed.
   """
-  sigma = _drawn_sigma(sigma)
+  source, sigma = sources.make(noise, sigma), _drawn_sigma(sigma)
+  counted = sources.counted_alpha(alpha, noise)
   if radii is None:
-    most = bounds.clopper_pearson_lower(n, n, cap_share * alpha)
+    most = bounds.clopper_pearson_lower(n, n, cap_share * counted)
     radii = 0.25 * np.arange(1, 1 + bounds.certified_radius(most, sigma) // 0.25)
   plan = sequential.make_plan(
-    sigma=sigma, radii=radii, n=n, alpha=alpha, cap_share=cap_share, futility=futility,
+    sigma=sigma, radii=radii, n=n, alpha=counted, cap_share=cap_share, futility=futility,
     indifference=indifference, first_look=first_look, look_growth=look_growth,
   )
-  return _rule(plan, sigma, n0, choose, batch_size, sequential.start, sequential.look,
-               sequential.undecided, sequential.conclude)
+  return _rule(plan, sigma, n0, choose, batch_size, source, alpha, sequential.start,
+               sequential.look, sequential.undecided, sequential.conclude)
 
 
 def anytime_rule(
@@ -111,11 +118,12 @@ def anytime_rule(
   look_growth: AtLeastOne = 1.1,
   choose: Choice = 'majority',
   batch_size: Count = 1000,
+  noise: sources.Noise = 'gaussian',
 ) -> Rule:
   """A radius that holds at every moment; draws only while it could still grow by the tolerance.
 
   Args:
-    sigma, n0, n, alpha, choose, batch_size: as in `sequential_rule`.
+    sigma, n0, n, alpha, choose, batch_size, noise: as in `sequential_rule`.
     cap_share, tolerance, futility, first_look, look_growth: see `sequential.make_anytime_plan`.
 
   Returns:
@@ -124,12 +132,13 @@ def anytime_rule(
   Raises:
     ValueError: in one line that begins with the argument that is not allowed.
   """
-  sigma = _drawn_sigma(sigma)
+  source, sigma = sources.make(noise, sigma), _drawn_sigma(sigma)
   plan = sequential.make_anytime_plan(
-    sigma=sigma, n=n, alpha=alpha, cap_share=cap_share, tolerance=tolerance, futility=futility,
+    sigma=sigma, n=n, alpha=sources.counted_alpha(alpha, noise), cap_share=cap_share,
+    tolerance=tolerance, futility=futility,
     first_look=first_look, look_growth=look_growth,
   )
-  return _rule(plan, sigma, n0, choose, batch_size, sequential.anytime_start,
+  return _rule(plan, sigma, n0, choose, batch_size, source, alpha, sequential.anytime_start,
                sequential.anytime_look, sequential.anytime_undecided, sequential.anytime_conclude)
 
 
@@ -151,13 +160,14 @@ def replay(rule, looks):
   return state
 
 
-def _rule(plan, sigma, n0, choose, batch_size, *functions):
+def _rule(plan, sigma, n0, choose, batch_size, source, alpha, *functions):
   for name, value in (('n0', n0), ('batch_size', batch_size)):
     if value < 1:
       raise ValueError(f'{name}={value}; at least 1 is allowed')
   if choose not in ('majority', 'label'):
     raise ValueError(f"choose={choose!r}; 'majority' or 'label' is allowed")
-  return Rule(sigma, 0 if choose == 'label' else n0, batch_size, plan, *functions)
+  return Rule(sigma, 0 if choose == 'label' else n0, batch_size, source, alpha,
+              plan, *functions)
 
 
 def _drawn_sigma(sigma):

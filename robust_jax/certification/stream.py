@@ -103,9 +103,11 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
     Round.
 
   Raises:
-    ValueError: no label where the rule tests it, or a `begun` with counts that cannot be.
+    ValueError: no label where the rule tests it, a `begun` with counts that cannot be, or an
+      image that the rule's noise is not for.
   """
   phase_keys = keys.fold_in(key, np.array([SELECT, ESTIMATE]))
+  base = rule.source.base(logits_fn)
   examples, begun = iter(examples), dict(begun or {})
   slots, images = {}, None
   while True:
@@ -115,6 +117,7 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
         continue
       if images is None:
         images = np.zeros((pool, *np.shape(example.image)), np.float32)
+      rule.source.check(np.asarray(example.image)[None], rule.plan.looks[-1], rule.alpha)
       images[place] = example.image
       slots[place] = _slot(rule, example, begun.pop(example.index, None))
     if not slots:
@@ -124,8 +127,8 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
     for place, slot in slots.items():
       ids[place], phase[place] = slot.index, slot.chosen is not None
       start[place], num[place] = _next_draws(rule, slot)
-    votes = np.asarray(count(phase_keys[phase], logits_fn, images, ids, start, num,
-                             sigma=rule.sigma, batch_size=rule.batch_size))
+    votes = np.asarray(count(phase_keys[phase], base, images, ids, start, num, sigma=rule.sigma,
+                             batch_size=rule.batch_size, noise_fn=rule.source.noise_fn))
     _add(rule, slots, votes, num)
     seconds = time.monotonic() - begin
     for place, slot in slots.items():

@@ -129,7 +129,7 @@ def _not_counts(run, entry):
 
 def _from_votes(run, entries):
   counts = (np.array([entry[name] for entry in entries]) for name in ('counts0', 'counts'))
-  names = ('n', 'alpha', 'bound')
+  names = ('n', 'alpha', 'bound', 'noise')
   certificate = conclude(
       *counts, sigma=run.sigma, **{name: run.config['certify'][name] for name in names})
   return map(_decisions, entries, *certificate[:3])

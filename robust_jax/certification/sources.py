@@ -1,0 +1,72 @@
+"""Where the noise of a certificate comes from: float32 draws, or integers for 8-bit images.
+
+A certifier names its source; what else depends on it is here.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from robust_jax.certification import integer, sampling
+
+Noise = Literal['gaussian', 'integer']
+
+# What integer noise may spend of alpha on being drawn with finitely many bits.
+INTEGER_SHARE = 0.01
+
+
+class Source(NamedTuple):
+  """A source of noise for a fixed sigma.
+
+  Attributes:
+    noise_fn: (key, shape, sigma) -> [*shape], for `sampling.count`.
+    base: logits_fn -> logits_fn, the classifier that is smoothed, of the one that is given.
+    check: (images, n, alpha) -> None; raises ValueError for images [batch, ...], a most number of
+      draws and an alpha that it is not for.
+  """
+
+  noise_fn: Callable[..., Any]
+  base: Callable[..., Any]
+  check: Callable[..., None]
+
+
+def make(noise: Noise, sigma) -> Source:
+  """The source of that name for N(0, sigma^2).
+
+  Raises:
+    ValueError: another name, or a sigma that integers are not for.
+  """
+  if noise == 'gaussian':
+    return Source(sampling.gaussian_noise, lambda logits_fn: logits_fn, lambda *_: None)
+  _known(noise)
+
+  def check(images, n, alpha):
+    integer.check_images(images)
+    pixels = images[0].size
+    loss = n * pixels * integer.discrepancy(sigma)
+    if loss > INTEGER_SHARE * alpha:
+      raise ValueError(f"alpha={alpha}; at least {loss / INTEGER_SHARE:.3g} is allowed for {n} "
+                       f"draws of {pixels} pixels with noise='integer'")
+
+  return Source(integer.noise(sigma), integer.on_grid, check)
+
+
+def counted_alpha(alpha, noise: Noise):
+  """What of alpha is left to the counts: all, or 0.99 alpha for integer noise.
+
+  The draws of an image are those of exact integer noise but with probability 0.01 alpha at most,
+  which `Source.check` sees to.
+
+  Raises:
+    ValueError: alpha outside (0, 1), or another name.
+  """
+  if not 0 < alpha < 1:
+    raise ValueError(f'alpha={alpha}; (0, 1) is allowed')
+  if noise == 'gaussian':
+    return alpha
+  _known(noise)
+  return (1 - INTEGER_SHARE) * alpha
+
+
+def _known(noise):
+  if noise != 'integer':
+    raise ValueError(f"noise={noise!r}; 'gaussian' or 'integer' is allowed")
