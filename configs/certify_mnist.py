@@ -19,6 +19,6 @@ from robust_jax.experiment import component
 def get_config():
   config = smoothadv_mnist.get_config()
   config.certify = component(
-      'certify', 'sequential', radii=(0.25, 0.5, 0.75, 1., 1.25, 1.5, 1.75), indifference=0.01)
+      'certify', 'sequential', radii=(0.25, 0.5, 0.75, 1., 1.25, 1.5), indifference=0.01)
   config.certify_images.stride = 20
   return config

@@ -180,9 +180,10 @@ class _BatchNorm(nn.Module):
     factor = jax.lax.rsqrt(var + self.epsilon)
     if self.affine:
       factor *= self.param('scale', nn.initializers.ones, channels)
-    out = (x - _per_row(mean, images)) * _per_row(factor, images)
+    shift = -mean * factor
     if self.affine:
-      out += _per_row(self.param('bias', nn.initializers.zeros, channels), images)
+      shift += self.param('bias', nn.initializers.zeros, channels)
+    out = x * _per_row(factor, images) + _per_row(shift, images)
     return out.astype(self.dtype).reshape(images.shape)
 
 
