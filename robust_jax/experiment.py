@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from robust_jax import attacks, certification, data, keys, models, parallel, schema, training
+from robust_jax.certification import sources
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import (
@@ -369,6 +371,10 @@ def _check_combinations(run):
     try:
       certification.check_draws(run.certify_images.images_per_call, 0, draws,
                                 run.config['certify']['batch_size'])
+      settings = run.config['certify']
+      sources.make(settings['noise'], run.sigma)
+      sources.check_alpha(settings['alpha'], settings['noise'], sigma=run.sigma, n=settings['n'],
+                          pixels=math.prod(run.test_data.image_shape))
     except ValueError as error:
       raise UserError(f'config.certify and config.certify_images: {error}') from error
 

@@ -495,6 +495,37 @@ def test_only_the_same_images_are_compared(tmp_path, capsys):
   assert f'{mnist} is of mnist, {cifar} of cifar10;' in refused(capsys, 'compare', mnist, cifar)
 
 
+def test_certifiers_that_decide_other_radii_are_not_compared(tmp_path, capsys):
+  fixed = write_run(tmp_path / 'fixed')
+  grids = [write_run(tmp_path / name, name='sequential', radii=radii)
+           for name, radii in (('one', [0., 0.25, 0.5]), ('two', [0., 0.5]), ('three', [0., 0.5]))]
+  status, out, err = run(capsys, 'compare', fixed, grids[0], '--radii=0.5,0.75', '--format=csv')
+  first = dict(zip(*(rows_of(out)[i] for i in (0, 3))))
+  assert status == 0 and first['r=0.5'] and first['r=0.75'] == first['ACR'] == ''
+  assert f'warning: name differs: "fixed" in {fixed}/certify.jsonl, "sequential" in ' in err[0]
+  assert any(line.startswith('warning: radii differs: "any" in ') for line in err)
+  assert (f'warning: {grids[0]}/certify.jsonl: the radii 0, 0.25, 0.5 were decided, not 0.75, '
+          'where at least the accuracy of the next larger one is certified') in err
+  assert not any('largest radius' in line for line in err)
+  for command in ('table', 'plot'):
+    words = [command, fixed, grids[0]] + ([f'--output={tmp_path}/x.svg'] * (command == 'plot'))
+    err = run(capsys, *words)[2]
+    assert sum(line.startswith(('warning: name differs', 'warning: radii differs'))
+               for line in err) == 2
+  # One grid for all is what the table shows, and compares.
+  _, out, err = run(capsys, 'compare', *grids[1:], '--format=csv')
+  titles, *_, difference = rows_of(out)
+  assert titles[3::2] == ['r=0', 'r=0.5', 'ACR'] and all(difference[3::2])
+  assert not any('radii' in line for line in err)
+
+
+def test_abstention_has_no_meaning_where_the_label_was_tested(tmp_path, capsys):
+  write_run(tmp_path / 'a', name='sequential', choose='label', radii=[0., 0.5])
+  write_run(tmp_path / 'b', name='sequential', choose='majority', radii=[0., 0.5])
+  titles, label, majority = rows_of(run(capsys, 'table', tmp_path, '--format=csv')[1])
+  assert label[titles.index('abstains')] == '' and majority[titles.index('abstains')]
+
+
 # plot
 
 
@@ -577,6 +608,24 @@ def test_a_whole_log_is_true_as_often_as_it_says():
   each, together = wrong / num_logs
   assert each > 0.5  # Some certificate of most logs.
   assert together <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / num_logs)
+
+
+def test_simultaneous_integers_lose_once_an_image(tmp_path):
+  """The draws of each image are exact but for noise_loss, however small its share of alpha."""
+  lost = 0.0009 * 0.001
+  path = write_run(tmp_path, noise='integer', noise_loss=lost) / 'certify.jsonl'
+  one, votes = log.read(path), log.read_votes(path)
+  # As `certify` has it for integer noise.
+  sure = certificates(votes.counts0, votes.counts, {**SETTINGS, 'alpha': 0.00099})
+  one = one._replace(predict=sure.prediction, radius=sure.radius)
+  result = analysis.simultaneous(one, votes, path=path)
+  found = certificates(votes.counts0, votes.counts, {**SETTINGS, 'alpha': 0.001 / 40 - lost})
+  np.testing.assert_array_equal(result.predict, found.prediction)
+  np.testing.assert_allclose(result.radius, found.radius, rtol=1e-12)
+  for bad in (None, 0.001 / 40, -1.):
+    other = one._replace(settings={**one.settings, 'noise_loss': bad})
+    with pytest.raises(UserError, match='the setting noise_loss is .*; .* is allowed'):
+      analysis.simultaneous(other, votes, path=path)
 
 
 def test_simultaneous_on_the_command_line(tmp_path, capsys):

@@ -240,8 +240,8 @@ def canned(counts0, counts):
   """A `count` that returns these counts, and the list of the arguments it was called with."""
   calls = []
 
-  def fake(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size):
-    del logits_fn, images, sigma, batch_size
+  def fake(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size, noise_fn=None):
+    del logits_fn, images, sigma, batch_size, noise_fn
     calls.append((tuple(jax.random.key_data(key).tolist()), example_ids.tolist(), start, num))
     return jnp.asarray(counts0 if len(calls) == 1 else counts, jnp.int32)
 
@@ -450,6 +450,23 @@ def test_certify_rejects(change, message):
   settings = {'sigma': 0.5, 'n0': 10, 'n': 20, 'batch_size': 16, **change}
   with pytest.raises(ValueError, match=message):
     certify(keys.root(0), conv_net(), some_images(), **settings)
+
+
+def test_many_draws_are_asked_for_in_parts(monkeypatch):
+  settings = {'sigma': 0.25, 'n0': 7, 'n': 50, 'batch_size': 16}
+  images = some_images()
+  whole = certify(keys.root(0), toy(), images, **settings)
+  assert 0 < whole.counts[:, 0].sum() < 50 * len(images)
+  monkeypatch.setattr(certify_module, '_ROWS', 8 * len(images))
+  asked = []
+
+  def spying_count(key, logits_fn, images, example_ids, start, num, **kwargs):
+    asked.append((start, num))
+    return count(key, logits_fn, images, example_ids, start, num, **kwargs)
+
+  parts = certify(keys.root(0), toy(), images, **settings, count=spying_count)
+  assert asked == [(0, 7), *((start, 8) for start in range(0, 48, 8)), (48, 2)]
+  jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
 def test_certifiers_are_named():

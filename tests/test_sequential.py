@@ -174,7 +174,7 @@ def test_a_radius_is_allowed_up_to_the_limit_of_the_cap():
   fields = dict(sigma=0.5, n=n, alpha=alpha, cap_share=0.5)
   plan = sequential.make_plan(radii=(limit - 1e-6,), **fields)
   assert plan.cap_hits[-1] == n
-  with pytest.raises(ValueError, match=f'at most {limit:.4f} is allowed, all that n=5000 draws'):
+  with pytest.raises(ValueError, match=f'less than {limit:.4f} is allowed, all that n=5000 draws'):
     sequential.make_plan(radii=(limit + 1e-6,), **fields)
 
 
@@ -499,7 +499,7 @@ def anytime_with(**fields):
   (lambda: plan_with(radii=(0.5, 0.25, 0.5)), 'radii has 0.5 more than once; distinct radii'),
   (lambda: plan_with(radii=('a', 0.5)), r"radii=\['a', '0.5'\]; a list of numbers is allowed"),
   (lambda: plan_with(radii=0.5), 'radii=0.5; a list of numbers is allowed'),
-  (lambda: plan_with(radii=(0.5, 2.0), n=1000), 'radii has 2.0; at most 1.2.* n=1000 draws'),
+  (lambda: plan_with(radii=(0.5, 2.0), n=1000), 'radii has 2.0; less than 1.2.* n=1000 draws'),
   (lambda: anytime_with(tolerance=-0.1), r'tolerance=-0.1; \[0, inf\) is allowed'),
   (lambda: anytime_with(alpha=2.0), r'alpha=2.0; \(0, 1\) is allowed'),
   (lambda: anytime_with(n=3), 'n=3; at least 11 is allowed'),

@@ -233,7 +233,7 @@ def test_most_draws_of_a_round():
   (certification.sequential_rule, {'batch_size': 0}, 'batch_size=0; at least 1 is allowed'),
   (certification.sequential_rule, {'choose': 'best'}, "choose='best'; 'majority' or 'label'"),
   (certification.sequential_rule, {'alpha': 1.0}, r'alpha=1.0; \(0, 1\) is allowed'),
-  (certification.sequential_rule, {'radii': (3.0,)}, 'radii has 3.0; at most 1.9'),
+  (certification.sequential_rule, {'radii': (3.0,)}, 'radii has 3.0; less than 1.9'),
   (certification.anytime_rule, {'n0': 0}, 'n0=0; at least 1 is allowed'),
   (certification.anytime_rule, {'n': 3}, 'n=3; at least 11 is allowed'),
 ])

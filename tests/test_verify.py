@@ -10,7 +10,7 @@ import pytest
 
 from launch import command_line
 from robust_jax import experiment, stages, workdir
-from robust_jax.certification import log
+from robust_jax.certification import integer, log
 from robust_jax.errors import MismatchError, UserError
 from robust_jax.stages.certify import certify
 from robust_jax.stages.verify import verify
@@ -240,6 +240,61 @@ def test_what_is_wrong_is_named(name, make, tmp_path, capsys):
     assert all(line.startswith((f'image {entry["idx"]}: ', 'verify: 9 of 10')) for line in lines)
 
 
+def test_images_and_labels_are_those_of_the_dataset(make, tmp_path, capsys):
+  run = make('fixed', '--config.verify.sample=1')
+  certify(run, tmp_path)
+  path, table = tmp_path / 'certify.jsonl', tmp_path / 'certify.tsv'
+  whole, rows_of_table = path.read_text(), table.read_text()
+
+  def finds(message, num=1):
+    capsys.readouterr()
+    with pytest.raises(MismatchError, match=f'{num} of [0-9]+ images are not as logged'):
+      verify(run, tmp_path)
+    assert re.search(message, capsys.readouterr().out)
+
+  # A label that the log has made right, in both twins, of an image that is not drawn for again.
+  wrong = next(place for place, row in enumerate(rows(tmp_path)) if 0 < place < 9
+               and row['predict'] not in (row['label'], -1))
+  entry = tamper(tmp_path, wrong, label=lambda _: rows(tmp_path)[wrong]['predict'],
+                 correct=lambda _: 1)
+  finds(f'image {entry["idx"]}: label: {entry["label"]} is logged; the dataset has ')
+  path.write_text(whole)
+  table.write_text(rows_of_table + '99\t1\t1\t0.5\t1\t0:00:01\n')
+  finds('image 99: it is in certify.tsv alone')
+  # Images that are left out: a log in the making, or one that claims to be whole.
+  path.write_text(''.join(whole.splitlines(keepends=True)[:8]))
+  tamper(tmp_path, 0)
+  capsys.readouterr()
+  verify(run, tmp_path)
+  assert 'verify: 3 of 10 images are not certified yet' in capsys.readouterr().out
+  (tmp_path / 'stages.json').write_text(json.dumps({'certify': {'status': 'done'}}))
+  finds('it is missing, and the certify stage is done', num=3)
+  foreign = make('fixed', '--config.certify_images.num_images=5')
+  header = json.loads(whole.splitlines()[0])
+  header['header']['settings']['num_images'] = 5
+  path.write_text('\n'.join([json.dumps(header), *whole.splitlines()[1:], '']))
+  tamper(tmp_path, 0)
+  with pytest.raises(MismatchError, match='5 of 10 images'):
+    verify(foreign, tmp_path)
+  assert 'it is not among the images of config.certify_images' in capsys.readouterr().out
+
+
+def test_integers_that_cannot_be_are_refused_before_anything_runs(make):
+  for words, message in ((['--config.certify.alpha=1e-12'], 'alpha=1e-12; at least'),
+                         (['--config.sigma=600.'], 'sigma=600.0; at most 446')):
+    with pytest.raises(UserError, match=message) as error:
+      make('integer', *words)
+    assert 'config.certify' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_image_off_the_grid_is_named(make, tmp_path, monkeypatch):
+  run = make('sequential, integer')
+  monkeypatch.setattr(integer, 'check_images',
+                      lambda images: (_ for _ in ()).throw(ValueError('images have the pixel 0.3')))
+  with pytest.raises(UserError, match="test image 0, config.certify.noise='integer': images have"):
+    certify(run, tmp_path)
+
+
 def test_an_image_that_was_drawn_for_too_long(make, tmp_path, capsys):
   run = make('sequential')
   certify(run, tmp_path)
@@ -306,7 +361,7 @@ def test_other_parameters_and_settings_are_one_line(make, tmp_path):
     (['--config.certify.n=0'], 'config.certify.n is 0'),
     (['--config.certify.n=5'], 'config.certify.n=5; at least 11 is allowed'),
     (['--config.certify.alpha=1.0'], r'config.certify.alpha is 1.0; a number in \(0, 1\)'),
-    (['--config.certify.radii=(0.1, 3.0)'], 'config.certify.radii has 3.0; at most 0.[0-9]+'),
+    (['--config.certify.radii=(0.1, 3.0)'], 'config.certify.radii has 3.0; less than 0.[0-9]+'),
     (['--config.certify.radii=(0.1, 0.1)'], 'config.certify.radii has 0.1 more than once'),
     (['--config.certify.radii=("a",)'], r"config.certify.radii is \('a',\); a tuple"),
     (['--config.certify.radii=(-0.5,)'], 'config.certify.radii is'),

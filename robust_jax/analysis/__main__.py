@@ -100,9 +100,11 @@ def make_parser():
 def table(flags):
   found = _collect(flags)
   _warn(sources.mixed(found))
+  _warn(line for line in sources.differences(found)
+        if line.startswith(('name ', 'radii ', 'choose ')))
   folder, names = _names(found, flags)
-  values = listings.logs_table(found, names, flags.radii or listings.default_radii(found),
-                               decimals=flags.decimals, separate=flags.format == 'csv')
+  values = listings.logs_table(found, names, _radii_of(found, flags), decimals=flags.decimals,
+                               separate=flags.format == 'csv')
   _print(values, flags, folder, """\
 Certified accuracy in % at l2 radius r, with its 95% interval over images.
 ACR: average certified radius; abstains: in %; draws, seconds: mean an image.""")
@@ -120,7 +122,7 @@ def envelope(flags):
     _warn([f'{text}: they number the images differently'])
   _warn(line for line in sources.differences(found) if not line.startswith('sigma '))
   folder, names = _names(found, flags)
-  values = listings.envelope_table(found, names, flags.radii or listings.default_radii(found),
+  values = listings.envelope_table(found, names, _radii_of(found, flags),
                                    decimals=flags.decimals)
   _print(values, flags, folder,
          f'Best certified accuracy in % over {len(found)} logs, at each l2 radius by itself.')
@@ -133,7 +135,7 @@ def compare(flags):
   sources.check_images(found)
   _warn(sources.differences(found))
   folder, names = _names(found, flags)
-  values = listings.comparison_table(found, names, flags.radii or listings.default_radii(found),
+  values = listings.comparison_table(found, names, _radii_of(found, flags),
                                      decimals=flags.decimals, separate=flags.format == 'csv')
   shared = len(analysis.common_images([source.log for source in found]))
   if shared < 100:
@@ -147,6 +149,7 @@ def plot(flags):
   curves.check_output(flags.output)
   found = _without(_collect(flags), _empty)
   _warn(sources.mixed(found))
+  _warn(line for line in sources.differences(found) if line.startswith(('name ', 'radii ')))
   folder, names = sources.names([source.path for source in found])
   curves.write(flags.output, *curves.draw([source.log for source in found], names,
                                           intervals=flags.intervals))
@@ -195,6 +198,13 @@ def _no_part(source, flags):
     return (f'trained with noise {source.training_noise:g}, certified with {source.sigma:g} '
             '(--any-noise includes it)')
   return _empty(source)
+
+
+def _radii_of(found, flags):
+  """--radii, or those that suit the logs; warns of what a log has not decided."""
+  radii = flags.radii or listings.default_radii(found)
+  _warn(sources.off_grid(found, radii))
+  return radii
 
 
 def _names(found, flags):

@@ -17,17 +17,20 @@ from robust_jax.analysis.certified import (
 )
 from robust_jax.analysis.images import common_images, on_images
 from robust_jax.analysis.means import paired_difference
-from robust_jax.analysis.sources import Source
+from robust_jax.analysis.sources import Source, comparable
 from robust_jax.analysis.table import Table
 from robust_jax.errors import UserError
 
 
 def default_radii(sources: Sequence[Source]) -> list[float]:
-  """0, 0.25, 0.5, ... up to the largest radius certified.
+  """The grid that all logs have decided; without one, 0, 0.25, 0.5, ... up to the largest radius.
 
   Nine at most, for which the distance grows to 0.5, 1, 2.5, ...; it is smaller than 0.25 where no
   radius of 0.5 is certified.
   """
+  grids = {tuple(source.log.settings.get('radii', ())) for source in sources}
+  if len(grids) == 1 and len(min(grids)) in range(1, 10):
+    return list(min(grids))
   certified = [source.log.radius[source.log.correct] for source in sources]
   largest = max(np.concatenate([[0.], *certified]))
   steps = (factor * 10.**power for power in itertools.count(-6) for factor in (1, 2.5, 5))
@@ -59,7 +62,9 @@ def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decima
         cells += [value, low, high] if separate else [f'{value} ({low}–{high})']
     rows.append([
         name, _text(source.sigma, 'g'), str(num_images), *cells,
-        _text(average_certified_radius(log), '.3f'), _percent(abstention_rate(log), decimals),
+        _text(average_certified_radius(log), '.3f'),
+        # Where the label was tested, wrong and abstained are one.
+        None if log.settings.get('choose') == 'label' else _percent(abstention_rate(log), decimals),
         _text(_mean_draws(source), '.0f'),
         _text(np.mean(log.time) if num_images else None, '.3g')])
   return Table(['log', 'sigma', 'images', *titles, 'ACR', 'abstains', 'draws', 'seconds'], rows)
@@ -87,7 +92,8 @@ def comparison_table(sources: Sequence[Source], names: Sequence[str], radii, *, 
   """Certified accuracy and ACR on the images that all logs have, and differences from the first.
 
   A difference is mean(log - first) over the images, ± the half-width of its paired 95% interval
-  (`paired_difference`); without ± where all images agree in it, so that they show no spread.
+  (`paired_difference`); without ± where all images agree in it, so that they show no spread; None
+  where the certifiers of the logs did not decide the same (`sources.comparable`).
 
   Raises:
     UserError: no image is in all logs.
@@ -116,6 +122,9 @@ def comparison_table(sources: Sequence[Source], names: Sequence[str], radii, *, 
       figures = [f'{difference:+.{digit}f}' for (difference, _), digit in zip(pairs, digits)]
       halves = [f'{half:.{digit}f}' if half > 0 else None
                 for (_, half), digit in zip(pairs, digits)]
+      alike = comparable(sources, radii)
+      figures = [figure if same else None for figure, same in zip(figures, alike)]
+      halves = [half if same else None for half, same in zip(halves, alike)]
       rows.append([name, images, 'minus the first', *_with_interval(figures, halves, separate)])
   return Table(['log', 'images', 'figure', *titles], rows)
 

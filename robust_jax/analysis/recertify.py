@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from robust_jax.certification import bounds, sources
+from robust_jax.certification import sources
+from robust_jax.certification.certify import conclude
 from robust_jax.certification.log import Log, Votes
 from robust_jax.errors import UserError
 
@@ -21,7 +22,8 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
   counts give no certificate at another one.
 
   Args:
-    log: [num_images], of which the settings name, n, n0, sigma, alpha, bound and noise are used.
+    log: [num_images], of which the settings name, n, n0, sigma, alpha, bound, noise and
+      noise_loss are used.
     votes: of the same images.
     path: of the log, for errors.
 
@@ -51,34 +53,24 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
     if len(more):
       raise UserError(f'{path}: idx {log.idx[more[0]]} has {counts[more[0]].sum()} votes; the '
                       f'setting {name}, {num}, or fewer are allowed')
-  _check(log, _certify(votes, settings, settings['alpha']), path)
+  noise = settings.get('noise', 'gaussian')
+  _check(log, _certify(votes, settings, sources.counted_alpha(settings['alpha'], noise)), path)
   alpha = settings['alpha'] / len(log.idx)
-  predict, radius = _certify(votes, settings, alpha)
+  # What the draws of an image may be off by does not shrink with alpha.
+  lost = 0. if noise == 'gaussian' else settings.get('noise_loss')
+  if type(lost) is not float or not 0 <= lost < alpha:
+    raise UserError(f'{path}: the setting noise_loss is {lost!r}; [0, {alpha:.3g}), alpha over the '
+                    'number of images, is allowed')
+  predict, radius = _certify(votes, settings, alpha - lost)
   return log._replace(predict=predict, radius=radius, correct=predict == log.label,
                       settings={**settings, 'alpha': alpha})
 
 
 def _certify(votes, settings, alpha):
-  """(predict, radius), [num_images] each, as `certification.certify` has them at this alpha."""
-  n = settings['n']
-  alpha = sources.counted_alpha(alpha, settings.get('noise', 'gaussian'))
-  # The noise was drawn with float32(sigma).
-  sigma = min(settings['sigma'], float(np.float32(settings['sigma'])))
-  selected = votes.counts0.argmax(axis=-1)
-  image = np.arange(len(selected))
-  hits = votes.counts[image, selected]
-  if settings['bound'] == 'one_vs_rest':
-    p_lower = bounds.clopper_pearson_lower(hits, n, alpha)
-    certain, radius = p_lower >= 0.5, bounds.certified_radius(p_lower, sigma)
-  else:
-    others = votes.counts.copy()
-    others[image, selected] = 0
-    # Draws that voted for no class (NaN logits) are a rival too.
-    rival = np.maximum(others.max(axis=-1), n - votes.counts.sum(axis=-1))
-    p_lower = bounds.clopper_pearson_lower(hits, n, alpha / 2)
-    p_upper = np.minimum(bounds.clopper_pearson_upper(rival, n, alpha / 2), 1 - p_lower)
-    certain, radius = p_lower >= p_upper, bounds.certified_radius(p_lower, sigma, p_upper)
-  return np.where(certain, selected, -1), np.where(certain, radius, 0.)
+  """(predict, radius), [num_images] each, that follow from the votes at this alpha."""
+  found = conclude(votes.counts0, votes.counts, alpha=alpha,
+                   **{name: settings[name] for name in ('sigma', 'n', 'bound')})
+  return found.prediction, found.radius
 
 
 def _check(log, certificates, path):

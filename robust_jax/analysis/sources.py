@@ -29,7 +29,7 @@ _SAME = {'imagenet2012': 'imagenet', 'svhncropped': 'svhn'}
 _SIZES = {'mnist': 10_000, 'fashionmnist': 10_000, 'cifar10': 10_000, 'cifar100': 10_000,
           'svhn': 26_032, 'tinyimagenet': 10_000, 'imagenet': 50_000}
 # Settings that say which images and network, not how an image is certified.
-_FREE = {'seed', 'dataset', 'split', 'stride', 'num_images', 'num_classes', 'batch_size',
+FREE = {'seed', 'dataset', 'split', 'stride', 'num_images', 'num_classes', 'batch_size',
          'checkpoint_step', 'classifier_sha256'}
 
 
@@ -184,11 +184,12 @@ def differences(sources: Sequence[Source]) -> list[str]:
   the class; this radius, in units of sigma, tells whether n and alpha are those of another log.
   """
   lines = []
-  settings = [{name: value for name, value in source.log.settings.items() if name not in _FREE}
+  settings = [{name: value for name, value in source.log.settings.items() if name not in FREE}
               | ({} if source.sigma is None else {'sigma': source.sigma}) for source in sources]
   for name in dict.fromkeys(name for each in settings for name in each):
-    lines += _differing(name, [(json.dumps(each[name]), source)
-                               for each, source in zip(settings, sources) if name in each])
+    of = [(each, source) for each, source in zip(settings, sources)
+          if name in each or name == 'radii' and 'name' in each]
+    lines += _differing(name, [(json.dumps(each.get(name, 'any')), source) for each, source in of])
   ceilings = sorted([(_ceiling(source), source.path) for source in sources if _ceiling(source)])
   if not any(line.startswith(('n ', 'alpha ')) for line in lines) and ceilings:
     (low, other), (high, path) = ceilings[0], ceilings[-1]
@@ -196,6 +197,37 @@ def differences(sources: Sequence[Source]) -> list[str]:
       lines.append(f'the largest radius is {high:.2f} sigma in {path}, {low:.2f} sigma in {other}: '
                    'n or alpha differs')
   return lines
+
+
+def off_grid(sources: Sequence[Source], radii) -> list[str]:
+  """A line for each log that has decided some radii only, and not all of these."""
+  lines = []
+  for source in sources:
+    others = [radius for radius, on in zip(radii, _on_grid(source, radii)) if not on]
+    if others:
+      grid = ', '.join(f'{radius:g}' for radius in source.log.settings['radii'])
+      lines.append(f'{source.path}: the radii {grid} were decided, not '
+                   f'{", ".join(f"{radius:g}" for radius in others)}, where at least the accuracy '
+                   'of the next larger one is certified')
+  return lines
+
+
+def comparable(sources: Sequence[Source], radii) -> list[bool]:
+  """[num_radii + 1]: whether the accuracies at each radius, and the ACRs, mean the same for all.
+
+  Those of logs with one grid do, or without any. Where grids differ, a radius has to be on all.
+  """
+  if len({json.dumps(source.log.settings.get('radii')) for source in sources}) == 1:
+    return [True] * (len(radii) + 1)
+  return [*np.all([_on_grid(source, radii) for source in sources], axis=0).tolist(), False]
+
+
+def _on_grid(source, radii):
+  """[num_radii] bool: whether the log's certifier has decided it."""
+  grid = source.log.settings.get('radii')
+  if grid is None:
+    return np.full(len(radii), True)
+  return np.isclose(np.asarray(radii)[:, None], grid, rtol=0, atol=1e-9).any(axis=1)
 
 
 def names(paths: Sequence[Path]) -> tuple[str, list[str]]:
@@ -378,6 +410,8 @@ def _most_frequent(values):
 def _ceiling(source):
   """The largest radius in units of sigma, if at least one image in a hundred has it."""
   radius = source.log.radius
+  if source.log.settings.get('name', 'fixed') != 'fixed':  # The grid or the looks end it.
+    return None
   if not source.sigma or not len(radius) or np.sum(radius == radius.max()) < max(
       2, 0.01 * len(radius)):
     return None

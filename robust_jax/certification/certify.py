@@ -16,6 +16,9 @@ SELECT = 2**31 - 1
 ESTIMATE = 2**31 - 2
 PREDICT = 2**31 - 3
 
+# Draws that `certify` asks for at a time, over all images.
+_ROWS = 2**17
+
 
 def _example_ids(example_ids, images):
   return np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
@@ -88,20 +91,24 @@ def certify(
   source.check(images, n, alpha)
   base = source.base(logits_fn)
 
+  # In parts: a signal waits for the end of one.
+  part = max(_ROWS // max(len(images), 1), 1)
+
   def votes(phase, num):
-    return np.asarray(count(
-      jax.random.fold_in(keys.as_key(key), phase), base, images, example_ids, 0, num,
+    phase_key = jax.random.fold_in(keys.as_key(key), phase)
+    return sum(np.asarray(count(
+      phase_key, base, images, example_ids, start, min(part, num - start),
       sigma=sigma, batch_size=batch_size, noise_fn=source.noise_fn,
-    ))
+    )) for start in range(0, max(num, 1), part))
 
   counts0 = votes(SELECT, n0)
   counts = votes(ESTIMATE, n)
-  return conclude(counts0, counts, sigma=sigma, n=n, alpha=alpha, bound=bound, noise=noise)
+  return conclude(counts0, counts, sigma=sigma, n=n, alpha=sources.counted_alpha(alpha, noise),
+                  bound=bound)
 
 
-def conclude(counts0, counts, *, sigma, n, alpha, bound, noise):
-  """The certificate that follows from counts, both [batch, classes]; the rest as in `certify`."""
-  alpha = sources.counted_alpha(alpha, noise)
+def conclude(counts0, counts, *, sigma, n, alpha, bound):
+  """The certificate that follows from counts at alpha, both [batch, classes], as in `certify`."""
   # The noise was drawn with float32(sigma): a larger sigma would overstate the radius.
   sigma = min(sigma, float(np.float32(sigma)))
   selected = counts0.argmax(axis=-1)

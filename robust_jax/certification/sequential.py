@@ -191,6 +191,8 @@ def make_plan(
     bisect.bisect_left(range(n + 1), True, key=lambda k, score=score: rejects(k, score))
     for score in scores
   ])
+  if cap_hits[-1] > n:  # At the limit itself, within rounding.
+    _beyond(radii[-1], radii[-1], n, alpha_cap)
   # P(Binomial(n, p) >= k) = I_p(k, n - k + 1).
   cap_p = special.betaincinv(cap_hits, n - cap_hits + 1, 1 - indifference)
   return Plan(radii, scores, n, alpha_anytime, alpha_cap, futility, indifference, looks, cap_hits,
@@ -447,8 +449,12 @@ def _check_reach(radius, sigma, n, alpha_cap):
                      f'{alpha_cap:g}')
   limit = bounds.certified_radius(bounds.clopper_pearson_lower(n, n, alpha_cap), sigma)
   if radius > limit:
-    raise ValueError(f'radii has {radius}; at most {limit:.4f} is allowed, all that n={n} draws '
-                     f'can certify at alpha_cap={alpha_cap:g}')
+    _beyond(radius, limit, n, alpha_cap)
+
+
+def _beyond(radius, limit, n, alpha_cap):
+  raise ValueError(f'radii has {radius}; less than {limit:.4f} is allowed, all that n={n} draws '
+                   f'can certify at alpha_cap={alpha_cap:g}')
 
 
 def _counts(state, image, hits, draws, cap):

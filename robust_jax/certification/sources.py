@@ -21,7 +21,7 @@ class Source(NamedTuple):
     noise_fn: (key, shape, sigma) -> [*shape], for `sampling.count`.
     base: logits_fn -> logits_fn, the classifier that is smoothed, of the one that is given.
     check: (images, n, alpha) -> None; raises ValueError for images [batch, ...], a most number of
-      draws and an alpha that it is not for.
+      draws and an alpha that it is not for; see `check_alpha`.
   """
 
   noise_fn: Callable[..., Any]
@@ -41,20 +41,32 @@ def make(noise: Noise, sigma) -> Source:
 
   def check(images, n, alpha):
     integer.check_images(images)
-    pixels = images[0].size
-    loss = n * pixels * integer.discrepancy(sigma)
-    if loss > INTEGER_SHARE * alpha:
-      raise ValueError(f"alpha={alpha}; at least {loss / INTEGER_SHARE:.3g} is allowed for {n} "
-                       f"draws of {pixels} pixels with noise='integer'")
+    check_alpha(alpha, noise, sigma=sigma, n=n, pixels=images[0].size)
 
   return Source(integer.noise(sigma), integer.on_grid, check)
+
+
+def loss(noise: Noise, *, sigma, n, pixels):
+  """The most probability with which n draws of an image are not those of exact noise.
+
+  0 for 'gaussian', whose certificates take float32 draws for exact ones.
+  """
+  return 0. if noise == 'gaussian' else n * pixels * integer.discrepancy(sigma)
+
+
+def check_alpha(alpha, noise: Noise, *, sigma, n, pixels):
+  """Raises ValueError where the `loss` is more than what integer noise may spend of alpha."""
+  lost = loss(noise, sigma=sigma, n=n, pixels=pixels)
+  if lost > INTEGER_SHARE * alpha:
+    raise ValueError(f"alpha={alpha}; at least {lost / INTEGER_SHARE:.3g} is allowed for {n} "
+                     f"draws of {pixels} pixels with noise='integer'")
 
 
 def counted_alpha(alpha, noise: Noise):
   """What of alpha is left to the counts: all, or 0.99 alpha for integer noise.
 
   The draws of an image are those of exact integer noise but with probability 0.01 alpha at most,
-  which `Source.check` sees to.
+  which `check_alpha` sees to.
 
   Raises:
     ValueError: alpha outside (0, 1), or another name.

@@ -106,6 +106,8 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
     ValueError: no label where the rule tests it, a `begun` with counts that cannot be, or an
       image that the rule's noise is not for.
   """
+  if pool < 1:
+    raise ValueError(f'pool={pool}; at least 1 is allowed')
   phase_keys = keys.fold_in(key, np.array([SELECT, ESTIMATE]))
   base = rule.source.base(logits_fn)
   examples, begun = iter(examples), dict(begun or {})
@@ -129,6 +131,10 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
       start[place], num[place] = _next_draws(rule, slot)
     votes = np.asarray(count(phase_keys[phase], base, images, ids, start, num, sigma=rule.sigma,
                              batch_size=rule.batch_size, noise_fn=rule.source.noise_fn))
+    for slot in slots.values():
+      if slot.chosen is not None and not 0 <= slot.chosen < votes.shape[1]:
+        raise ValueError(f'image {slot.index}: label={slot.chosen}; 0, ..., {votes.shape[1] - 1} '
+                         'is allowed')
     _add(rule, slots, votes, num)
     seconds = time.monotonic() - begin
     for place, slot in slots.items():
@@ -157,6 +163,8 @@ def certify_by_rule(key, logits_fn, images, rule, *, labels=None, example_ids=No
   """
   ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
   labels = [None] * len(images) if labels is None else labels
+  if not len(images):
+    raise ValueError('images has no image; at least 1 is allowed')
   order = {int(index): i for i, index in enumerate(ids)}
   if len(order) < len(images):
     raise ValueError(f'example_ids={ids.tolist()}; distinct ids are allowed')

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_jax import analysis
+from robust_jax.analysis.sources import FREE
 from robust_jax.errors import UserError
 from robust_jax.report import groups, results
 from robust_jax.report.contents import Contents
@@ -107,7 +108,7 @@ def _panel(dataset, runs):
           for stage, log in (('certify', 'certified'), ('attack', 'attack'))}
   certified, certified_alike = _on_common_images(of_group(logs['certify']), 'certified', notes)
   # Fewer draws certify smaller radii, whatever the network: such figures are not compared.
-  certified_alike &= len(_settings_of(certified, ('name', 'n', 'alpha', 'radii'))) < 2
+  certified_alike &= not _differing_certifiers(certified)
   attacked, attacked_alike = _on_common_images(of_group(logs['attack']), 'attacked', notes)
   columns = [
       *_clean(found, certified, certified_alike, attacked, attacked_alike),
@@ -165,10 +166,10 @@ def _differing_settings(found, certified, attacked):
                    f'({_listed(f"{value:,}" for value in values)}), which alone changes the radii '
                    'that can be certified: they stand side by side, without differences or a '
                    'best value.')
-  for name, words in (('name', 'certifiers'), ('radii', 'grids of radii')):
-    if len(_settings_of(certified, (name,))) > 1:
-      notes.append(f'The certificates are of different {words}: they stand side by side, without '
-                   'differences or a best value.')
+  others = [name for name in _differing_certifiers(certified) if name not in ('n', 'alpha')]
+  if others:
+    notes.append(f'The certificates differ in {_listed(others)}, which is another question: they '
+                 'stand side by side, without differences or a best value.')
   headers = [log.header for row in attacked for log in row if log is not None]
   for name in ('num_noise', 'n', 'alpha'):
     values = sorted({one[name] for one in headers if one.get('smoothed') and name in one})
@@ -186,9 +187,22 @@ def _differing_settings(found, certified, attacked):
   return notes
 
 
+def _differing_certifiers(certified):
+  """The names of the settings by which the certificates differ, the noise's sigma apart.
+
+  What the certifier has worked out for sigma says nothing more. A name that a log lacks is not
+  known there, but for the radii: without them any radius is certified.
+  """
+  logs = [log for row in certified for log in row if log is not None]
+  names = dict.fromkeys(name for log in logs for name in log.settings)
+  derived = {'sigma', 'alpha_cap', 'alpha_anytime', 'cap_hits', 'noise_loss'}
+  return [name for name in names if name not in FREE | derived and len({
+      json.dumps(log.settings.get(name)) for log in logs
+      if name in log.settings or name == 'radii'}) > 1]
+
+
 def _settings_of(certified, names):
-  plain = lambda value: tuple(value) if isinstance(value, list) else value
-  return {tuple(plain(log.settings.get(name)) for name in names)
+  return {tuple(log.settings.get(name) for name in names)
           for row in certified for log in row if log is not None}
 
 

@@ -31,7 +31,8 @@ def key_figures(run: Contents) -> list[Figure]:
                 for radius, accuracy in zip(radii, accuracies)]
     figures.append(Figure(
         'Average certified radius', f'{analysis.average_certified_radius(log):.3f}',
-        f'abstains on {percent(analysis.abstention_rate(log))}'))
+        '' if log.settings.get('choose') == 'label'
+        else f'abstains on {percent(analysis.abstention_rate(log))}'))
   if attack and len(attack.idx) and len(attack.epsilons):
     largest = int(np.argmax(attack.epsilons))
     accuracy = analysis.robust_accuracy(attack)[largest]

@@ -1,5 +1,6 @@
 """The certify stage: certificates of test images, logged line by line."""
 
+import math
 import time
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 
 from robust_jax import certification, monitoring, parallel
 from robust_jax import workdir as workdirs
-from robust_jax.certification import log, stream
+from robust_jax.certification import integer, log, sources, stream
+from robust_jax.errors import UserError
 from robust_jax.stages import classifier, images
 
 
@@ -46,6 +48,10 @@ def settings(run, origin):
   chosen, dataset, derived = run.certify_images, run.test_data, {}
   if isinstance(run.certify, certification.Rule):
     derived = run.certify.settings()
+  if run.config['certify']['noise'] != 'gaussian':
+    derived['noise_loss'] = sources.loss(
+        run.config['certify']['noise'], sigma=run.sigma, n=run.config['certify']['n'],
+        pixels=math.prod(dataset.image_shape))
   return {**run.config['certify'], **derived, 'sigma': run.sigma, 'seed': run.config['seed'],
           'dataset': run.data.name, 'split': dataset.split, 'stride': chosen.stride,
           'num_images': chosen.num_images, 'num_classes': dataset.num_classes, **origin}
@@ -63,10 +69,10 @@ def rounds(run, logits_fn, indices, begun=None):
   count, size = parallel.sharded_count(run.devices), run.certify_images.images_per_call
   if isinstance(run.certify, certification.Rule):
     yield from certification.certify_stream(
-        run.key('certify'), logits_fn, _examples(run.test_data, indices), run.certify,
+        run.key('certify'), logits_fn, _examples(run, indices), run.certify,
         pool=size, begun=begun, count=count)
     return
-  for chunk in images.batches(run.test_data, indices, size, pad=False):
+  for chunk in _batches(run, indices, size):
     begin = time.monotonic()
     certificate = run.certify(run.key('certify'), logits_fn, chunk.images,
                               example_ids=chunk.index, count=count)
@@ -75,6 +81,17 @@ def rounds(run, logits_fn, indices, begun=None):
                        [])
 
 
-def _examples(dataset, indices):
-  for chunk in images.batches(dataset, indices, 1, pad=False):
+def _examples(run, indices):
+  for chunk in _batches(run, indices, 1):
     yield certification.Example(chunk.index[0], chunk.labels[0], chunk.images[0])
+
+
+def _batches(run, indices, size):
+  for chunk in images.batches(run.test_data, indices, size, pad=False):
+    if run.config['certify']['noise'] == 'integer':
+      for index, image in zip(chunk.index, chunk.images):
+        try:
+          integer.check_images(image)
+        except ValueError as error:
+          raise UserError(f"test image {index}, config.certify.noise='integer': {error}") from error
+    yield chunk

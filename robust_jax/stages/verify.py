@@ -6,14 +6,16 @@ import numpy as np
 
 from robust_jax import certification, monitoring
 from robust_jax import workdir as workdirs
-from robust_jax.certification import log, rules
+from robust_jax.certification import log, rules, sources
 from robust_jax.certification.certify import conclude
 from robust_jax.errors import MismatchError, UserError
-from robust_jax.stages import classifier
+from robust_jax.stages import classifier, images
 from robust_jax.stages.certify import rounds, settings
 
 # Statistics of another version of scipy may differ in their last digits.
 _TOLERANCE = {'rtol': 1e-9, 'atol': 1e-12}
+# Images that are read at a time for their labels.
+_LABELS = 64
 
 
 def verify(run, workdir):
@@ -39,10 +41,8 @@ def verify(run, workdir):
   _check_table(path, logged, problems)
   for entry, found in zip(entries, _from_counts(run, entries)):
     _note(problems, entry, found)
-    if entry['idx'] >= run.test_data.num_examples:
-      _note(problems, entry, ['there is no such image'])
-  chosen = _sample([entry for entry in entries if entry['idx'] < run.test_data.num_examples],
-                   run.verify.sample)
+  entries_of_images = _check_images(run, workdir, entries, problems)
+  chosen = _sample(entries_of_images, run.verify.sample)
   bar = monitoring.bar(desc='verify', total=len(chosen), unit='image')
   for each in rounds(run, logits_fn, sorted(chosen)):
     if each.certificate is not None:
@@ -53,6 +53,27 @@ def verify(run, workdir):
   _say(run, logged, entries, chosen, problems)
   if problems:
     raise MismatchError(f'{path}: {len(problems)} of {len(entries)} images are not as logged')
+
+
+def _check_images(run, workdir, entries, problems):
+  """The entries of images that were to be certified; notes the others, wrong labels, gaps."""
+  wanted = images.chosen(run.test_data, run.certify_images.stride, run.certify_images.num_images)
+  known = {entry['idx']: entry for entry in entries}
+  for idx in known.keys() - set(wanted):
+    _note(problems, known[idx], ['it is not among the images of config.certify_images'])
+  missing = [idx for idx in wanted if idx not in known]
+  if missing and workdirs.stages(workdir).get('certify', {}).get('status') == 'done':
+    for idx in missing:
+      problems.setdefault(idx, []).append('it is missing, and the certify stage is done')
+  elif missing:
+    print(f'verify: {len(missing)} of {len(wanted)} images are not certified yet')
+  known = {idx: known[idx] for idx in wanted if idx in known}
+  for chunk in images.batches(run.test_data, list(known), _LABELS, pad=False):
+    for idx, label in zip(chunk.index.tolist(), chunk.labels.tolist()):
+      if known[idx]['label'] != label:
+        _note(problems, known[idx], [f'label: {known[idx]["label"]} is logged; the dataset has '
+                                     f'{label}'])
+  return list(known.values())
 
 
 def _sample(entries, num):
@@ -73,6 +94,8 @@ def _check_table(path, logged, problems):
   """Notes the lines of the table that are not those of the JSON lines."""
   table = log.read(path.with_suffix('.tsv'))
   lines = dict(zip(table.idx.tolist(), zip(*(column.tolist() for column in table[1:5]))))
+  for idx in lines.keys() - set(logged.idx.tolist()):
+    problems.setdefault(idx, []).append(f'it is in {path.stem}.tsv alone')
   for idx, *row in zip(*(column.tolist() for column in logged[:5])):
     label, predict, radius, correct = lines.get(idx, (None, None, np.inf, None))
     if [label, predict, correct] != [row[0], row[1], row[3]] or not (
@@ -129,9 +152,10 @@ def _not_counts(run, entry):
 
 def _from_votes(run, entries):
   counts = (np.array([entry[name] for entry in entries]) for name in ('counts0', 'counts'))
-  names = ('n', 'alpha', 'bound', 'noise')
+  settings = run.config['certify']
   certificate = conclude(
-      *counts, sigma=run.sigma, **{name: run.config['certify'][name] for name in names})
+      *counts, sigma=run.sigma, n=settings['n'], bound=settings['bound'],
+      alpha=sources.counted_alpha(settings['alpha'], settings['noise']))
   return map(_decisions, entries, *certificate[:3])
 
 
