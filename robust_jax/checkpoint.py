@@ -172,11 +172,13 @@ def load_memory(workdir, *, step, examples):
     examples: the training examples that it is wanted for, as info['examples'] of `save`.
 
   Raises:
-    UserError: it is a memory of other examples.
-    DamagedError: the checkpoint is not what was saved.
+    UserError: it is a memory of other examples, or the checkpoint is damaged.
   """
   folder = _folder(workdir, step)
-  tree, about = _read(folder)
+  try:
+    tree, about = _read(folder)
+  except DamagedError as error:
+    raise UserError(f'{folder} is damaged ({error}); a whole checkpoint is allowed') from error
   memory = flax.traverse_util.unflatten_dict(tree, sep='/').get('memory', {})
   if memory:
     _check_examples(f'{folder} holds a per-example memory', about['info'], examples)
