@@ -2,8 +2,8 @@
 
   python -m launch --config=configs/trades_cifar10.py --workdir=runs/trades_cifar10
 
-WRN-34-10, batch 128, 76 epochs, learning rate 0.1 divided by ten for the last two, momentum 0.9, weight
-decay 2e-4, inner PGD of KL with 10 steps of 0.007, no input normalisation. Published: 84.92%
+WRN-34-10, batch 128, 76 epochs, learning rate 0.1 divided by ten for the last two, momentum 0.9,
+weight decay 2e-4, inner PGD of KL with 10 steps of 0.007, no input normalisation. Published: 84.92%
 clean accuracy, 56.61% under 20 steps of PGD of 0.003, 53.08% under AutoAttack (RobustBench).
 The authors' code passes clean and attacked images through BatchNorm one after the other, here they
 are one batch.

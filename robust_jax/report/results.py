@@ -82,7 +82,8 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
   if any(run.metrics.values()):
     result['training'] = ('Training', _training_table(run.metrics))
   if run.radii is not None:
-    result['radii'] = ('Radii of the training images', _radii_table(run))
+    norm = norm_text(str(run.radii['norm']))
+    result['radii'] = (f'Quantiles of the {norm} radii, by class', _radii_table(run))
   return result
 
 
@@ -123,14 +124,11 @@ def _training_table(metrics):
 
 
 def _radii_table(run):
-  """Quantiles of the radii: of all training images, and of each class."""
   radius, label = run.radii['radius'], run.radii['label']
   names = run.record.get('dataset', {}).get('class_names') or []
   groups = [('all', np.ones(len(label), bool))] + [
       (names[k] if k < len(names) else f'class {k}', label == k) for k in np.unique(label)]
-  norm = norm_text(str(run.radii['norm']))
-  return Table(['class', 'images', 'radius 0 (%)',
-                *(f'{norm} {share}% quantile' for share in (10, 50, 90)), 'largest'], [
+  return Table(['class', 'images', 'at 0 (%)', '10%', '50%', '90%', '100%'], [
       [name, int(of.sum()), f'{100 * np.mean(radius[of] == 0):.1f}',
        *(f'{value:.4f}' for value in np.quantile(radius[of], (0.1, 0.5, 0.9, 1)))]
       for name, of in groups])
