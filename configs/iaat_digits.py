@@ -4,7 +4,9 @@
 
 Every training image has a radius of its own, kept in radii.npz and shown in the report. In place of
 the published warm-up radius of 8/255, step of gamma and ten epochs of warm-up: 0.1, 0.05 and five,
-for images of larger margins that are seen fewer times. Compare with pgd_digits.
+for images of larger margins that are seen fewer times. Compare with pgd_digits. With
+--config.weights=DIR of another such run on the same images, and --config.method.warmup_epochs=0,
+training goes on from its radii.
 """
 
 from configs import pgd_digits
