@@ -237,7 +237,7 @@ def _radii(run, tables):
   radius, norm = run.radii['radius'], str(run.radii['norm'])
   in_255ths = norm == 'linf' and radius.max() < 0.5
   scale = 255. if in_255ths else 1.
-  counts, edges = np.histogram(scale * radius, bins=40)
+  counts, edges = np.histogram(scale * radius, bins=24)
   outline = np.concatenate([[0], counts, [0]])
   chart = plots.chart(
       [plots.Series('training images', 'train', np.append(edges, edges[-1]), outline,
