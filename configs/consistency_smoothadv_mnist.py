@@ -4,8 +4,8 @@
       --workdir=runs/consistency_smoothadv_mnist
 
 Published at sigma 0.5, 10,000 images, n=100,000: ACR 1.696; 0.932 and 1.816 at sigma 0.25 and 1.
-Attack, number of draws and warm-up are taken from smoothadv_mnist, eta and lambda from
-consistency_mnist; that row's own values may differ.
+Attack, number of draws (4) and warm-up are those of smoothadv_mnist, lambda is 5 and eta 0.5, as in
+the authors' commands.
 """
 
 from configs import smoothadv_mnist
