@@ -123,7 +123,7 @@ def _writing(checkpoints):
         'goes on from there') from error
 
 
-def restore(checkpoints, state):
+def restore(checkpoints, state, *, examples=None):
   """The newest whole checkpoint.
 
   A damaged one is named on stderr and moved to DIR/damaged, and the one before it is used.
@@ -131,12 +131,14 @@ def restore(checkpoints, state):
   Args:
     checkpoints: from `manager`.
     state: a TrainState of the same structure.
+    examples: of which training examples the state's per-example memory is, as info['examples'] of
+      `save`.
 
   Returns:
     (TrainState, progress) as saved, NumPy leaves; None if there is none.
 
   Raises:
-    UserError: it holds another structure than that of `state`.
+    UserError: it holds another structure than that of `state`, or a memory of other examples.
   """
   for step in sorted(checkpoints.all_steps(), reverse=True):
     folder = checkpoints.directory / f'step_{step}'
@@ -152,11 +154,44 @@ def restore(checkpoints, state):
       where = 'lacks' if name in wanted else 'has'
       raise UserError(f'{folder} {where} {name}; a checkpoint of the same model, method and '
                       'optimizer is allowed')
+    if state.memory:
+      _check_examples(f'{folder} holds a per-example memory', about['info'], examples)
     # Orbax may drop nodes without leaves.
     everything = flax.traverse_util.flatten_dict(nested, sep='/', keep_empty_nodes=True) | tree
     restored = flax.traverse_util.unflatten_dict(everything, sep='/')
     return flax.serialization.from_state_dict(state, restored), about['progress']
   return None
+
+
+def load_memory(workdir, *, step, examples):
+  """The per-example memory of a checkpoint, {name: [num_train]}, for training that starts from it.
+
+  Args:
+    workdir: folder given to the launcher.
+    step: which checkpoint.
+    examples: the training examples that it is wanted for, as info['examples'] of `save`.
+
+  Raises:
+    UserError: it is a memory of other examples, or the checkpoint is damaged.
+  """
+  folder = _folder(workdir, step)
+  try:
+    tree, about = _read(folder)
+  except DamagedError as error:
+    raise UserError(f'{folder} is damaged ({error}); a whole checkpoint is allowed') from error
+  memory = flax.traverse_util.unflatten_dict(tree, sep='/').get('memory', {})
+  if memory:
+    _check_examples(f'{folder} holds a per-example memory', about['info'], examples)
+  return memory
+
+
+def _check_examples(what, info, examples):
+  found = info.get('examples')
+  if found != examples:
+    describe = lambda those: 'unknown examples' if those is None else (
+        f'{those["num"]} examples of {those["dataset"]!r} (labels {those["labels_sha256"][:8]})')
+    raise UserError(f'{what} of {describe(found)}; one of {describe(examples)}, which are trained '
+                    'on, is allowed')
 
 
 def _move_aside(folder, error):
@@ -194,7 +229,8 @@ def load(workdir, *, step=None):
     (network, variables, info): `types.Network`, what it is evaluated with (the moving average
     where there is one), and a dict with 'model', 'num_classes', 'class_names', 'image_shape',
     'mean', 'std', 'sigma', 'epsilon', 'dataset', 'data', the keyword arguments with which
-    `data.load` reads it, 'step', and 'sha256' of the variables.
+    `data.load` reads it, 'examples', what it was trained on, 'step', and 'sha256' of the
+    variables.
     `network.eval_logits(variables)` is the classifier.
 
   Raises:

@@ -8,6 +8,7 @@ attack or model is configured, and checked, by the signature it has anyway.
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from robust_jax import attacks, certification, data, keys, models, parallel, schema, training
 from robust_jax.certification import sources
@@ -228,6 +230,19 @@ class Run:
     """The training split."""
     return self.data.load('train')
 
+  @functools.cached_property
+  def examples(self):
+    """What tells the training examples, and their order, from others: plain JSON."""
+    labels = np.asarray(self.train_data.labels, np.int32)
+    return {'dataset': self.data.name, 'num': len(labels),
+            'labels_sha256': hashlib.sha256(labels.tobytes()).hexdigest()}
+
+  def memory(self):
+    """{name: [num_train]}, what the method remembers of each training example, at first."""
+    first = methods.MEMORY.get(self.config['method']['name'], {})
+    return {name: np.full(self.train_data.num_examples, value, np.float32)
+            for name, value in first.items()}
+
   @property
   def steps_per_epoch(self):
     """Optimiser steps of one epoch."""
@@ -354,6 +369,11 @@ def _check_combinations(run):
   attacks_made = [('config.attack', run.attack, run.sigma > 0)]
   if inner is not None:
     attacks_made.append(('config.method.attack', inner, 'num_noise' in run.method.keywords))
+  for name, field in schema.fields(run.method.func).items():
+    if name in SHARED and run.config['method'].get(name) is None:
+      schema.check_value(
+          f'config.{name}, which the method {run.config["method"]["name"]!r} takes,',
+          run.method.keywords[name], field.hint)
   images = jax.ShapeDtypeStruct((1, *run.test_data.image_shape), jnp.float32)
   num_classes = run.test_data.num_classes
   logits_fn = lambda x: jnp.zeros((len(x), num_classes)) + x.mean()

@@ -4,6 +4,7 @@ config.json       the resolved config
 run.json          command, versions, devices, dataset, model
 stages.json       for each stage its status, times and the config it ran with
 metrics.jsonl     training, one JSON object a line
+radii.npz         of a training that learns them: the radius of each training example
 checkpoints/      see `checkpoint`; damaged/, those that were found to be so
 tensorboard/      and profile/, where they were asked for
 attack.jsonl      the empirical stage, one line an image; gallery.npz, some of its images
@@ -32,7 +33,7 @@ LOCK = '.lock'
 # The status of a stage whose results are on their way to previous/.
 REDO = 'redo'
 OUTPUTS = {
-    'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'tensorboard'),
+    'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'radii.npz', 'tensorboard'),
     'attack': ('attack.jsonl', 'gallery.npz'),
     'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json'),
 }

@@ -26,8 +26,8 @@ _KL_START = 0.001
 def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                sigma: NonNegative | None = None, norm: Norm = 'linf', num_steps: Index = 10,
                step_size: Positive | None = None, step_ratio: Positive = 2.5,
-               random_start: bool = False, restarts: Count = 1, loss: Loss = 'cross_entropy',
-               target: Target = 'none', targets=None,
+               min_step_size: NonNegative = 0., random_start: bool = False, restarts: Count = 1,
+               loss: Loss = 'cross_entropy', target: Target = 'none', targets=None,
                direction: ascent.Direction = 'steepest',
                smoothed_objective: SmoothedObjective = 'smoothadv',
                order: threat_models.Order = 'ball_then_box', l1_top_k: Count = 1):
@@ -46,6 +46,7 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     step_size: length of a step in pixel units, scalar or [batch]. None: step_ratio * epsilon /
       num_steps.
     step_ratio: the steps' total length over epsilon: 2 in Salman et al., 2.5 in Madry et al.
+    min_step_size: without step_size, no step is shorter, however small epsilon is.
     random_start: start from a random point of the perturbation set.
     restarts: independent runs; per example a successful result is kept, if there is one, and
       among equals the one with the largest objective.
@@ -85,10 +86,11 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     start = threat_model.project(
         images + smoothing.sample_noise(start_keys, images, sigma=_KL_START, num_noise=1)[0],
         images)
+  if step_size is None:
+    step_size = jnp.maximum(step_ratio * epsilon / max(num_steps, 1), min_step_size)
   success_fn = functools.partial(_success, logits_fn, labels, targets, noise)
   adversarial = ascent.pgd(
-      loop_keys, objective, images, threat_model, num_steps=num_steps,
-      step_size=step_ratio * epsilon / max(num_steps, 1) if step_size is None else step_size,
+      loop_keys, objective, images, threat_model, num_steps=num_steps, step_size=step_size,
       random_start=random_start, restarts=restarts, direction=direction, start=start,
       success_fn=success_fn)
   return AttackResult(adversarial, success_fn(adversarial), objective(adversarial))

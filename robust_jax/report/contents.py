@@ -27,6 +27,7 @@ class Contents(NamedTuple):
     attack: `analysis.AttackLog`, or None.
     certified: `certification.log.Log`, or None.
     gallery: {name: array}, or None.
+    radii: {name: array} of training that learns a radius for each example, or None.
   """
 
   path: Path
@@ -37,6 +38,7 @@ class Contents(NamedTuple):
   attack: analysis.AttackLog | None
   certified: log.Log | None
   gallery: dict[str, np.ndarray] | None
+  radii: dict[str, np.ndarray] | None
 
   @property
   def sigma(self):
@@ -61,7 +63,7 @@ def load(workdir) -> Contents:
     raise UserError(f'workdir {str(path)!r}: no such folder; the folder of a run is allowed')
   certified = next((path / f'certify{end}' for end in ('.jsonl', '.tsv')
                     if (path / f'certify{end}').exists()), None)
-  attack, gallery = path / 'attack.jsonl', path / 'gallery.npz'
+  attack, gallery, radii = (path / name for name in ('attack.jsonl', 'gallery.npz', 'radii.npz'))
   return Contents(
       path=path,
       config=_json(path / 'config.json'),
@@ -71,6 +73,7 @@ def load(workdir) -> Contents:
       attack=analysis.read_attack(attack) if attack.exists() else None,
       certified=log.read(certified) if certified else None,
       gallery=_arrays(gallery) if gallery.exists() else None,
+      radii=_arrays(radii) if radii.exists() else None,
   )
 
 

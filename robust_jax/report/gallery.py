@@ -1,4 +1,4 @@
-"""Adversarial examples side by side: the image, what the attack added, and what became of it."""
+"""Pictures: adversarial examples and what became of them; training images by their radius."""
 
 import base64
 import io
@@ -40,6 +40,30 @@ def gallery(arrays, class_names):
         for pixels, alt, title, below in pictures)
     cards.append(f'<div class="card">{cells}</div>')
   return f'<div class="gallery">{"".join(cards)}</div>', factor
+
+
+def radii(arrays, class_names, show):
+  """A card of the images with the smallest radii, and one of those with the largest.
+
+  Args:
+    arrays: the arrays of radii.npz: label, radius [num_train]; shown [2k], indices, those of the
+      smallest radii first; images [2k, h, w, c] in [0, 1].
+    class_names: as for `gallery`.
+    show: radius -> its text.
+
+  Returns:
+    HTML; '' where no image is kept.
+  """
+  half = len(arrays['shown']) // 2
+  cards = []
+  for words, rows in (('Smallest radii', slice(half)), ('Largest radii', slice(half, None))):
+    pictures = ''.join(
+        f'<figure><img src="{data_uri(pixels)}" alt="training image {index}">'
+        f'<span class="class">{escape(_name(int(arrays["label"][index]), class_names))}</span>'
+        f'<small>{escape(show(arrays["radius"][index]))}</small></figure>'
+        for index, pixels in zip(arrays['shown'][rows].tolist(), arrays['images'][rows]))
+    cards.append(f'<h3>{words}</h3><div class="card many">{pictures}</div>')
+  return ''.join(cards) if half else ''
 
 
 def magnification(perturbations):

@@ -16,10 +16,13 @@ def render(run: Contents, tables) -> str:
     run: what the run has left.
     tables: {file name: (caption, table)}, of `results.tables`.
   """
+  learnt = [] if run.radii is None else [
+      ('radii', 'Radii of the training images', _radii(run, tables))]
   sections = [
       ('robustness', 'Robustness', _robustness(run, tables)),
       ('gallery', 'Adversarial examples', _gallery(run)),
       ('training', 'Training', _training(run, tables)),
+      *learnt,
       ('soundness', 'What the figures say, and what they do not', _soundness(run)),
       ('provenance', 'How it was made', _provenance(run)),
   ]
@@ -225,6 +228,31 @@ def _metric(split, rows, name, x_name):
   rows = [row for row in rows if row.get(name) is not None]
   x, y = plots.average([row[x_name] for row in rows], [row[name] for row in rows])
   return plots.Series(split, split, x, y, marks=split == 'test' and len(x) <= 30)
+
+
+# Radii that training has learnt.
+
+
+def _radii(run, tables):
+  radius, norm = run.radii['radius'], str(run.radii['norm'])
+  in_255ths = norm == 'linf' and radius.max() < 0.5
+  scale = 255. if in_255ths else 1.
+  counts, edges = np.histogram(scale * radius, bins=24)
+  outline = np.concatenate([[0], counts, [0]])
+  chart = plots.chart(
+      [plots.Series('training images', 'train', np.append(edges, edges[-1]), outline,
+                    (np.zeros(len(outline)), outline), steps=True)],
+      title='Training images',
+      x_label=f'{results.norm_text(norm)} radius' + (', in 255ths' if in_255ths else ''),
+      width=520, height=300, with_legend=False)
+  words = ('How far each training image is attacked, learnt in training: the radius grows where '
+           'the network withstands the attack and shrinks where it does not. All of them: '
+           'radii.npz beside this page.')
+  at_zero = f'{results.percent(np.mean(radius == 0))} of the images have radius 0.'
+  pictures = gallery.radii(run.radii, run.record.get('dataset', {}).get('class_names') or [],
+                           lambda value: f'{scale * value:.3g}' + ('/255' if in_255ths else ''))
+  return (markup.beside(f'{chart}<p class="soft">{words} {at_zero}</p>', _table('radii', tables))
+          + pictures)
 
 
 # Soundness and provenance.

@@ -82,6 +82,9 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
                         _attack_table(run.attack))
   if any(run.metrics.values()):
     result['training'] = ('Training', _training_table(run.metrics))
+  if run.radii is not None:
+    norm = norm_text(str(run.radii['norm']))
+    result['radii'] = (f'Quantiles of the {norm} radii, by class', _radii_table(run))
   return result
 
 
@@ -119,6 +122,17 @@ def _training_table(metrics):
     rows.append(both)
   columns = ['step', 'epoch', 'train loss', 'train accuracy']
   return Table(columns + ['test loss', 'test accuracy'] if test else columns, rows)
+
+
+def _radii_table(run):
+  radius, label = run.radii['radius'], run.radii['label']
+  names = run.record.get('dataset', {}).get('class_names') or []
+  groups = [('all', np.ones(len(label), bool))] + [
+      (names[k] if k < len(names) else f'class {k}', label == k) for k in np.unique(label)]
+  return Table(['class', 'images', 'at 0 (%)', '10%', '50%', '90%', '100%'], [
+      [name, int(of.sum()), f'{100 * np.mean(radius[of] == 0):.1f}',
+       *(f'{value:.4f}' for value in np.quantile(radius[of], (0.1, 0.5, 0.9, 1)))]
+      for name, of in groups])
 
 
 def attack_curve(attack):

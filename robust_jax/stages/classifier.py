@@ -62,6 +62,15 @@ def initial_variables(run):
   return models.init(run.key('init'), run.model, run.test_data.image_shape)
 
 
+def initial_memory(run):
+  """What is remembered of each training example at first: as config.weights has it, or fresh."""
+  fresh, path = run.memory(), run.config['weights']
+  if not fresh or path is None or not Path(path).is_dir():
+    return fresh
+  there = checkpoint.load_memory(path, step=checkpoint.latest_step(path), examples=run.examples)
+  return {name: there.get(name, values) for name, values in fresh.items()}
+
+
 def load(run, workdir):
   """The classifier that is attacked and certified.
 

@@ -16,13 +16,13 @@ from robust_jax import (
   training,
 )
 from robust_jax.errors import NonFiniteLossError
-from robust_jax.stages import classifier
+from robust_jax.stages import classifier, radii
 from robust_jax.stages.metrics import Metrics
 from robust_jax.types import Batch
 
 
 def train(run, workdir):
-  """Trains the run's network; writes checkpoints and metrics.jsonl.
+  """Trains the run's network; writes checkpoints, metrics.jsonl and, where there are, radii.npz.
 
   Batches and draws depend on the seed and the step only, so a run that goes on from a checkpoint
   sees what an undisturbed one would have seen.
@@ -48,13 +48,14 @@ def train(run, workdir):
       run.devices)
   key = run.key('train')
   state = training.create_state(classifier.initial_variables(run), optimizer,
-                                ema=settings.ema_decay > 0)
+                                ema=settings.ema_decay > 0, memory=classifier.initial_memory(run))
   eval_every = max(round(settings.eval_every_epochs * steps_per_epoch), 1)
 
   with (interrupts.postponed() as interruption,
         checkpoint.manager(workdir, keep=settings.keep_checkpoints,
                            keep_best=settings.keep_best) as checkpoints):
-    state, progress = checkpoint.restore(checkpoints, state) or (state, None)
+    state, progress = checkpoint.restore(
+        checkpoints, state, examples=run.examples) or (state, None)
     state = parallel.replicate(state, run.devices)
     start = int(state.step)
     if start:
@@ -95,6 +96,8 @@ def train(run, workdir):
   if interruption.signal:
     raise interrupts.Interrupted(f'{interruption.signal.name} after step {int(state.step)}, which '
                                  'is saved')
+  if 'radius' in state.memory:
+    radii.save(run, workdir, np.asarray(state.memory['radius']))
   return {'last_step': int(state.step)}
 
 
@@ -108,7 +111,8 @@ def _save(run, checkpoints, state, metrics, accuracy):
       'model': config['model'], 'dataset': run.data.name, 'data': run.data.reading,
       'num_classes': dataset.num_classes, 'class_names': list(dataset.class_names),
       'image_shape': list(dataset.image_shape), 'mean': _listed(dataset.mean),
-      'std': _listed(dataset.std), 'sigma': run.sigma, 'epsilon': config['epsilon']},
+      'std': _listed(dataset.std), 'sigma': run.sigma, 'epsilon': config['epsilon'],
+      'examples': run.examples},
       progress=progress, accuracy=accuracy)
 
 

@@ -2,13 +2,31 @@
 
 from robust_jax.training.methods.adversarial import adversarial
 from robust_jax.training.methods.augmentation import gaussian, standard
+from robust_jax.training.methods.consistency import consistency
+from robust_jax.training.methods.instance_adaptive import iaat, iaat_smoothadv
+from robust_jax.training.methods.macer import macer
 from robust_jax.training.methods.smoothadv import smoothadv
+from robust_jax.training.methods.stability import stability
+from robust_jax.training.methods.trades import trades
 
 METHODS = {
     'standard': standard,
     'gaussian': gaussian,
     'adversarial': adversarial,
     'smoothadv': smoothadv,
+    'iaat': iaat,
+    'iaat_smoothadv': iaat_smoothadv,
+    'trades': trades,
+    'stability': stability,
+    'consistency': consistency,
+    'macer': macer,
 }
 
-__all__ = ['METHODS', 'adversarial', 'gaussian', 'smoothadv', 'standard']
+# What a method remembers of each training example: {method: {name: its first value}}.
+MEMORY = {
+    'iaat': {'radius': 0.},
+    'iaat_smoothadv': {'radius': 0.},
+}
+
+__all__ = ['MEMORY', 'METHODS', 'adversarial', 'consistency', 'gaussian', 'iaat',
+           'iaat_smoothadv', 'macer', 'smoothadv', 'stability', 'standard', 'trades']

@@ -1,0 +1,154 @@
+"""Instance-adaptive adversarial training: every training example has a radius of its own."""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys, losses, smoothing
+from robust_jax.training.methods import noisy
+from robust_jax.types import Attack, Count, Fraction, Index, MethodOutput, NonNegative, Positive
+
+Variant = Literal['official', 'algorithm1', 'simple']
+
+
+def iaat(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+         variant: Variant = 'official', gamma: NonNegative = 1.9 / 255, beta: Fraction = 0.1,
+         warmup_epochs: Index = 10, warmup_epsilon: NonNegative = 8 / 255,
+         label_smoothing: Fraction = 0.):
+  """Adversarial training within a radius that is learnt for each example.
+
+  memory['radius'] holds e_i, which follows what the example withstands. In the first
+  `warmup_epochs` epochs e_i = warmup_epsilon. After them, each time example i is met, with e the
+  stored radius, it is attacked at e and at e + gamma, and
+
+    t = e + gamma  if it is classified as its label after the attack at e + gamma,
+        e          if not, but after the attack at e,
+        e - gamma  otherwise;
+    e_i <- (1 - beta) e + beta max(0, t),
+
+  which is stored. The loss is the cross-entropy after a third attack, at the new e_i. There is no
+  upper bound of e_i. The variants:
+
+  - 'official', the authors' code: t = 0, in the warm-up e_i = 0, where the image itself is not
+    classified as its label;
+  - 'algorithm1', as printed in the paper: it is not asked for in the rule; where the image itself
+    is misclassified, the loss is that of the image itself;
+  - 'simple', the paper's first description: one attack, at e; the loss is after it, and
+    e_i <- max(0, e + gamma) where it fails, max(0, e - gamma) where it succeeds. No beta.
+
+  The network is in evaluation mode wherever a class is asked for, and the attacked images are held
+  fixed in the loss.
+
+  Args:
+    attack: the inner maximisation; it is called with a radius per example.
+    variant: 'official', 'algorithm1' or 'simple'.
+    gamma: by how much larger a radius is tried, in pixel units.
+    beta: the weight of the new radius.
+    warmup_epochs: epochs with the radius `warmup_epsilon`.
+    warmup_epsilon: that radius in pixel units.
+    label_smoothing: see `losses.cross_entropy`; the attack has its own objective.
+
+  The other arguments and the result as `types.Method`. The metric 'accuracy' is that after the
+  attack, 'clean_accuracy' that of the images in evaluation mode, 'epsilon' the radius attacked at.
+
+  Reference:
+    Balaji, Goldstein & Hoffman, Instance adaptive adversarial training: improved accuracy tradeoffs
+    in neural nets, 2019, algorithms 1 and 2.
+  """
+  attack_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  found = _attacked(
+      attack_key, network, params, batch_stats, batch, memory['radius'], progress, attack=attack,
+      variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
+      warmup_epsilon=warmup_epsilon)
+  logits, batch_stats = network.train_logits(params, batch_stats, found.images, model_key)
+  loss = losses.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+  correct = jnp.argmax(logits, axis=-1) == batch.labels
+  return MethodOutput(loss, batch_stats, {'accuracy': correct.astype(jnp.float32), **found.metrics},
+                      {'radius': found.radius})
+
+
+def iaat_smoothadv(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+                   sigma: Positive, num_noise: Count = 2, variant: Variant = 'official',
+                   gamma: NonNegative = 1.9 / 255, beta: Fraction = 0.1, warmup_epochs: Index = 10,
+                   warmup_epsilon: NonNegative = 8 / 255, label_smoothing: Fraction = 0.):
+  """The rule of `iaat` for the Gaussian-smoothed classifier.
+
+  n_1..n_m are drawn once for a step: the attacks ascend the objective smoothed by them
+  (SmoothAdv), an example is classified as what most of its m noisy copies are, and the loss is the
+  mean cross-entropy of the noisy copies of the attacked image, (1/m) sum_i -log F(x' + n_i)_y.
+
+  Args:
+    sigma: standard deviation of the noise in pixel units.
+    num_noise: m.
+
+  The other arguments and the result as `iaat`; 'accuracy' is the share of noisy copies of the
+  attacked image classified correctly, 'clean_accuracy' that of votes on the images.
+
+  Reference:
+    The rule: Balaji et al. 2019; the attack and the loss: Salman et al. 2019.
+  """
+  attack_key, noise_key, model_key = (keys.fold_in(key, use) for use in range(3))
+  noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
+  found = _attacked(
+      attack_key, network, params, batch_stats, batch, memory['radius'], progress,
+      attack=functools.partial(attack, noise=noise),
+      classify=lambda logits_fn, images: smoothing.vote(logits_fn, images, noise),
+      variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
+      warmup_epsilon=warmup_epsilon)
+  logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, found.images,
+                                           noise)
+  copy_losses = jax.vmap(lambda z: losses.cross_entropy(
+      z, batch.labels, label_smoothing=label_smoothing))(logits)
+  correct = jnp.argmax(logits, axis=-1) == batch.labels
+  return MethodOutput(jnp.mean(copy_losses, axis=0), batch_stats,
+                      {'accuracy': jnp.mean(correct, axis=0), **found.metrics},
+                      {'radius': found.radius})
+
+
+class _Attacked(NamedTuple):
+  """Images to train on, the radii to store, and metrics, one entry per example."""
+
+  images: jax.Array
+  radius: jax.Array
+  metrics: dict[str, jax.Array]
+
+
+def _classify(logits_fn, images):
+  return jnp.argmax(logits_fn(images), axis=-1)
+
+
+def _attacked(key, network, params, batch_stats, batch, radius, progress, *, attack, variant, gamma,
+              beta, warmup_epochs, warmup_epsilon, classify=_classify):
+  """The rule of `iaat`, for any attack and any way to classify under it."""
+  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
+  logits_fn = network.eval_logits(variables)
+
+  def attacked_at(use, epsilon):
+    """Images attacked at a radius each, and whether they are still classified as their label."""
+    images = attack(keys.fold_in(key, use), logits_fn, batch.images, batch.labels,
+                    epsilon=epsilon).images
+    return images, classify(logits_fn, images) == batch.labels
+
+  clean_correct = classify(logits_fn, batch.images) == batch.labels
+  warming = progress.epoch < warmup_epochs
+  if variant == 'simple':
+    epsilon = jnp.where(warming, warmup_epsilon, radius)
+    images, survived = attacked_at(0, epsilon)
+    moved = jnp.maximum(radius + jnp.where(survived, gamma, -gamma), 0)
+    stored = jnp.where(warming, warmup_epsilon, moved)
+  else:
+    asked = clean_correct if variant == 'official' else jnp.ones_like(clean_correct)
+    _, survived = attacked_at(0, radius)
+    _, survived_more = attacked_at(1, radius + gamma)
+    target = jnp.where(survived_more, radius + gamma, jnp.where(survived, radius, radius - gamma))
+    target = jnp.maximum(target * asked, 0)
+    moved = (1 - beta) * radius + beta * target
+    epsilon = stored = jnp.where(warming, warmup_epsilon * asked, moved)
+    images, _ = attacked_at(2, epsilon)
+  if variant == 'algorithm1':
+    images = jnp.where(clean_correct.reshape((-1,) + (1,) * (images.ndim - 1)), images,
+                       batch.images)
+  metrics = {'clean_accuracy': clean_correct.astype(jnp.float32), 'epsilon': epsilon}
+  return jax.lax.stop_gradient(_Attacked(images, stored.astype(radius.dtype), metrics))

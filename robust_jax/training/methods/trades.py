@@ -1,0 +1,51 @@
+"""TRADES: the clean loss, and how far the prediction moves within the perturbation set."""
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys, losses
+from robust_jax.training import schedules
+from robust_jax.types import Attack, Fraction, Index, MethodOutput, NonNegative
+
+
+def trades(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+           epsilon: NonNegative, beta: NonNegative = 6., epsilon_warmup_epochs: Index = 0,
+           label_smoothing: Fraction = 0.):
+  """Trades accuracy off against robustness: CE(f(x), y) + beta KL(F(x) || F(x')).
+
+  x' = attack(x), found in evaluation mode and held fixed; the gradient flows through both F(x) and
+  F(x'). Clean and attacked images go through the network as one batch, so that BatchNorm
+  normalises them by the same statistics (the authors' code has a pass for each).
+
+  Args:
+    attack: the inner maximisation. The paper's is PGD of loss 'kl'; images found by another
+      objective give a smaller second term.
+    epsilon: its radius in pixel units.
+    beta: the weight of the second term; 0 is training on clean images.
+    epsilon_warmup_epochs: epochs over which the radius grows to epsilon.
+    label_smoothing: of the clean loss; see `losses.cross_entropy`.
+
+  The other arguments and the result as `types.Method`; the metric 'accuracy' is that on x',
+  'clean_accuracy' that on x, 'divergence' the second term without beta.
+
+  Reference:
+    Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019,
+    equation 5 and algorithm 1.
+  """
+  attack_key, model_key, clean_key = (keys.fold_in(key, use) for use in range(3))
+  epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
+  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
+  attacked = jax.lax.stop_gradient(
+      attack(attack_key, network.eval_logits(variables), batch.images, batch.labels,
+             epsilon=epsilon).images)
+  both_logits, batch_stats = network.train_logits(
+      params, batch_stats, jnp.concatenate([attacked, batch.images]),
+      jnp.concatenate([model_key, clean_key]))
+  logits, clean_logits = jnp.split(both_logits, 2)
+  divergence = losses.kl_divergence(clean_logits, logits)
+  clean_loss = losses.cross_entropy(clean_logits, batch.labels, label_smoothing=label_smoothing)
+  loss = clean_loss + beta * divergence
+  correct = lambda z: (jnp.argmax(z, axis=-1) == batch.labels).astype(jnp.float32)
+  metrics = {'accuracy': correct(logits), 'clean_accuracy': correct(clean_logits),
+             'divergence': divergence, 'epsilon': jnp.full_like(loss, epsilon)}
+  return MethodOutput(loss, batch_stats, metrics, memory)
