@@ -18,6 +18,8 @@ def get_config():
       # What training starts from, and what is attacked and certified where nothing was trained:
       # a workdir, or a PyTorch checkpoint (.safetensors, .pth); None: a fresh initialisation.
       weights=None,
+      # Initialise the last layer of `weights` anew and train from there: for other classes.
+      new_head=False,
       # Which parameters are attacked and certified: the 'last', or the 'best' by test accuracy
       # (train.keep_best).
       checkpoint='last',

@@ -79,6 +79,7 @@ class Experiment(NamedTuple):
   epsilon: NonNegative = 0.
   sigma: NonNegative = 0.
   weights: str | None = None
+  new_head: bool = False
   checkpoint: Literal['last', 'best'] = 'last'
 
 
@@ -130,10 +131,10 @@ class VerifySettings(NamedTuple):
 SECTIONS = {'data': DataSettings, 'train': TrainSettings, 'evaluation': EvaluationSettings,
             'certify_images': ImagesSettings, 'verify': VerifySettings}
 # What a stage's results depend on; the rest may change between runs of it.
-_CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'checkpoint')
+_CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'new_head', 'checkpoint')
 STAGE_FIELDS = {
-    'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'weights', 'method', 'optimizer',
-              'schedule', 'train'),
+    'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'weights', 'new_head', 'method',
+              'optimizer', 'schedule', 'train'),
     'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
     'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
 }
@@ -341,6 +342,9 @@ def _check_combinations(run):
     models.external.check(
         models.external.load(function), run.test_data.image_shape, run.test_data.num_classes,
         target=f'config.model.function is {function!r}, which')
+  if run.config['new_head'] and (run.config['weights'] is None or not run.trainable):
+    raise UserError('config.new_head is True without config.weights; False, or weights whose last '
+                    'layer is to be initialised anew, are allowed')
   if run.train.tensorboard:
     _check_tensorboard()
   if run.config['checkpoint'] == 'best' and not run.train.keep_best:

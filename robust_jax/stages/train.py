@@ -1,5 +1,6 @@
 """The train stage: from the newest checkpoint, if there is one, to the last step."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -47,14 +48,15 @@ def train(run, workdir):
                                accumulation=settings.accumulation, ema_decay=settings.ema_decay),
       run.devices)
   key = run.key('train')
-  state = training.create_state(classifier.initial_variables(run), optimizer,
-                                ema=settings.ema_decay > 0)
+  create_state = functools.partial(training.create_state, optimizer=optimizer,
+                                   ema=settings.ema_decay > 0)
   eval_every = max(round(settings.eval_every_epochs * steps_per_epoch), 1)
 
   with (interrupts.postponed() as interruption,
         checkpoint.manager(workdir, keep=settings.keep_checkpoints,
                            keep_best=settings.keep_best) as checkpoints):
-    state, progress = checkpoint.restore(checkpoints, state) or (state, None)
+    state, progress = _restored(run, checkpoints, create_state) or (
+        create_state(classifier.initial_variables(run)), None)
     state = parallel.replicate(state, run.devices)
     start = int(state.step)
     if start:
@@ -96,6 +98,16 @@ def train(run, workdir):
     raise interrupts.Interrupted(f'{interruption.signal.name} after step {int(state.step)}, which '
                                  'is saved')
   return {'last_step': int(state.step)}
+
+
+def _restored(run, checkpoints, create_state):
+  """(state, progress) of the newest whole checkpoint; None without one.
+
+  Only the structure of the fresh variables matters: config.weights are not read again.
+  """
+  if checkpoints.latest_step() is None:
+    return None
+  return checkpoint.restore(checkpoints, create_state(classifier.fresh_variables(run)))
 
 
 def _save(run, checkpoints, state, metrics, accuracy):
