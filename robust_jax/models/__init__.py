@@ -25,7 +25,8 @@ from robust_jax.types import Network
 
 __all__ = ['HEAD', 'MODELS', 'create', 'init', 'logits_fn', 'network']
 
-# What every network here calls its last layer, the only one that knows the number of classes.
+# What every network here calls its last layer. Those of this prefix, with its norm if it has one,
+# are the only ones that know the number of classes.
 HEAD = 'logits'
 MODELS = {
   'linear': mlp.linear,

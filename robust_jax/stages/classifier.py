@@ -77,11 +77,11 @@ def initial_variables(run):
   if models.HEAD not in fresh['params']:
     raise UserError(f'config.new_head is True, and {run.config["model"]["name"]} has no layer '
                     f'called {models.HEAD!r}; False is allowed')
-  old, new = (len(tree['params'][models.HEAD]['bias']) for tree in (brought, fresh))
+  old, new = (tree['params'][models.HEAD]['kernel'].shape[-1] for tree in (brought, fresh))
   print(f'train: {run.config["weights"]} but for its last layer of {old} classes; a new one of '
         f'{new} is initialised (config.new_head)', flush=True)
-  params = {**brought['params'], models.HEAD: fresh['params'][models.HEAD]}
-  return {**brought, 'params': params}
+  return {kind: {name: (fresh if name.startswith(models.HEAD) else brought)[kind][name]
+                 for name in fresh[kind]} for kind in ('params', 'batch_stats')}
 
 
 def fresh_variables(run):
@@ -151,8 +151,8 @@ def _check_alike(run, name, there, here):
     return
   hint = (', or any with config.new_head=True, which initialises the last layer anew'
           if name == 'num_classes' else '')
-  raise UserError(f'config.weights is {run.config["weights"]!r}, whose {name} is {there}; {here} is '
-                  f'allowed{hint}')
+  raise UserError(f'config.weights is {run.config["weights"]!r}, whose {name} is {there}; {here} '
+                  f'is allowed{hint}')
 
 
 def _essential(value):

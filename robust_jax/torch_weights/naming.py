@@ -151,7 +151,7 @@ def normalisation(arrays):
 
 
 def num_classes(arrays, model, image_shape, *, path='weights'):
-  """The number of classes of PyTorch's arrays: the length of the last layer's bias.
+  """The number of classes of PyTorch's arrays: the rows of the last layer's weight.
 
   Args:
     arrays: {name: array}, as `files.read` returns them.
@@ -163,10 +163,10 @@ def num_classes(arrays, model, image_shape, *, path='weights'):
     UserError: no naming fits the module, or there is no such array.
   """
   leaves = _match(arrays, model, image_shape, path)[2]
-  name = next(name for name, leaf in leaves.items() if leaf.path == ('params', HEAD, 'bias'))
+  name = next(name for name, leaf in leaves.items() if leaf.path == ('params', HEAD, 'kernel'))
   if name not in arrays:
-    raise UserError(f'{path}: {name}, the bias of the last layer, is missing')
-  return len(arrays[name])
+    raise UserError(f'{path}: {name}, the weight of the last layer, is missing')
+  return len(np.atleast_1d(arrays[name]))
 
 
 def _normalisation_names(arrays):
