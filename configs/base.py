@@ -48,6 +48,23 @@ def get_config():
       train_split=None,
       test_split=None,
   )
+  # Examples of a second source in every training batch, for self-training with pseudo-labels.
+  config.extra = experiment.section(
+      experiment.ExtraSettings,
+      # A dataset, as data.name, or a file .npz with arrays images and labels; None: none.
+      name=None,
+      # Which split of the dataset, and the folder that it is in; None: data.data_dir.
+      split='train',
+      data_dir=None,
+      # Pseudo-labels in place of the source's own: a file .npy, .txt (one a line) or .tsv (columns
+      # idx and label), as `python -m robust_jax.pseudo_labels` writes it.
+      labels=None,
+      # Their share of train.batch_size; an epoch is one pass through the other examples.
+      share=0.,
+      # Of the loss of one of them, in the weighted mean that is minimised. The other metrics of
+      # training count every example alike.
+      weight=1.,
+  )
   config.train = experiment.section(
       experiment.TrainSettings,
       # Images a step, over all devices.

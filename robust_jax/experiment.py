@@ -71,6 +71,27 @@ class DataSettings(NamedTuple):
     return data.load(self.name, split, **self.reading)
 
 
+class ExtraSettings(NamedTuple):
+  """config.extra: examples of a second source in every training batch."""
+
+  name: str | None = None
+  split: str = 'train'
+  data_dir: str | None = None
+  labels: str | None = None
+  share: Annotated[float, Interval(0, 1, open_high=True)] = 0.
+  weight: NonNegative = 1.
+
+  def mix(self, settings, dataset):
+    """The training split `dataset` of config.data, with these among them."""
+    if not self.share:
+      return dataset
+    found = data.extra.load(
+        self.name, split=self.split, labels=self.labels,
+        data_dir=self.data_dir or settings.data_dir, image_size=settings.image_size,
+        channels=settings.channels, like=dataset)
+    return data.extra.mix(dataset, found, share=self.share, weight=self.weight)
+
+
 class Experiment(NamedTuple):
   """The fields of the config that are in no section."""
 
@@ -128,13 +149,14 @@ class VerifySettings(NamedTuple):
   sample: Index = 0
 
 
-SECTIONS = {'data': DataSettings, 'train': TrainSettings, 'evaluation': EvaluationSettings,
-            'certify_images': ImagesSettings, 'verify': VerifySettings}
+SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
+            'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
+            'verify': VerifySettings}
 # What a stage's results depend on; the rest may change between runs of it.
 _CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'new_head', 'checkpoint')
 STAGE_FIELDS = {
-    'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'weights', 'new_head', 'method',
-              'optimizer', 'schedule', 'train'),
+    'train': ('seed', 'epsilon', 'sigma', 'data', 'extra', 'model', 'weights', 'new_head',
+              'method', 'optimizer', 'schedule', 'train'),
     'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
     'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
 }
@@ -187,7 +209,7 @@ class Run:
     attack: `types.Attack` of the empirical stage, hyper-parameters bound.
     certify: the certifier, hyper-parameters bound, or a `certification.Rule`; None without noise.
     sigma: noise of the smoothed classifier that is attacked and certified; 0: not smoothed.
-    data, train, evaluation, certify_images, verify: the sections as NamedTuples.
+    data, extra, train, evaluation, certify_images, verify: the sections as NamedTuples.
   """
 
   config: dict[str, Any]
@@ -200,6 +222,7 @@ class Run:
   certify: Any
   sigma: float
   data: DataSettings
+  extra: ExtraSettings
   train: TrainSettings
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
@@ -224,8 +247,8 @@ class Run:
 
   @functools.cached_property
   def train_data(self):
-    """The training split."""
-    return self.data.load('train')
+    """The training split, with the extra examples."""
+    return self.extra.mix(self.data, self.data.load('train'))
 
   @property
   def steps_per_epoch(self):
@@ -345,6 +368,9 @@ def _check_combinations(run):
   if run.config['new_head'] and (run.config['weights'] is None or not run.trainable):
     raise UserError('config.new_head is True without config.weights; False, or weights whose last '
                     'layer is to be initialised anew, are allowed')
+  if (run.extra.name is None) != (run.extra.share == 0):
+    raise UserError(f'config.extra.name is {run.extra.name!r} and config.extra.share '
+                    f'{run.extra.share}; a source at a share above 0, or None and 0, are allowed')
   if run.train.tensorboard:
     _check_tensorboard()
   if run.config['checkpoint'] == 'best' and not run.train.keep_best:

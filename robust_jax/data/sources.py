@@ -23,22 +23,24 @@ class Dataset(NamedTuple):
   Attributes:
     name: 'folder', or as TFDS names the dataset.
     split: the split that was read.
-    images: [num_examples, height, width, channel] uint8: an array, or a `lazy.LazyImages` that is
-      indexed like one and decodes what is asked for.
+    images: [num_examples, height, width, channel] uint8: an array, or what is indexed like one, a
+      `lazy.LazyImages` that decodes what is asked for, or a `lazy.Joined`.
     labels: [num_examples] int32, likewise.
     class_names: a name for each class.
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
       (images - mean) / std that networks on this dataset apply.
     std: likewise.
+    mixture: None, or an `extra.Mixture`: the last examples are extra ones.
   """
 
   name: str
   split: str
-  images: np.ndarray | lazy.LazyImages
+  images: np.ndarray | lazy.LazyImages | lazy.Joined
   labels: np.ndarray
   class_names: tuple[str, ...]
   mean: float | tuple[float, ...]
   std: float | tuple[float, ...]
+  mixture: tuple | None = None
 
   @property
   def num_examples(self):
