@@ -51,7 +51,7 @@ def get_config():
   # Examples of a second source in every training batch, for self-training with pseudo-labels.
   config.extra = experiment.section(
       experiment.ExtraSettings,
-      # A dataset, as data.name, or a file .npz with arrays images and labels; None: none.
+      # A dataset, as data.name, or a file .npz with arrays images and labels.
       name=None,
       # Which split of the dataset, and the folder that it is in; None: data.data_dir.
       split='train',
@@ -59,7 +59,7 @@ def get_config():
       # Pseudo-labels in place of the source's own: a file .npy, .txt (one a line) or .tsv (columns
       # idx and label), as `python -m robust_jax.pseudo_labels` writes it.
       labels=None,
-      # Their share of train.batch_size; an epoch is one pass through the other examples.
+      # Their share of train.batch_size, 0: none; an epoch is one pass through the other examples.
       share=0.,
       # Of the loss of one of them, in the weighted mean that is minimised. The other metrics of
       # training count every example alike.

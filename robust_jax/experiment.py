@@ -368,9 +368,9 @@ def _check_combinations(run):
   if run.config['new_head'] and (run.config['weights'] is None or not run.trainable):
     raise UserError('config.new_head is True without config.weights; False, or weights whose last '
                     'layer is to be initialised anew, are allowed')
-  if (run.extra.name is None) != (run.extra.share == 0):
-    raise UserError(f'config.extra.name is {run.extra.name!r} and config.extra.share '
-                    f'{run.extra.share}; a source at a share above 0, or None and 0, are allowed')
+  if run.extra.share and not run.extra.name:
+    raise UserError(f'config.extra.share is {run.extra.share} without config.extra.name; a source, '
+                    'or 0, is allowed')
   if run.train.tensorboard:
     _check_tensorboard()
   if run.config['checkpoint'] == 'best' and not run.train.keep_best:
