@@ -8,7 +8,7 @@ the 500,000 images of Carmon et al. 2019 that a classifier of CIFAR-10 has label
 batch is theirs, so that an epoch is one pass through CIFAR-10 in twice as many steps; their loss
 has the weight 1. Both are choices made here; all else as smoothadv_cifar10.
 
-For a dataset without such a file: config.extra.name=DATASET, and config.extra.labels=LABELS.tsv from
+Without such a file: config.extra.name=DATASET and config.extra.labels=LABELS.tsv, from
 
   python -m robust_jax.pseudo_labels runs/TEACHER --name=DATASET --output=LABELS.tsv
 """

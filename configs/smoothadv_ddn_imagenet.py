@@ -1,4 +1,4 @@
-r"""SmoothAdv on ImageNet with DDN as its attack (Salman et al. 2019): ResNet-50, 2 steps, sigma 0.5.
+r"""SmoothAdv on ImageNet with 2 steps of DDN (Salman et al. 2019): ResNet-50, sigma 0.5.
 
   python -m launch --config=configs/smoothadv_ddn_imagenet.py \
       --workdir=runs/smoothadv_ddn_imagenet --config.data.data_dir=DIR
