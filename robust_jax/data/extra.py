@@ -1,7 +1,6 @@
 """Examples of a second source in every training batch: pseudo-labels, generated images."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -89,24 +88,11 @@ def read_labels(path):
   return labels
 
 
-class Mixture(NamedTuple):
-  """How the last examples of a Dataset are mixed with the ones before them.
-
-  Attributes:
-    num_examples: how many they are.
-    share: of the examples of a batch.
-    weight: of the loss of one of them; that of another example is 1.
-  """
-
-  num_examples: int
-  share: float
-  weight: float
-
-
 def mix(dataset, extra, *, share, weight):
   """A Dataset of both, of which `batches.train_batches` makes mixed batches.
 
-  The extra examples come last: they have the indices from dataset.num_examples on.
+  The extra examples come last: they have the indices from dataset.num_examples on, and so a place
+  each in the per-example memory of a method.
 
   Args:
     dataset: the Dataset that an epoch goes through once.
@@ -117,7 +103,7 @@ def mix(dataset, extra, *, share, weight):
   return dataset._replace(
       images=lazy.Joined(dataset.images, extra.images),
       labels=lazy.Joined(dataset.labels, extra.labels),
-      mixture=Mixture(extra.num_examples, share, weight))
+      mixture=sources.Mixture(extra.num_examples, share, weight))
 
 
 def _read_images(path, *, needs_labels):

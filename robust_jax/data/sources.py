@@ -17,6 +17,20 @@ IN_MEMORY_BYTES = 2**31
 _TEST_SPLITS = ('test', 'validation', 'val', 'valid')
 
 
+class Mixture(NamedTuple):
+  """How the last examples of a Dataset are mixed with those before them (see `extra.mix`).
+
+  Attributes:
+    num_examples: how many they are.
+    share: of the examples of a batch.
+    weight: of the loss of one of them; that of another example is 1.
+  """
+
+  num_examples: int
+  share: float
+  weight: float
+
+
 class Dataset(NamedTuple):
   """One split of a dataset.
 
@@ -30,7 +44,7 @@ class Dataset(NamedTuple):
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
       (images - mean) / std that networks on this dataset apply.
     std: likewise.
-    mixture: None, or an `extra.Mixture`: the last examples are extra ones.
+    mixture: None, or what tells that the last examples are extra ones.
   """
 
   name: str
@@ -40,7 +54,7 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...]
   mean: float | tuple[float, ...]
   std: float | tuple[float, ...]
-  mixture: tuple | None = None
+  mixture: Mixture | None = None
 
   @property
   def num_examples(self):
