@@ -236,6 +236,7 @@ def test_new_parameters_compile_nothing(images, labels):
 
 def test_bad_arguments_are_named(linear_fn, images, labels):
   for kwargs, message in ((dict(rounding='up'), "rounding is 'up'"),
+                          (dict(norm='linf'), "norm is 'linf'"),
                           (dict(num_steps=0), 'num_steps is 0')):
     with pytest.raises(ValueError, match=message):
       attacks.ddn(KEY, linear_fn, images, labels, epsilon=0.1, **kwargs)

@@ -344,3 +344,19 @@ def test_a_share_needs_a_source(data_dir):
 def test_a_share_of_one_is_out_of_range(data_dir):
   with pytest.raises(UserError, match=r'config.extra.share is 1.0; a number in \[0, 1\)'):
     make_run(data_dir, extra__name='digits', extra__share=1.)
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**31])
+def test_images_may_be_decoded_on_the_way(in_memory_bytes, data_dir):
+  parts = [data.load('digits', split, data_dir=str(data_dir), in_memory_bytes=in_memory_bytes)
+           for split in ('test[:20]', 'test[20:50]')]
+  mixed = data.extra.mix(*parts, share=0.5, weight=1.)
+  whole = data.load('digits', 'test[:50]', data_dir=str(data_dir))
+  assert mixed.num_examples == 50 and mixed.image_shape == (8, 8, 1)
+  order = np.random.default_rng(0).permutation(50)
+  np.testing.assert_array_equal(mixed.images[order], whole.images[order])
+  np.testing.assert_array_equal(mixed.labels[order], whole.labels[order])
+  np.testing.assert_array_equal(mixed.images[18:22], whole.images[18:22])
+  assert mixed.labels[30] == whole.labels[30]
+  for batch in batches_of(mixed, num_steps=2):
+    np.testing.assert_array_equal(batch.labels, whole.labels[batch.index])

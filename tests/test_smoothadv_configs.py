@@ -38,7 +38,7 @@ def test_ddn_begins_at_the_warmed_up_epsilon():
     run = build(name)
     inner = run.method.keywords['attack']
     assert run.method.func is methods.smoothadv and inner.func is attacks.ddn
-    assert inner.keywords == {'num_steps': steps, 'init_norm': None, 'gamma': 0.05,
+    assert inner.keywords == {'norm': 'l2', 'num_steps': steps, 'init_norm': None, 'gamma': 0.05,
                               'rounding': 'towards_zero'}
     assert run.method.keywords['epsilon'] == epsilon
     assert run.method.keywords['epsilon_warmup_epochs'] > 0
@@ -47,8 +47,10 @@ def test_ddn_begins_at_the_warmed_up_epsilon():
 def test_ddn_as_the_attack_of_the_evaluation():
   run = build('smoothadv_digits', '--config.attack.name=ddn', '--config.attack.init_norm=1.0')
   assert run.attack.func is attacks.ddn
-  assert run.attack.keywords == {'num_steps': 20, 'init_norm': 1., 'gamma': None,
+  assert run.attack.keywords == {'norm': 'l2', 'num_steps': 20, 'init_norm': 1., 'gamma': None,
                                  'rounding': 'towards_zero'}
+  with pytest.raises(UserError, match="config.attack.norm is 'linf'; one of l2 is allowed"):
+    build('pgd_cifar10', '--config.attack.name=ddn')
 
 
 def test_the_gradient_free_attack_gets_the_noise():

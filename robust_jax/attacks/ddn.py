@@ -17,9 +17,9 @@ _LEVELS = 255
 _HALF_LEVEL = 1 / (2 * _LEVELS)
 
 
-def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, num_steps: Count = 20,
-        init_norm: Positive | None = None, gamma: Probability | None = None,
-        rounding: Rounding = 'towards_zero'):
+def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l2'] = 'l2',
+        num_steps: Count = 20, init_norm: Positive | None = None,
+        gamma: Probability | None = None, rounding: Rounding = 'towards_zero'):
   """Ascends the cross-entropy on a sphere that shrinks after a success and grows after a failure.
 
   With delta = 0 and rho = init_norm at first, for t = 1, ..., T:
@@ -43,6 +43,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, num_steps: Count
     noise: None, or [num_noise, batch, ...] from `smoothing.sample_noise`, held fixed: the gradient
       is that of the SmoothAdv objective, and misclassified is what the majority vote of the hard
       predictions of the noisy copies gets wrong.
+    norm: 'l2', the only one that it is made for.
     num_steps: T.
     init_norm: the first rho in pixel units, 1 in Rony et al. and in the authors' evaluation of
       SmoothAdv. None: epsilon, as in its training.
@@ -58,12 +59,14 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, num_steps: Count
     objective is the cross-entropy, or with noise the SmoothAdv objective.
 
   Raises:
-    ValueError: an unknown rounding, or num_steps < 1.
+    ValueError: another norm, an unknown rounding, or num_steps < 1.
 
   Reference:
     Rony et al., Decoupling direction and norm for efficient gradient-based L2 adversarial attacks
     and defenses, 2019, algorithm 1; Salman et al. 2019, section 2.2 (the smoothed classifier).
   """
+  if norm != 'l2':
+    raise ValueError(f"norm is {norm!r}; 'l2' is allowed")
   if rounding not in ('towards_zero', 'nearest', 'none'):
     raise ValueError(f"rounding is {rounding!r}; 'towards_zero', 'nearest' or 'none' is allowed")
   if num_steps < 1:
