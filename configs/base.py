@@ -18,6 +18,8 @@ def get_config():
       # What training starts from, and what is attacked and certified where nothing was trained:
       # a workdir, or a PyTorch checkpoint (.safetensors, .pth); None: a fresh initialisation.
       weights=None,
+      # Initialise the last layer of `weights` anew and train from there: for other classes.
+      new_head=False,
       # Which parameters are attacked and certified: the 'last', or the 'best' by test accuracy
       # (train.keep_best).
       checkpoint='last',
@@ -45,6 +47,23 @@ def get_config():
       # or validation where there is no test split with labels.
       train_split=None,
       test_split=None,
+  )
+  # Examples of a second source in every training batch, for self-training with pseudo-labels.
+  config.extra = experiment.section(
+      experiment.ExtraSettings,
+      # A dataset, as data.name, or a file .npz with arrays images and labels.
+      name=None,
+      # Which split of the dataset, and the folder that it is in; None: data.data_dir.
+      split='train',
+      data_dir=None,
+      # Pseudo-labels in place of the source's own: a file .npy, .txt (one a line) or .tsv (columns
+      # idx and label), as `python -m robust_jax.pseudo_labels` writes it.
+      labels=None,
+      # Their share of train.batch_size, 0: none; an epoch is one pass through the other examples.
+      share=0.,
+      # Of the loss of one of them, in the weighted mean that is minimised. The other metrics of
+      # training count every example alike.
+      weight=1.,
   )
   config.train = experiment.section(
       experiment.TrainSettings,

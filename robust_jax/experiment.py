@@ -75,6 +75,27 @@ class DataSettings(NamedTuple):
     return data.load(self.name, split, **self.reading)
 
 
+class ExtraSettings(NamedTuple):
+  """config.extra: examples of a second source in every training batch."""
+
+  name: str | None = None
+  split: str = 'train'
+  data_dir: str | None = None
+  labels: str | None = None
+  share: Annotated[float, Interval(0, 1, open_high=True)] = 0.
+  weight: NonNegative = 1.
+
+  def mix(self, settings, dataset):
+    """The training split `dataset` of config.data, with these among them."""
+    if not self.share:
+      return dataset
+    found = data.extra.load(
+        self.name, split=self.split, labels=self.labels,
+        data_dir=self.data_dir or settings.data_dir, image_size=settings.image_size,
+        channels=settings.channels, like=dataset)
+    return data.extra.mix(dataset, found, share=self.share, weight=self.weight)
+
+
 class Experiment(NamedTuple):
   """The fields of the config that are in no section."""
 
@@ -83,6 +104,7 @@ class Experiment(NamedTuple):
   epsilon: NonNegative = 0.
   sigma: NonNegative = 0.
   weights: str | None = None
+  new_head: bool = False
   checkpoint: Literal['last', 'best'] = 'last'
 
 
@@ -131,13 +153,14 @@ class VerifySettings(NamedTuple):
   sample: Index = 0
 
 
-SECTIONS = {'data': DataSettings, 'train': TrainSettings, 'evaluation': EvaluationSettings,
-            'certify_images': ImagesSettings, 'verify': VerifySettings}
+SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
+            'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
+            'verify': VerifySettings}
 # What a stage's results depend on; the rest may change between runs of it.
-_CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'checkpoint')
+_CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'new_head', 'checkpoint')
 STAGE_FIELDS = {
-    'train': ('seed', 'epsilon', 'sigma', 'data', 'model', 'weights', 'method', 'optimizer',
-              'schedule', 'train'),
+    'train': ('seed', 'epsilon', 'sigma', 'data', 'extra', 'model', 'weights', 'new_head',
+              'method', 'optimizer', 'schedule', 'train'),
     'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
     'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
 }
@@ -190,7 +213,7 @@ class Run:
     attack: `types.Attack` of the empirical stage, hyper-parameters bound.
     certify: the certifier, hyper-parameters bound, or a `certification.Rule`; None without noise.
     sigma: noise of the smoothed classifier that is attacked and certified; 0: not smoothed.
-    data, train, evaluation, certify_images, verify: the sections as NamedTuples.
+    data, extra, train, evaluation, certify_images, verify: the sections as NamedTuples.
   """
 
   config: dict[str, Any]
@@ -203,6 +226,7 @@ class Run:
   certify: Any
   sigma: float
   data: DataSettings
+  extra: ExtraSettings
   train: TrainSettings
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
@@ -227,12 +251,17 @@ class Run:
 
   @functools.cached_property
   def train_data(self):
-    """The training split."""
-    return self.data.load('train')
+    """The training split, with the extra examples."""
+    return self.extra.mix(self.data, self.data.load('train'))
 
   @functools.cached_property
   def examples(self):
-    """What tells the training examples, and their order, from others: plain JSON."""
+    """What tells the remembered examples, and their order, from others: plain JSON.
+
+    None for a method without memory, as it takes the labels of all examples.
+    """
+    if not self.memory():
+      return None
     labels = np.asarray(self.train_data.labels, np.int32)
     return {'dataset': self.data.name, 'num': len(labels),
             'labels_sha256': hashlib.sha256(labels.tobytes()).hexdigest()}
@@ -358,6 +387,12 @@ def _check_combinations(run):
     models.external.check(
         models.external.load(function), run.test_data.image_shape, run.test_data.num_classes,
         target=f'config.model.function is {function!r}, which')
+  if run.config['new_head'] and (run.config['weights'] is None or not run.trainable):
+    raise UserError('config.new_head is True without config.weights; False, or weights whose last '
+                    'layer is to be initialised anew, are allowed')
+  if run.extra.share and not run.extra.name:
+    raise UserError(f'config.extra.share is {run.extra.share} without config.extra.name; a source, '
+                    'or 0, is allowed')
   if run.train.tensorboard:
     _check_tensorboard()
   if run.config['checkpoint'] == 'best' and not run.train.keep_best:

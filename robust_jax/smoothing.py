@@ -72,7 +72,11 @@ def log_mean_probs(log_probs):
 
 def vote(logits_fn, images, noise):
   """The class that most of the noisy copies are given, [batch]; ties to the lower class."""
-  logits = jax.vmap(lambda n: logits_fn(images + n))(noise)
+  return majority(jax.vmap(lambda n: logits_fn(images + n))(noise))
+
+
+def majority(logits):
+  """The class that is largest in most of the logits [m, batch, classes]: [batch]; as `vote`."""
   votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
   return jnp.argmax(jnp.sum(votes, axis=0), axis=-1)
 

@@ -27,8 +27,10 @@ class Batch(NamedTuple):
   Attributes:
     images: [batch, height, width, channel] float32 in [0, 1].
     labels: [batch] int32.
-    index: [batch] int32, the example's position in its split; the split's size on padding.
-    mask: [batch] float32, 1 for an example, 0 for padding, which counts in no sum.
+    index: [batch] int32, the example's position in its split, extra examples after the others; the
+      number of all of them on padding.
+    mask: [batch] float32, the weight of the example's loss: 1, another one for extra examples (see
+      `data.extra`), 0 for padding, which counts in no sum.
   """
 
   images: Array

@@ -22,7 +22,7 @@ LAYERS = [
     {'evaluation', 'checkpoint', 'torch_weights'},
     {'experiment'},
     {'workdir'},
-    {'stages', 'report'},
+    {'stages', 'report', 'pseudo_labels'},
 ]
 MATHS = ['losses', 'threat_models', 'smoothing', 'noise', 'keys', 'types', 'attacks',
          'certification/bounds', 'certification/sequential', 'certification/sampling',

@@ -68,11 +68,7 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     first = images if start is None else start
     if random_start:
       first = threat_model.random(start_keys, images)
-    if num_steps == 1:
-      return step(0, first)
-    slow_in_loops = jax.default_backend() == 'cpu' and not onednn.available()
-    unroll = slow_in_loops and num_steps <= _UNROLLED_STEPS
-    return jax.lax.fori_loop(0, num_steps, step, first, unroll=unroll or None)
+    return iterate(num_steps, step, first)
 
   best = ascend(0)
   if restarts == 1:
@@ -88,6 +84,21 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     return jax.tree.map(lambda new, old: jnp.where(_column(better, new), new, old), found, best)
 
   return jax.lax.fori_loop(1, restarts, keep_better, judge(best))[0]
+
+
+def iterate(num_steps, step, first):
+  """step(num_steps - 1, ... step(1, step(0, first))), as a loop or, where faster, without one.
+
+  Args:
+    num_steps: int; 0 returns `first`.
+    step: (number of the step, pytree) -> pytree.
+    first: pytree.
+  """
+  if num_steps == 1:
+    return step(0, first)
+  slow_in_loops = jax.default_backend() == 'cpu' and not onednn.available()
+  unroll = slow_in_loops and num_steps <= _UNROLLED_STEPS
+  return jax.lax.fori_loop(0, num_steps, step, first, unroll=unroll or None)
 
 
 def fgsm(key, objective, images, threat_model):

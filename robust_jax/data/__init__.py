@@ -4,6 +4,7 @@
 input normalisation, is given to it, or is one entry of `DATASETS`.
 """
 
+from robust_jax.data import extra
 from robust_jax.data.batches import (
   Augmentation,
   eval_batches,
@@ -14,6 +15,6 @@ from robust_jax.data.batches import (
 from robust_jax.data.sources import DATASETS, Dataset, load
 
 __all__ = [
-  'DATASETS', 'Augmentation', 'Dataset', 'eval_batches', 'load', 'steps_per_epoch', 'take',
+  'DATASETS', 'Augmentation', 'Dataset', 'eval_batches', 'extra', 'load', 'steps_per_epoch', 'take',
   'train_batches',
 ]

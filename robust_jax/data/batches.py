@@ -22,8 +22,32 @@ _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
 def steps_per_epoch(dataset, batch_size):
-  """Steps in which every example of `dataset` counts once: ceil(num_examples / batch_size)."""
-  return -(-dataset.num_examples // batch_size)
+  """Steps in which every example of `dataset` counts once: ceil(num_examples / batch_size).
+
+  Of a mixture, every example but the extra ones.
+
+  Raises:
+    UserError: the share of extra examples leaves none, or none of the others, in a batch.
+  """
+  num_extra = _num_extra(dataset.mixture, batch_size)
+  return -(-(dataset.num_examples - _extra_examples(dataset)) // (batch_size - num_extra))
+
+
+def _extra_examples(dataset):
+  return dataset.mixture.num_examples if dataset.mixture else 0
+
+
+def _num_extra(mixture, batch_size):
+  """The number of extra examples in a batch."""
+  if mixture is None:
+    return 0
+  num_extra = round(mixture.share * batch_size)
+  most = min(batch_size - 1, mixture.num_examples)
+  if not 0 < num_extra <= most:
+    raise UserError(f'config.extra.share is {mixture.share}, which is {num_extra} of a batch of '
+                    f'{batch_size}; 1 to {most} of them, with {mixture.num_examples} extra '
+                    'examples, are allowed')
+  return num_extra
 
 
 def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
@@ -33,6 +57,11 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
   Epoch e = step // steps_per_epoch goes through the dataset in a fresh random order, each example
   once; no batch straddles two epochs. The last batch of an epoch is filled up with other images
   of the epoch, so that batch statistics see a full batch, at mask 0 and index num_examples.
+
+  Of a mixture (see `extra.mix`), each batch has round(share * batch_size) extra examples, evenly
+  among the others, with their weight as mask. They are gone through in one random order after the
+  other, of each of which what does not fill a batch is left out, so that no batch has an example
+  twice. An epoch is one pass through the others.
 
   A whole batch is one Grain element, gathered and augmented at once: an element per image costs
   seven times as much.
@@ -62,18 +91,41 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
   epoch_steps = steps_per_epoch(dataset, batch_size)
   rows = slice(host * batch_size // num_hosts, (host + 1) * batch_size // num_hosts)
 
+  num_extra, extra_examples = _num_extra(dataset.mixture, batch_size), _extra_examples(dataset)
+  num_first, first_examples = batch_size - num_extra, dataset.num_examples - extra_examples
+  # Evenly, so that every device and part of a batch has about its share.
+  extra_before = np.arange(batch_size + 1) * num_extra // batch_size
+  is_extra = np.diff(extra_before) > 0
+
   @functools.lru_cache(maxsize=2)
   def epoch_order(epoch):
-    order = np.random.default_rng((seed, epoch)).permutation(dataset.num_examples)
-    return np.resize(order, (epoch_steps, batch_size))  # continues with the first ones again
+    order = np.random.default_rng((seed, epoch)).permutation(first_examples)
+    return np.resize(order, (epoch_steps, num_first))  # continues with the first ones again
+
+  @functools.lru_cache(maxsize=1)
+  def extra_order(number):
+    # SeedSequence takes (seed, number, 0) for (seed, number).
+    order = np.random.default_rng((seed, number, 1)).permutation(extra_examples)
+    return first_examples + order
+
+  def choose(step):
+    """([batch_size] index, [batch_size] mask), over all hosts."""
+    epoch, epoch_step = divmod(step, epoch_steps)
+    index = np.empty(batch_size, np.int64)
+    index[~is_extra] = epoch_order(epoch)[epoch_step]
+    mask = np.empty(batch_size, np.float32)
+    mask[~is_extra] = epoch_step * num_first + np.arange(num_first) < first_examples
+    if num_extra:
+      number, place = divmod(step, extra_examples // num_extra)
+      index[is_extra] = extra_order(number)[place * num_extra:(place + 1) * num_extra]
+      mask[is_extra] = dataset.mixture.weight
+    return index, mask
 
   def make_batch(step, rng):
-    epoch, epoch_step = divmod(int(step), epoch_steps)
     # Augmentation is drawn for the batch of all hosts, of which each keeps its rows.
     shifts = rng.integers(0, 2 * CROP_PADDING, (batch_size, 2), endpoint=True)[rows]
     flips = rng.integers(0, 1, batch_size, endpoint=True)[rows]
-    index = epoch_order(epoch)[epoch_step, rows]
-    position = epoch_step * batch_size + np.arange(batch_size)[rows]
+    index, mask = (values[rows] for values in choose(int(step)))
     if augment == 'resized_crop':
       draws = rng.random((batch_size, image_rules.CROP_TRIES, 4))[rows]
       images = lazy.map_originals(dataset.images, index, lambda image, row: (
@@ -82,7 +134,7 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
       images = dataset.images[index]
     if augment in ('crop', 'crop_flip'):
       images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
-    return _batch(dataset, images, index, position < dataset.num_examples)
+    return _batch(dataset, images, index, mask)
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.
@@ -122,7 +174,7 @@ def take(dataset, indices, batch_size=None):
   """
   indices = np.asarray(indices)
   batch_size = len(indices) if batch_size is None else batch_size
-  batch = _batch(dataset, dataset.images[indices], indices, np.ones(len(indices), bool))
+  batch = _batch(dataset, dataset.images[indices], indices, np.ones(len(indices)))
   missing = batch_size - len(indices)
   padding = Batch(np.zeros((missing, *dataset.image_shape), np.float32),
                   np.zeros(missing, np.int32),
@@ -131,12 +183,12 @@ def take(dataset, indices, batch_size=None):
   return Batch(*map(np.concatenate, zip(batch, padding)))
 
 
-def _batch(dataset, images, index, counts):
+def _batch(dataset, images, index, mask):
   return Batch(
     images=np.divide(images, np.float32(255), dtype=np.float32),
     labels=dataset.labels[index],
-    index=np.where(counts, index, dataset.num_examples).astype(np.int32),
-    mask=counts.astype(np.float32))
+    index=np.where(mask > 0, index, dataset.num_examples).astype(np.int32),
+    mask=mask.astype(np.float32))
 
 
 def _crop_flip(images, shifts, flips):

@@ -89,9 +89,51 @@ class LazyImages:
     return image
 
 
+class Joined:
+  """Looks like the concatenation of two arrays, without a copy of either.
+
+  Args:
+    first: an array [num_examples, ...] or what is indexed like one, such as `LazyImages`.
+    second: likewise, alike but for the number of examples.
+  """
+
+  def __init__(self, first, second):
+    self._parts = (first, second)
+    none = first[:0]
+    self.dtype, self.ndim = none.dtype, none.ndim
+    self.shape = (len(first) + len(second), *none.shape[1:])
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __getitem__(self, indices):
+    indices = np.arange(len(self))[indices]
+    if indices.ndim == 0:
+      return self[indices[None]][0]
+    return self._gather(indices, lambda part, chosen, _: part[chosen])
+
+  def __array__(self, dtype=None, copy=None):
+    del copy
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+  def map(self, indices, function):
+    """Of images: as `LazyImages.map`."""
+    return self._gather(indices, lambda images, chosen, places: map_originals(
+        images, chosen, lambda image, number: function(image, places[number])))
+
+  def _gather(self, indices, take):
+    made = np.empty((len(indices), *self.shape[1:]), self.dtype)
+    border = len(self._parts[0])
+    for part, places, start in ((self._parts[0], np.flatnonzero(indices < border), 0),
+                                (self._parts[1], np.flatnonzero(indices >= border), border)):
+      if len(places):
+        made[places] = take(part, indices[places] - start, places)
+    return made
+
+
 def map_originals(images, indices, function):
   """`LazyImages.map`, also of an array [num_examples, height, width, channel] of uint8."""
-  if isinstance(images, LazyImages):
+  if isinstance(images, (LazyImages, Joined)):
     return images.map(indices, function)
   made = images[indices]
 

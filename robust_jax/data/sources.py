@@ -17,28 +17,44 @@ IN_MEMORY_BYTES = 2**31
 _TEST_SPLITS = ('test', 'validation', 'val', 'valid')
 
 
+class Mixture(NamedTuple):
+  """How the last examples of a Dataset are mixed with those before them (see `extra.mix`).
+
+  Attributes:
+    num_examples: how many they are.
+    share: of the examples of a batch.
+    weight: of the loss of one of them; that of another example is 1.
+  """
+
+  num_examples: int
+  share: float
+  weight: float
+
+
 class Dataset(NamedTuple):
   """One split of a dataset.
 
   Attributes:
     name: 'folder', or as TFDS names the dataset.
     split: the split that was read.
-    images: [num_examples, height, width, channel] uint8: an array, or a `lazy.LazyImages` that is
-      indexed like one and decodes what is asked for.
+    images: [num_examples, height, width, channel] uint8: an array, or what is indexed like one, a
+      `lazy.LazyImages` that decodes what is asked for, or a `lazy.Joined`.
     labels: [num_examples] int32, likewise.
     class_names: a name for each class.
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
       (images - mean) / std that networks on this dataset apply.
     std: likewise.
+    mixture: None, or what tells that the last examples are extra ones.
   """
 
   name: str
   split: str
-  images: np.ndarray | lazy.LazyImages
+  images: np.ndarray | lazy.LazyImages | lazy.Joined
   labels: np.ndarray
   class_names: tuple[str, ...]
   mean: float | tuple[float, ...]
   std: float | tuple[float, ...]
+  mixture: Mixture | None = None
 
   @property
   def num_examples(self):

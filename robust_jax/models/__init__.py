@@ -23,8 +23,11 @@ from robust_jax.errors import UserError
 from robust_jax.models import cnn, densenet, external, mlp, preact_resnet, resnet, vgg
 from robust_jax.types import Network
 
-__all__ = ['MODELS', 'create', 'init', 'logits_fn', 'network']
+__all__ = ['HEAD', 'MODELS', 'create', 'init', 'logits_fn', 'network']
 
+# What every network here calls its last layer. Those of this prefix, with its norm if it has one,
+# are the only ones that know the number of classes.
+HEAD = 'logits'
 MODELS = {
   'linear': mlp.linear,
   'mlp': mlp.mlp,

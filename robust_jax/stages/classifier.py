@@ -23,11 +23,15 @@ def check(run, workdir, wanted):
   if not run.trainable or not {'train', 'attack', 'certify', 'verify'} & set(wanted):
     return
   weights, step = run.config['weights'], _last_step(workdir)
-  if weights is not None and step is None and not Path(weights).exists():
+  begun = 'train' in wanted and checkpoint.latest_step(workdir) is not None
+  if weights is not None and step is None and not begun and not Path(weights).exists():
     raise UserError(f'config.weights is {weights!r}, which is not there; a workdir or a PyTorch '
                     'checkpoint (.safetensors, .pth, .pt, .tar) is allowed')
   if 'train' in wanted:
     return
+  if step is None and run.config['new_head']:
+    raise UserError(f'--stages={",".join(wanted)}: config.new_head is True, and the new last layer '
+                    'has to be trained; the train stage first, or False, is allowed')
   if step is None and (weights is None or 'train' in workdirs.stages(workdir)):
     raise UserError(f'--stages={",".join(wanted)}: {workdir} has no finished training; run the '
                     'train stage first, or, where none was begun, give config.weights')
@@ -56,9 +60,32 @@ def lost(workdir):
 
 
 def initial_variables(run):
-  """What training starts from: config.weights, or a fresh initialisation."""
-  if run.config['weights'] is not None:
-    return _brought(run)[0]
+  """What training starts from: config.weights, or a fresh initialisation.
+
+  With config.new_head the last layer of the weights, whatever its number of classes, is
+  initialised as that of a network without weights; one line says so.
+
+  Raises:
+    UserError: the weights are not those of this network.
+  """
+  if run.config['weights'] is None:
+    return fresh_variables(run)
+  brought = _brought(run)[0]
+  if not run.config['new_head']:
+    return brought
+  fresh = fresh_variables(run)
+  if models.HEAD not in fresh['params']:
+    raise UserError(f'config.new_head is True, and {run.config["model"]["name"]} has no layer '
+                    f'called {models.HEAD!r}; False is allowed')
+  old, new = (tree['params'][models.HEAD]['kernel'].shape[-1] for tree in (brought, fresh))
+  print(f'train: {run.config["weights"]} but for its last layer of {old} classes; a new one of '
+        f'{new} is initialised (config.new_head)', flush=True)
+  return {kind: {name: (fresh if name.startswith(models.HEAD) else brought)[kind][name]
+                 for name in fresh[kind]} for kind in ('params', 'batch_stats')}
+
+
+def fresh_variables(run):
+  """The initialisation that the seed makes."""
   return models.init(run.key('init'), run.model, run.test_data.image_shape)
 
 
@@ -102,13 +129,15 @@ def _last_step(workdir):
 
 
 def _brought(run):
-  """(variables, sha256) of config.weights."""
+  """(variables, sha256) of config.weights, with the number of classes that they have."""
   path, dataset = Path(run.config['weights']), run.test_data
   if not path.is_dir():
     arrays = torch_weights.read(path)
     _check_normalisation(path, torch_weights.normalisation(arrays), dataset)
-    return (torch_weights.convert(arrays, run.model, dataset.image_shape, path=path),
-            _sha256(path))
+    num_classes = torch_weights.num_classes(arrays, run.model, dataset.image_shape, path=path)
+    _check_alike(run, 'num_classes', num_classes, dataset.num_classes)
+    model = run.model.clone(num_classes=num_classes)
+    return torch_weights.convert(arrays, model, dataset.image_shape, path=path), _sha256(path)
   last = _last_step(path)
   if last is None and 'train' in workdirs.stages(path):
     raise UserError(f'config.weights is {str(path)!r}, whose training is not finished; a finished '
@@ -120,11 +149,19 @@ def _brought(run):
   there = {**info, 'model': json.loads(experiment.component(
       'model', **info['model']).to_json())}
   for name, value in here.items():
-    if _essential(there[name]) != _essential(value):
-      raise UserError(f'config.weights is {str(path)!r}, whose {name} is {there[name]}; {value} is '
-                      'allowed')
+    _check_alike(run, name, there[name], value)
   _check_normalisation(path, (info['mean'], info['std']), dataset)
   return variables, info['sha256']
+
+
+def _check_alike(run, name, there, here):
+  """Raises UserError where `name` of config.weights is not what it is here."""
+  if _essential(there) == _essential(here) or (name == 'num_classes' and run.config['new_head']):
+    return
+  hint = (', or any with config.new_head=True, which initialises the last layer anew'
+          if name == 'num_classes' else '')
+  raise UserError(f'config.weights is {run.config["weights"]!r}, whose {name} is {there}; {here} '
+                  f'is allowed{hint}')
 
 
 def _essential(value):

@@ -1,5 +1,6 @@
 """The train stage: from the newest checkpoint, if there is one, to the last step."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -47,15 +48,16 @@ def train(run, workdir):
                                accumulation=settings.accumulation, ema_decay=settings.ema_decay),
       run.devices)
   key = run.key('train')
-  state = training.create_state(classifier.initial_variables(run), optimizer,
-                                ema=settings.ema_decay > 0, memory=classifier.initial_memory(run))
+  create_state = functools.partial(training.create_state, optimizer=optimizer,
+                                   ema=settings.ema_decay > 0)
   eval_every = max(round(settings.eval_every_epochs * steps_per_epoch), 1)
 
   with (interrupts.postponed() as interruption,
         checkpoint.manager(workdir, keep=settings.keep_checkpoints,
                            keep_best=settings.keep_best) as checkpoints):
-    state, progress = checkpoint.restore(
-        checkpoints, state, examples=run.examples) or (state, None)
+    state, progress = _restored(run, checkpoints, create_state) or (
+        create_state(classifier.initial_variables(run), memory=classifier.initial_memory(run)),
+        None)
     state = parallel.replicate(state, run.devices)
     start = int(state.step)
     if start:
@@ -99,6 +101,17 @@ def train(run, workdir):
   if 'radius' in state.memory:
     radii.save(run, workdir, np.asarray(state.memory['radius']))
   return {'last_step': int(state.step)}
+
+
+def _restored(run, checkpoints, create_state):
+  """(state, progress) of the newest whole checkpoint; None without one.
+
+  Only the structure of the fresh state matters: config.weights are not read again.
+  """
+  if checkpoints.latest_step() is None:
+    return None
+  fresh = create_state(classifier.fresh_variables(run), memory=run.memory())
+  return checkpoint.restore(checkpoints, fresh, examples=run.examples)
 
 
 def _save(run, checkpoints, state, metrics, accuracy):

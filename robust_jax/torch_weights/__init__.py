@@ -5,6 +5,13 @@ PyTorch's code bases call the layers of our networks.
 """
 
 from robust_jax.torch_weights.files import read
-from robust_jax.torch_weights.naming import NAMINGS, Naming, convert, load, normalisation
+from robust_jax.torch_weights.naming import (
+    NAMINGS,
+    Naming,
+    convert,
+    load,
+    normalisation,
+    num_classes,
+)
 
-__all__ = ['NAMINGS', 'Naming', 'convert', 'load', 'normalisation', 'read']
+__all__ = ['NAMINGS', 'Naming', 'convert', 'load', 'normalisation', 'num_classes', 'read']

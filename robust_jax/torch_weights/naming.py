@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from robust_jax import keys
 from robust_jax.errors import UserError
-from robust_jax.models import preact_resnet, resnet
+from robust_jax.models import HEAD, preact_resnet, resnet
 from robust_jax.torch_weights import files
 
 
@@ -148,6 +148,25 @@ def normalisation(arrays):
   """
   names = _normalisation_names(arrays)
   return names and tuple(tuple(np.ravel(arrays[name]).astype(float).tolist()) for name in names)
+
+
+def num_classes(arrays, model, image_shape, *, path='weights'):
+  """The number of classes of PyTorch's arrays: the rows of the last layer's weight.
+
+  Args:
+    arrays: {name: array}, as `files.read` returns them.
+    model: a module from `models.create`, of any number of classes.
+    image_shape: (height, width, channel).
+    path: what errors call the arrays.
+
+  Raises:
+    UserError: no naming fits the module, or there is no such array.
+  """
+  leaves = _match(arrays, model, image_shape, path)[2]
+  name = next(name for name, leaf in leaves.items() if leaf.path == ('params', HEAD, 'kernel'))
+  if name not in arrays:
+    raise UserError(f'{path}: {name}, the weight of the last layer, is missing')
+  return len(np.atleast_1d(arrays[name]))
 
 
 def _normalisation_names(arrays):

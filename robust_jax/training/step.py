@@ -27,8 +27,9 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
                     accumulation=1, ema_decay=0.):
   """Builds the step (state, batch, key) -> (state, sums).
 
-  The gradient is that of the mean loss over the examples of the whole batch with mask 1. Draws
-  depend on the root key, the step and each example's index, never on its place.
+  The gradient is that of the mean loss over the examples of the whole batch, weighted by their
+  mask: sum_i w_i L_i / sum_i w_i. Draws depend on the root key, the step and each example's index,
+  never on its place.
 
   Args:
     network: `types.Network`; with BatchNorm over devices, made for the same axis_name.
@@ -44,8 +45,9 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
       so that the initial parameters fade from a short training too.
 
   Returns:
-    A pure function. `sums` is {'loss' or metric: sum over examples, 'count': number of examples},
-    over all devices.
+    A pure function. `sums` is {metric: sum over examples, 'loss': their weighted mean loss times
+    their number, 'count': their number}, over all devices; an example counts whatever its weight,
+    unless that is 0.
   """
   total = (lambda x: x) if axis_name is None else lambda x: jax.lax.psum(x, axis_name)
 
@@ -54,14 +56,14 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     progress = Progress(state.step, state.step // steps_per_epoch)
     memory = {name: values.at[batch.index].get(mode='clip')
               for name, values in state.memory.items()}
-    count = total(jnp.sum(batch.mask))
+    weight = total(jnp.sum(batch.mask))
 
     def gradient_of(batch_stats, rows):
       example_keys, batch, memory = rows
 
       def mean_loss(params):
         output = method(example_keys, network, params, batch_stats, batch, memory, progress)
-        return jnp.sum(batch.mask * output.loss) / count, output
+        return jnp.sum(batch.mask * output.loss) / weight, output
 
       return jax.grad(mean_loss, has_aux=True)(state.params)
 
@@ -71,8 +73,11 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     else:
       gradient, output = _accumulate(gradient_of, state, rows, accumulation)
     updates, opt_state = optimizer.update(total(gradient), state.opt_state, state.params)
-    metrics = {'loss': output.loss, **output.metrics}
-    sums = {name: total(jnp.sum(batch.mask * values)) for name, values in metrics.items()}
+    counts = (batch.mask > 0).astype(jnp.float32)
+    count = total(jnp.sum(counts))
+    sums = {name: total(jnp.sum(counts * values)) for name, values in output.metrics.items()}
+    # The mean of what is minimised, as often as there are examples: it is divided by `count`.
+    sums['loss'] = total(jnp.sum(batch.mask * output.loss)) * (count / weight)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(
         step=state.step + 1, params=params, batch_stats=output.batch_stats, opt_state=opt_state,

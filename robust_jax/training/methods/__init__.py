@@ -5,6 +5,7 @@ from robust_jax.training.methods.augmentation import gaussian, standard
 from robust_jax.training.methods.consistency import consistency
 from robust_jax.training.methods.instance_adaptive import iaat, iaat_smoothadv
 from robust_jax.training.methods.macer import macer
+from robust_jax.training.methods.noisy_adversarial import noisy_adversarial
 from robust_jax.training.methods.smoothadv import smoothadv
 from robust_jax.training.methods.stability import stability
 from robust_jax.training.methods.trades import trades
@@ -13,6 +14,7 @@ METHODS = {
     'standard': standard,
     'gaussian': gaussian,
     'adversarial': adversarial,
+    'noisy_adversarial': noisy_adversarial,
     'smoothadv': smoothadv,
     'iaat': iaat,
     'iaat_smoothadv': iaat_smoothadv,
@@ -29,4 +31,5 @@ MEMORY = {
 }
 
 __all__ = ['MEMORY', 'METHODS', 'adversarial', 'consistency', 'gaussian', 'iaat',
-           'iaat_smoothadv', 'macer', 'smoothadv', 'stability', 'standard', 'trades']
+           'iaat_smoothadv', 'macer', 'noisy_adversarial', 'smoothadv', 'stability', 'standard',
+           'trades']

@@ -1,0 +1,135 @@
+"""DDN: decoupled direction and norm, an l2 attack that looks for the smallest perturbation."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys, losses, smoothing, threat_models
+from robust_jax.attacks import ascent
+from robust_jax.types import AttackResult, Count, Positive, Probability
+
+Rounding = Literal['towards_zero', 'nearest', 'none']
+
+_LEVELS = 255
+# Half the distance of two grey levels: the perturbation of a pixel that rounding takes away.
+_HALF_LEVEL = 1 / (2 * _LEVELS)
+
+
+def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l2'] = 'l2',
+        num_steps: Count = 20, init_norm: Positive | None = None,
+        gamma: Probability | None = None, rounding: Rounding = 'towards_zero'):
+  """Ascends the cross-entropy on a sphere that shrinks after a success and grows after a failure.
+
+  With delta = 0 and rho = init_norm at first, for t = 1, ..., T:
+
+  1. If x + delta is misclassified and delta the smallest such perturbation so far, it is kept.
+  2. delta <- delta + a_t g / ||g||, a_t = 0.01 + 0.495 (1 + cos(pi t / T)), g the gradient.
+  3. rho <- (1 - gamma) rho if x + delta was misclassified, else (1 + gamma) rho, and at most the
+     distance from x to the farthest corner of the box.
+  4. delta <- rho delta / ||delta||; x + delta is rounded to grey levels k / 255 and clipped to
+     [0, 1].
+
+  So delta = 0 is tested, and the iterate after the last step would not be, and is not made. What
+  was kept, or 0, is scaled down to the l2 norm epsilon where it is longer.
+
+  Args:
+    key: one key or [batch] keys: directions at a zero gradient.
+    logits_fn: images -> logits, normalisation included.
+    images: [batch, ...] in [0, 1].
+    labels: [batch] int.
+    epsilon: the largest l2 norm in pixel units, scalar or [batch].
+    noise: None, or [num_noise, batch, ...] from `smoothing.sample_noise`, held fixed: the gradient
+      is that of the SmoothAdv objective, and misclassified is what the majority vote of the hard
+      predictions of the noisy copies gets wrong.
+    norm: 'l2', the only one that it is made for.
+    num_steps: T.
+    init_norm: the first rho in pixel units, 1 in Rony et al. and in the authors' evaluation of
+      SmoothAdv. None: epsilon, as in its training.
+    gamma: how fast rho changes, 0.05 in Rony et al. and in the training of SmoothAdv. None: the
+      authors' choice in its evaluation, 1 - (3 / 510 / epsilon)^(1 / T), with which T successes
+      bring rho from epsilon down to 3 / 510; 0 for an epsilon below that.
+    rounding: of a perturbation that was scaled down to epsilon, to a multiple of 1/255:
+      'towards_zero', so that epsilon is never exceeded; 'nearest', as the authors' code, which may
+      exceed it by sqrt(pixels) / 510. 'none' rounds nothing, in the steps neither.
+
+  Returns:
+    AttackResult. `success` is judged at the returned images, as `misclassified` above; the
+    objective is the cross-entropy, or with noise the SmoothAdv objective.
+
+  Raises:
+    ValueError: another norm, an unknown rounding, or num_steps < 1.
+
+  Reference:
+    Rony et al., Decoupling direction and norm for efficient gradient-based L2 adversarial attacks
+    and defenses, 2019, algorithm 1; Salman et al. 2019, section 2.2 (the smoothed classifier).
+  """
+  if norm != 'l2':
+    raise ValueError(f"norm is {norm!r}; 'l2' is allowed")
+  if rounding not in ('towards_zero', 'nearest', 'none'):
+    raise ValueError(f"rounding is {rounding!r}; 'towards_zero', 'nearest' or 'none' is allowed")
+  if num_steps < 1:
+    raise ValueError(f'num_steps is {num_steps}; at least 1 is allowed')
+  example_keys = keys.per_example(key, len(images))
+  epsilon = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), (len(images),))
+  if noise is None:
+    noise = jnp.zeros((1, *images.shape), images.dtype)
+  if gamma is None:
+    gamma = 1 - (3 * _HALF_LEVEL / jnp.maximum(epsilon, 3 * _HALF_LEVEL)) ** (1 / num_steps)
+  steepest = threat_models.l2(1.).steepest
+  farthest = threat_models.norms(jnp.maximum(images, 1 - images), 'l2')
+
+  def judge(x):
+    """([batch] objective, [batch] misclassified) from one pass through the network."""
+    logits = jax.vmap(lambda n: logits_fn(x + n))(noise)
+    log_probs = smoothing.log_mean_probs(jax.nn.log_softmax(logits))
+    return losses.cross_entropy(log_probs, labels), smoothing.majority(logits) != labels
+
+  def summed(x):
+    objective, wrong = judge(x)
+    return jnp.sum(objective), wrong
+
+  def keep(best, delta, wrong):
+    kept, least = best
+    size = threat_models.norms(delta, 'l2')
+    smaller = wrong & (size < least)
+    return jnp.where(_column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
+
+  def step(t, carry):
+    delta, rho, best = carry
+    gradient, wrong = jax.grad(summed, has_aux=True)(images + delta)
+    best = keep(best, delta, wrong)
+    length = 0.01 + 0.495 * (1 + jnp.cos(math.pi * (t + 1) / num_steps))
+    delta = delta + length * steepest(keys.fold_in(example_keys, t), gradient)
+    rho = jnp.minimum(rho * jnp.where(wrong, 1 - gamma, 1 + gamma), farthest)
+    moved = images + _scaled(delta, rho)
+    if rounding != 'none':
+      moved = jnp.round(moved * _LEVELS) / _LEVELS
+    return jnp.clip(moved, 0, 1) - images, rho, best
+
+  zero = jnp.zeros_like(images)
+  rho = epsilon if init_norm is None else jnp.full_like(epsilon, init_norm)
+  nothing = (zero, jnp.full_like(epsilon, jnp.inf))
+  delta, _, best = ascent.iterate(num_steps - 1, step, (zero, rho, nothing))
+  delta, size = keep(best, delta, judge(images + delta)[1])
+  # Not what only rounding has made longer: a grey level less would come of it.
+  long = jnp.isfinite(size) & (size > epsilon * (1 + 1e-6))
+  clipped = _scaled(delta, epsilon)
+  if rounding == 'towards_zero':
+    clipped = jnp.trunc(clipped * _LEVELS) / _LEVELS
+  elif rounding == 'nearest':
+    clipped = jnp.round(clipped * _LEVELS) / _LEVELS
+  adversarial = jnp.clip(images + jnp.where(_column(long, delta), clipped, delta), 0, 1)
+  objective, wrong = judge(adversarial)
+  return AttackResult(adversarial, wrong, objective)
+
+
+def _scaled(delta, norm):
+  """delta with the l2 norms `norm` [batch]; 0 stays 0."""
+  size = threat_models.norms(delta, 'l2')
+  return delta * _column(jnp.where(size > 0, norm / jnp.where(size > 0, size, 1), 0), delta)
+
+
+def _column(values, like):
+  return values.reshape((-1,) + (1,) * (like.ndim - 1))

@@ -1,0 +1,248 @@
+"""DDN: against a NumPy implementation, closed forms, and the invariants of every attack."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax import attacks, experiment, keys, losses, smoothing, threat_models
+from robust_jax.experiment import component
+
+KEY = jax.random.key(3)
+
+
+@functools.cache
+def jitted(**kwargs):
+  return jax.jit(functools.partial(attacks.ddn, **kwargs))
+
+
+def numpy_ddn(objective_gradient, misclassified, image, *, epsilon, init_norm, gamma, num_steps,
+              rounding):
+  """DDN of one flat image in float64, written down step by step."""
+  best, best_size = np.zeros_like(image), np.inf
+  delta, rho = np.zeros_like(image), init_norm
+  farthest = np.sqrt(np.sum(np.maximum(image, 1 - image) ** 2))
+  for t in range(1, num_steps + 1):
+    wrong = misclassified(image + delta)
+    if wrong and np.sqrt(np.sum(delta**2)) < best_size:
+      best, best_size = delta.copy(), np.sqrt(np.sum(delta**2))
+    if t == num_steps:
+      break
+    g = objective_gradient(image + delta)
+    delta = delta + (0.01 + 0.99 * (1 + np.cos(np.pi * t / num_steps)) / 2) * g / np.sqrt(g @ g)
+    rho = min(rho * (1 - gamma if wrong else 1 + gamma), farthest)
+    moved = image + rho * delta / np.sqrt(delta @ delta)
+    if rounding != 'none':
+      moved = np.rint(255 * moved) / 255
+    delta = np.minimum(np.maximum(moved, 0), 1) - image
+  if np.isfinite(best_size) and best_size > epsilon:
+    best = best * epsilon / best_size
+    if rounding == 'nearest':
+      best = np.rint(best * 255) / 255
+    if rounding == 'towards_zero':
+      best = np.sign(best) * np.floor(np.abs(best) * 255) / 255
+  return np.minimum(np.maximum(image + best, 0), 1)
+
+
+def smoothed_judges(fn, label, noise):
+  """(gradient of J, majority vote) of one flat image in float64, noise [m, pixels]."""
+  weights = {name: np.asarray(value, np.float64) for name, value in fn.args[0].items()}
+
+  def network(x):
+    hidden = np.tanh(x @ weights['w1'])
+    return hidden, hidden @ weights['w2']
+
+  def softmax(z):
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+  def gradient(x):
+    total, mean = np.zeros_like(x), 0.
+    for n in noise:
+      hidden, z = network(x + n)
+      p = softmax(z)
+      inner = weights['w2'] @ (p[label] * (np.eye(4)[label] - p))
+      total += weights['w1'] @ ((1 - hidden**2) * inner)
+      mean += p[label]
+    return -total / mean  # of -log mean p
+
+  def misclassified(x):
+    votes = np.bincount([network(x + n)[1].argmax() for n in noise], minlength=4)
+    return votes.argmax() != label
+
+  return gradient, misclassified
+
+
+@pytest.mark.parametrize('rounding', ['towards_zero', 'nearest', 'none'])
+@pytest.mark.parametrize('sigma', [0., 0.3])
+def test_ddn_equals_the_numpy_one(sigma, rounding, mlp_fn, images, labels):
+  images = jnp.round(images * 255) / 255
+  labels = jnp.argmax(mlp_fn(images), -1).at[4].add(-1)  # The last one is misclassified as it is.
+  settings = dict(init_norm=0.7, gamma=0.1, num_steps=6, rounding=rounding)
+  noise = smoothing.sample_noise(KEY, images, sigma=sigma, num_noise=5) if sigma else None
+  epsilon = np.array([0.1, 0.3, 0.5, 2., 0.15])
+  result = jitted(**settings)(KEY, mlp_fn, images, labels, epsilon=epsilon, noise=noise)
+  flat = np.asarray(images, np.float64).reshape(5, -1)
+  draws = np.zeros((1, 5, 12)) if noise is None else np.asarray(noise, np.float64).reshape(5, 5, -1)
+  for i in range(5):
+    gradient, wrong = smoothed_judges(mlp_fn, int(labels[i]), draws[:, i])
+    expected = numpy_ddn(gradient, wrong, flat[i], epsilon=epsilon[i], **settings)
+    np.testing.assert_allclose(np.ravel(result.images[i]), expected, atol=3e-6)
+  # Something was found, something cut down, so that the comparison says something.
+  sizes = threat_models.norms(result.images - images, 'l2')
+  assert sizes[4] == 0 and (sizes > 0.01).sum() >= 3 and result.success.sum() >= 2
+
+
+def test_the_smallest_perturbation_of_a_linear_model():
+  # Two classes, margin w.x + b, far from the box: the distance is |margin| / ||w||.
+  w = np.array([0.5, -1., 2., 0.25, 1.5, -0.75], np.float32)
+  x = jnp.full((3, 2, 3, 1), 0.5)
+  bias = jnp.asarray([-0.9, -0.7, -1.2])  # margins 0.35, 0.55, 0.05 at 0.5 sum(w) = 1.25
+  fn = lambda x: jnp.stack([x.reshape(len(x), -1) @ w + bias, jnp.zeros(len(x))], -1)
+  distance = (1.25 + np.asarray(bias)) / np.linalg.norm(w)
+  result = attacks.ddn(KEY, fn, x, jnp.zeros(3, int), epsilon=10., num_steps=200, init_norm=1.,
+                       gamma=0.05, rounding='none')
+  found = threat_models.norms(result.images - x, 'l2')
+  assert result.success.all()
+  assert (found >= distance * (1 - 1e-5)).all() and (found <= distance * 1.06 + 1e-3).all()
+  # Along the gradient, not merely of its length.
+  expected = -w / np.linalg.norm(w)
+  for delta in np.asarray(result.images - x).reshape(3, -1):
+    np.testing.assert_allclose(delta / np.linalg.norm(delta), expected, atol=1e-2)
+
+
+def test_no_perturbation_is_tested_and_the_last_iterate_is_not(linear_fn, images, labels):
+  wrong = (jnp.argmax(linear_fn(images), -1) + 1) % 4
+  result = attacks.ddn(KEY, linear_fn, images, wrong, epsilon=3., num_steps=5)
+  np.testing.assert_array_equal(result.images, images)
+  assert result.success.all()
+  right = jnp.argmax(linear_fn(images), -1)
+  one = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=1)
+  np.testing.assert_array_equal(one.images, images)
+  two = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=2)
+  assert two.success.all() and not one.success.any()
+
+
+def test_where_nothing_is_found_nothing_is_changed(linear_fn, images):
+  right = jnp.argmax(linear_fn(images), -1)
+  result = attacks.ddn(KEY, linear_fn, images, right, epsilon=1e-3, num_steps=3)
+  np.testing.assert_array_equal(result.images, images)
+  assert not result.success.any()
+
+
+@pytest.mark.parametrize('kwargs', [
+    {}, {'init_norm': 1., 'gamma': 0.05}, {'init_norm': 1.}, {'rounding': 'none'}])
+def test_invariants(kwargs, mlp_fn, images, labels):
+  epsilon = jnp.asarray([0., 0.05, 0.3, 1., 5.])
+  example_keys = keys.per_example(KEY, 5)
+  attack = jitted(num_steps=4, **kwargs)
+  result = attack(example_keys, mlp_fn, images, labels, epsilon=epsilon)
+  sizes = threat_models.norms(result.images - images, 'l2')
+  assert (result.images >= 0).all() and (result.images <= 1).all()
+  assert (sizes <= epsilon + 2e-6).all()
+  np.testing.assert_array_equal(result.images[0], images[0])
+  np.testing.assert_array_equal(result.success, jnp.argmax(mlp_fn(result.images), -1) != labels)
+  np.testing.assert_allclose(result.objective, losses.cross_entropy(mlp_fn(result.images), labels),
+                             rtol=1e-4)
+  # An example's result depends on its own key, not on its place.
+  order = jnp.asarray([3, 1, 4, 0, 2])
+  shuffled = attack(example_keys[order], mlp_fn, images[order], labels[order],
+                    epsilon=epsilon[order])
+  np.testing.assert_allclose(shuffled.images, result.images[order], atol=1e-5)
+  for i in range(5):
+    one = slice(i, i + 1)
+    alone = attack(example_keys[one], mlp_fn, images[one], labels[one], epsilon=epsilon[one])
+    np.testing.assert_allclose(alone.images[0], result.images[i], atol=1e-5)
+
+
+def test_at_a_zero_gradient_the_direction_is_drawn():
+  # Constant logits: a gradient of zero, and class 0 everywhere.
+  constant = jax.tree_util.Partial(lambda x: jnp.zeros((len(x), 3)) + 0 * x.sum())
+  images = jnp.full((4, 3, 4, 1), 0.5)
+  attack = jitted(num_steps=6, init_norm=0.5, gamma=0.05)
+  right = attack(KEY, constant, images, jnp.zeros(4, int), epsilon=1.)
+  np.testing.assert_array_equal(right.images, images)
+  # The direction shows where a ball of radius 0.4 around the image is class 0 and the rest class
+  # 1, with logits that are constant in both.
+  ball = jax.tree_util.Partial(lambda x: jnp.stack([jnp.zeros(len(x)), jnp.where(
+      jnp.sum((x - 0.5) ** 2, (1, 2, 3)) > 0.16, 1., -1.)], -1))
+  found = attack(KEY, ball, images, jnp.zeros(4, int), epsilon=1.)
+  delta = np.asarray(found.images - images).reshape(4, -1)
+  assert np.isfinite(delta).all() and found.success.all()
+  assert (np.linalg.norm(delta, axis=-1) > 0.4).all()
+  assert np.abs(np.corrcoef(delta)[0, 1:]).max() < 0.9
+  np.testing.assert_array_equal(found.images, attack(KEY, ball, images, jnp.zeros(4, int),
+                                                     epsilon=1.).images)
+
+
+def test_finite_at_saturated_logits(linear_fn, images, labels):
+  steep = lambda x: 1e3 * linear_fn(x)
+  noise = smoothing.sample_noise(KEY, images, sigma=0.25, num_noise=3)
+  for draws in (None, noise):
+    result = attacks.ddn(KEY, steep, images, labels, epsilon=0.5, noise=draws, num_steps=3)
+    assert np.isfinite(result.images).all() and np.isfinite(result.objective).all()
+
+
+def test_without_noise_the_smoothed_attack_is_the_plain_one(mlp_fn, images, labels):
+  attack = functools.partial(attacks.ddn, KEY, mlp_fn, images, labels, epsilon=0.4, num_steps=4)
+  smoothed = attack(noise=smoothing.sample_noise(KEY, images, sigma=0., num_noise=3))
+  np.testing.assert_allclose(smoothed.images, attack().images, atol=1e-5)
+  np.testing.assert_array_equal(smoothed.success, attack().success)
+
+
+def test_success_on_the_smoothed_classifier_is_the_majority_vote(mlp_fn, images, labels):
+  noise = smoothing.sample_noise(KEY, images, sigma=0.5, num_noise=7)
+  result = attacks.ddn(KEY, mlp_fn, images, labels, epsilon=0.6, noise=noise, num_steps=4)
+  np.testing.assert_array_equal(
+      result.success, smoothing.vote(mlp_fn, result.images, noise) != labels)
+  np.testing.assert_allclose(
+      result.objective, smoothing.smoothadv_objective(mlp_fn, labels, noise)(result.images),
+      rtol=1e-4)
+
+
+def test_the_authors_choices_of_the_norm():
+  # Class 1 everywhere but at the image itself: after T - 1 = 4 successes but the first, rho is
+  # what is left of the start.
+  images = jnp.full((2, 3, 4, 1), 0.5)
+  label = jnp.zeros(2, int)
+  away = lambda x: jnp.stack([jnp.where(jnp.sum(jnp.abs(x - 0.5), (1, 2, 3)) > 1e-6, -1., 1.)
+                              + 1e-6 * x.sum((1, 2, 3)), jnp.zeros(len(x))], -1)
+  epsilon = jnp.asarray([0.5, 1.5])
+  training = attacks.ddn(KEY, away, images, label, epsilon=epsilon, num_steps=5, gamma=0.05,
+                         rounding='none')
+  np.testing.assert_allclose(threat_models.norms(training.images - images, 'l2'),
+                             epsilon * 1.05 * 0.95**3, rtol=1e-4)
+  evaluation = attacks.ddn(KEY, away, images, label, epsilon=epsilon, num_steps=5, init_norm=1.,
+                           rounding='none')
+  gamma = 1 - (3 / 510 / np.asarray(epsilon)) ** (1 / 5)
+  np.testing.assert_allclose(threat_models.norms(evaluation.images - images, 'l2'),
+                             (1 + gamma) * (1 - gamma) ** 3, rtol=1e-3)
+
+
+def test_new_parameters_compile_nothing(images, labels):
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def run(key, logits_fn, epsilon):
+    return attacks.ddn(key, logits_fn, images, labels, epsilon=epsilon, num_steps=3).images
+
+  logits = lambda params, x: x.reshape(len(x), -1) @ params
+  for seed in range(2):
+    params = jax.random.normal(jax.random.key(seed), (12, 4))
+    run(jax.random.key(seed), jax.tree_util.Partial(logits, params), 0.1 * (seed + 1))
+
+
+def test_bad_arguments_are_named(linear_fn, images, labels):
+  for kwargs, message in ((dict(rounding='up'), "rounding is 'up'"),
+                          (dict(norm='linf'), "norm is 'linf'"),
+                          (dict(num_steps=0), 'num_steps is 0')):
+    with pytest.raises(ValueError, match=message):
+      attacks.ddn(KEY, linear_fn, images, labels, epsilon=0.1, **kwargs)
+
+
+def test_ddn_is_a_component():
+  config = component('attack', 'ddn', num_steps=2, gamma=0.05)
+  assert config.init_norm is None and config.rounding == 'towards_zero'
+  assert experiment.TABLES['attack']['ddn'] is attacks.ddn

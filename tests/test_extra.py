@@ -1,0 +1,362 @@
+"""Self-training: a second stream of examples at a share and a weight, whoever labelled them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from robust_jax import (
+  checkpoint,
+  data,
+  experiment,
+  models,
+  parallel,
+  pseudo_labels,
+  stages,
+  training,
+)
+from robust_jax import workdir as workdirs
+from robust_jax.errors import UserError
+from robust_jax.experiment import component
+from robust_jax.training import methods
+from robust_jax.types import Batch
+
+KEY = jax.random.key(2)
+RNG = np.random.default_rng(4)
+
+
+def dataset(number, name='some', seed=0, labels=None):
+  images = np.random.default_rng(seed).integers(0, 256, (number, 4, 4, 1)).astype(np.uint8)
+  labels = np.arange(number) % 3 if labels is None else labels
+  return data.Dataset(name, 'train', images, labels.astype(np.int32), ('a', 'b', 'c'), 0., 1.)
+
+
+def mixture(first=50, second=23, share=0.25, weight=0.5):
+  return data.extra.mix(dataset(first), dataset(second, seed=1), share=share, weight=weight)
+
+
+def batches_of(mixed, **kwargs):
+  return [Batch(*batch) for batch in data.train_batches(
+      mixed, **{'batch_size': 16, 'seed': 3, 'num_steps': 15, **kwargs})]
+
+
+def test_every_batch_has_its_share_spread_evenly():
+  mixed = mixture()
+  assert mixed.num_examples == 73 and data.steps_per_epoch(mixed, 16) == 5  # ceil(50 / 12)
+  found = batches_of(mixed)
+  for batch in found:
+    extra = (batch.index >= 50) & (batch.index < 73)
+    assert extra.sum() == 4 and len(set(batch.index[extra])) == 4
+    np.testing.assert_array_equal(extra.reshape(4, 4).sum(-1), 1)
+    np.testing.assert_array_equal(batch.mask[extra], 0.5)
+    # What is at an index is the example of that index.
+    both = np.concatenate([dataset(50).images, dataset(23, seed=1).images])
+    labels = np.concatenate([dataset(50).labels, dataset(23).labels])
+    real = batch.mask > 0
+    np.testing.assert_allclose(batch.images[real] * 255, both[batch.index[real]], atol=1e-3)
+    np.testing.assert_array_equal(batch.labels[real], labels[batch.index[real]])
+    np.testing.assert_array_equal(batch.index[~real], 73)
+  for epoch in range(3):
+    ones = np.concatenate([b.index[b.mask == 1] for b in found[5 * epoch:5 * epoch + 5]])
+    assert sorted(ones) == list(range(50))
+  passes = [np.concatenate([b.index[b.mask == 0.5] for b in found[first:first + 5]])
+            for first in (0, 5, 10)]
+  for indices in passes:
+    assert len(set(indices)) == 20
+  assert not np.array_equal(passes[0], passes[1])
+
+
+def test_batches_depend_on_the_step_alone_and_not_on_hosts():
+  mixed = mixture()
+  whole = batches_of(mixed, augment='crop_flip')
+  for batch, again in zip(whole[7:], batches_of(mixed, augment='crop_flip', start_step=7)):
+    jax.tree.map(np.testing.assert_array_equal, batch, again)
+  halves = [batches_of(mixed, augment='crop_flip', host=host, num_hosts=2) for host in (0, 1)]
+  for batch, *parts in zip(whole, *halves):
+    jax.tree.map(lambda x, a, b: np.testing.assert_array_equal(x, np.concatenate([a, b])), batch,
+                 *parts)
+
+
+def test_the_original_images_of_both_sources_are_cropped():
+  found = batches_of(mixture(), augment='resized_crop', num_steps=2)
+  assert found[0].images.shape == (16, 4, 4, 1) and found[0].images.std() > 0.05
+
+
+def test_a_weight_of_zero_is_padding():
+  for batch in batches_of(mixture(weight=0.)):
+    assert (batch.index[batch.mask == 0] == 73).all() and (batch.mask == 0).sum() >= 4
+
+
+@pytest.mark.parametrize('share, second', [(0.01, 23), (0.99, 23), (0.5, 7)])
+def test_shares_that_make_no_batch_are_named(share, second):
+  with pytest.raises(UserError, match=f'config.extra.share is {share}, which is .* of a batch'):
+    data.steps_per_epoch(mixture(second=second, share=share), 16)
+
+
+# The step.
+
+
+@pytest.fixture(scope='module')
+def linear():
+  model = models.create('mlp', 3, hidden=())
+  return models.network(model), models.init(KEY, model, (4, 4, 1))
+
+
+def remember(key, network, params, batch_stats, batch, memory, progress):
+  """Standard training that stores twice an example's index plus what was stored before."""
+  output = methods.standard(key, network, params, batch_stats, batch, memory, progress)
+  return output._replace(memory={'seen': memory['seen'] + 2. * batch.index})
+
+
+def step_on(linear, batch, method=methods.standard, num_devices=1, memory=None, accumulation=1):
+  network, variables = linear
+  optimizer = training.OPTIMIZERS['sgd'](0.1, momentum=0., weight_decay=0.)
+  step = parallel.map_train_step(
+      training.make_train_step(network, optimizer, method, steps_per_epoch=5,
+                               axis_name=parallel.AXIS, accumulation=accumulation),
+      jax.devices()[:num_devices])
+  state = training.create_state(variables, optimizer, memory=memory)
+  return step(parallel.replicate(state, jax.devices()[:num_devices]), batch, KEY)
+
+
+def test_the_gradient_is_that_of_the_weighted_mean(linear):
+  batch = batches_of(mixture(weight=0.25))[4]  # It has padding, too.
+  assert sorted(set(batch.mask.tolist())) == [0., 0.25, 1.]
+  state, sums = step_on(linear, batch)
+  w = np.asarray(linear[1]['params']['logits']['kernel'], np.float64)
+  x = np.asarray(batch.images, np.float64).reshape(16, -1)
+  z = x @ w + np.asarray(linear[1]['params']['logits']['bias'])
+  p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+  loss = -np.log(p[np.arange(16), batch.labels])
+  mean = (batch.mask * loss).sum() / batch.mask.sum()
+  gradient = x.T @ (batch.mask[:, None] * (p - np.eye(3)[batch.labels])) / batch.mask.sum()
+  np.testing.assert_allclose(state.params['logits']['kernel'], w - 0.1 * gradient, rtol=1e-4,
+                             atol=1e-6)
+  # Metrics count examples: the loss is the mean that is minimised, accuracy that of all alike.
+  count = (batch.mask > 0).sum()
+  assert float(sums['count']) == count
+  np.testing.assert_allclose(sums['loss'] / sums['count'], mean, rtol=1e-5)
+  right = ((z.argmax(-1) == batch.labels) & (batch.mask > 0)).sum()
+  np.testing.assert_allclose(sums['accuracy'], right)
+
+
+def test_a_weight_of_one_is_one_larger_dataset(linear):
+  batch = batches_of(mixture(weight=1.))[0]
+  state, sums = step_on(linear, batch)
+  plain, plain_sums = step_on(linear, batch._replace(mask=np.ones(16, np.float32)))
+  jax.tree.map(np.testing.assert_array_equal, (state.params, sums), (plain.params, plain_sums))
+
+
+@pytest.mark.parametrize('num_devices, accumulation', [(2, 1), (8, 1), (1, 4), (2, 2)])
+def test_the_same_step_on_any_devices_and_in_parts(num_devices, accumulation, linear):
+  batch = batches_of(mixture())[4]
+  method = functools.partial(methods.gaussian, sigma=0.3)
+  expected = step_on(linear, batch, method)
+  found = step_on(linear, batch, method, num_devices, accumulation=accumulation)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+               (found[0].params, found[1]), (expected[0].params, expected[1]))
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_memory_has_a_place_for_every_extra_example(num_devices, linear):
+  mixed = mixture()
+  batch = batches_of(mixed)[4]
+  state, _ = step_on(linear, batch, remember, num_devices,
+                     memory={'seen': jnp.ones(mixed.num_examples)})
+  expected = np.ones(73)
+  expected[batch.index[batch.mask > 0]] += 2. * batch.index[batch.mask > 0]
+  np.testing.assert_array_equal(state.memory['seen'], expected)
+
+
+# Sources.
+
+
+@pytest.fixture
+def like():
+  return dataset(10, name='digits')
+
+
+def save_npz(path, **arrays):
+  np.savez(path, **arrays)
+  return str(path)
+
+
+def test_images_in_a_file(tmp_path, like):
+  images = dataset(6, seed=5).images
+  labels = np.array([0, 2, 1, 1, 0, 2])
+  for number, arrays in enumerate([
+      {'images': images, 'labels': labels}, {'image': images[..., 0], 'label': labels},
+      {'images': images / 255., 'labels': labels.astype(np.uint8)}]):
+    found = data.extra.load(save_npz(tmp_path / f'{number}.npz', **arrays), like=like)
+    np.testing.assert_array_equal(found.images, images)
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.labels.dtype == np.int32 and found.class_names == like.class_names
+
+
+def test_labels_in_a_file_take_the_place_of_the_sources_own(tmp_path, like):
+  images = dataset(4, seed=5).images
+  path = save_npz(tmp_path / 'images.npz', images=images)
+  np.save(tmp_path / 'l.npy', np.array([2, 0, 1, 2], np.int64))
+  (tmp_path / 'l.txt').write_text('2\n0\n1\n2\n')
+  (tmp_path / 'l.tsv').write_text('label\tsure\tidx\n0\t.9\t1\n2\t.8\t0\n2\t.7\t3\n1\t.6\t2\n')
+  for name in ('l.npy', 'l.txt', 'l.tsv'):
+    found = data.extra.load(path, labels=str(tmp_path / name), like=like)
+    np.testing.assert_array_equal(found.labels, [2, 0, 1, 2])
+
+
+@pytest.mark.parametrize('arrays, message', [
+    ({'images': np.zeros((2, 5, 4, 1), np.uint8)}, r'images are \(5, 4, 1\); \(4, 4, 1\), as'),
+    ({'images': np.zeros((2, 4, 4, 1), np.int32)}, 'images is of type int32'),
+    ({'images': np.full((2, 4, 4, 1), 1.5)}, r'values outside of \[0, 1\]'),
+    ({'images': np.full((2, 4, 4, 1), np.nan)}, r'values outside of \[0, 1\]'),
+    ({'images': np.zeros(3)}, r'images has the shape \(3,\)'),
+    ({'labels': np.array([0, 1, 1])}, 'has 3 labels; 2, as many as'),
+    ({'labels': np.array([0, 3])}, 'the label of example 1 is 3; 0 to 2 are allowed'),
+    ({'labels': np.array([-1, 0])}, 'the label of example 0 is -1'),
+    ({'labels': np.array([0.5, 0.])}, r'labels is an array \(2,\) of float64'),
+    ({'labels': np.array(['a', 'b'], object)}, 'cannot be read .Object arrays'),
+    ({'labels': None}, 'it has images, and no labels'),
+])
+def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
+  given = {'images': np.zeros((2, 4, 4, 1), np.uint8), 'labels': np.array([0, 1]), **arrays}
+  path = save_npz(tmp_path / 'extra.npz', **{k: v for k, v in given.items() if v is not None})
+  with pytest.raises(UserError, match=message) as raised:
+    data.extra.load(path, like=like)
+  assert '\n' not in str(raised.value) and 'extra.npz' in str(raised.value)
+
+
+@pytest.mark.parametrize('name, text, message', [
+    ('l.txt', '0\n', 'has 1 labels; 2, as many as'),
+    ('l.txt', '0\none\n', 'cannot be read as labels .invalid literal'),
+    ('l.csv', '0,1', '.npy, .txt and .tsv are known'),
+    ('l.tsv', '0\t1\n', 'a line with the columns idx and label comes first'),
+    ('l.tsv', '', 'a line with the columns idx and label comes first'),
+    ('l.tsv', 'idx\tlabel\n0\t1\n0\t1\n', 'with the idx 0 to 1, each once'),
+    ('l.tsv', 'idx\tlabel\n0\t1\n1\n', '2 columns are announced'),
+    ('l.npy', 'no array', 'cannot be read as labels'),
+    ('gone.txt', None, 'No such file'),
+])
+def test_mistakes_in_labels_are_one_line(name, text, message, tmp_path, like):
+  path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
+  if text is not None:
+    (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=message) as raised:
+    data.extra.load(path, labels=str(tmp_path / name), like=like)
+  assert '\n' not in str(raised.value) and name in str(raised.value)
+
+
+def test_a_missing_or_broken_source_is_one_line(tmp_path, like):
+  (tmp_path / 'broken.npz').write_text('nothing')
+  for name in ('gone.npz', 'broken.npz'):
+    with pytest.raises(UserError, match=f'config.extra.name is .*{name}.*cannot be read'):
+      data.extra.load(str(tmp_path / name), like=like)
+  with pytest.raises(UserError, match=r'config.extra: .*nosuch'):
+    data.extra.load('nosuch', data_dir=str(tmp_path), like=like)
+  with pytest.raises(UserError, match='whose classes are not those of .*config.extra.labels'):
+    data.extra.load('digits', data_dir=str(tmp_path), like=like)
+
+
+# Experiments.
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('tfds')
+
+
+def make_run(data_dir, num_devices=1, **fields):
+  config = base.get_config()
+  config.sigma = 0.25
+  config.data.update(data_dir=str(data_dir), train_split='train[:300]')
+  config.model = component('model', 'linear')
+  config.method = component('method', 'gaussian')
+  config.train.update(batch_size=64, num_epochs=4., num_steps=8, checkpoint_every=4, log_every=4)
+  with config.ignore_type():
+    config.update_from_flattened_dict(
+        {name.replace('__', '.'): value for name, value in fields.items()})
+  return experiment.build(experiment.resolve(config), jax.devices()[:num_devices])
+
+
+def train(run, folder):
+  folder.mkdir(exist_ok=True)
+  workdirs.describe(run, folder, 'test')
+  stages.run_stage('train', run, folder)
+  return checkpoint.load(folder)[1]
+
+
+def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
+  teacher, labels = tmp_path / 'teacher', tmp_path / 'labels.tsv'
+  variables = train(make_run(data_dir), teacher)
+  pseudo_labels.main([str(teacher), f'--output={labels}', '--split=train[300:]'])
+  assert '1142 labels; ' in capsys.readouterr().out
+  # They are the teacher's predictions.
+  rest = data.load('digits', 'train[300:]', data_dir=str(data_dir))
+  weights = variables['params']['logits']
+  logits = rest.images.reshape(1142, -1) / 255. @ weights['kernel'] + weights['bias']
+  found = data.extra.read_labels(labels)
+  assert (found == logits.argmax(-1)).mean() > 0.999
+  wrong = np.flatnonzero(found != rest.labels)
+  assert len(wrong)
+  fields = dict(extra__name='digits', extra__split='train[300:]', extra__labels=str(labels),
+                extra__share=0.5, extra__weight=0.5)
+  run = make_run(data_dir, **fields)
+  assert run.train_data.num_examples == 1442 and run.steps_per_epoch == 10
+  assert run.train_data.labels[300 + wrong[0]] == found[wrong[0]] != rest.labels[wrong[0]]
+  whole = train(run, tmp_path / 'whole')
+  # Interrupted after half of the steps, on two devices, it comes to the same.
+  halves = tmp_path / 'halves'
+  train(make_run(data_dir, 2, **fields, train__num_steps=4), halves)
+  record = workdirs.stages(halves)
+  record['train']['status'] = 'running'
+  workdirs.write_json(halves / 'stages.json', record)
+  resumed = train(make_run(data_dir, 2, **fields), halves)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), resumed, whole)
+  undisturbed = train(make_run(data_dir, 2, **fields), tmp_path / 'undisturbed')
+  jax.tree.map(np.testing.assert_array_equal, resumed, undisturbed)
+
+
+def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
+  teacher = tmp_path / 'teacher'
+  train(make_run(data_dir), teacher)
+  for name in ('a.tsv', 'b.tsv'):
+    pseudo_labels.main([str(teacher), f'--output={tmp_path / name}', '--split=test',
+                        '--num_noise=9'])
+  votes = data.extra.read_labels(tmp_path / 'a.tsv')
+  np.testing.assert_array_equal(votes, data.extra.read_labels(tmp_path / 'b.tsv'))
+  pseudo_labels.main([str(teacher), f'--output={tmp_path / "c.tsv"}', '--split=test'])
+  plain = data.extra.read_labels(tmp_path / 'c.tsv')
+  assert len(plain) == 355 and 0 < (votes != plain).mean() < 0.5
+  with pytest.raises(UserError, match='--output is labels.csv'):
+    pseudo_labels.main([str(teacher), '--output=labels.csv'])
+  with pytest.raises(UserError, match='--num_noise is -1'):
+    pseudo_labels.main([str(teacher), '--output=labels.tsv', '--num_noise=-1'])
+
+
+def test_a_share_needs_a_source(data_dir):
+  with pytest.raises(UserError, match='config.extra.share is 0.5 without config.extra.name'):
+    make_run(data_dir, extra__share=0.5)
+  assert make_run(data_dir, extra__name='digits').train_data.num_examples == 300
+
+
+def test_a_share_of_one_is_out_of_range(data_dir):
+  with pytest.raises(UserError, match=r'config.extra.share is 1.0; a number in \[0, 1\)'):
+    make_run(data_dir, extra__name='digits', extra__share=1.)
+
+
+@pytest.mark.parametrize('in_memory_bytes', [0, 2**31])
+def test_images_may_be_decoded_on_the_way(in_memory_bytes, data_dir):
+  parts = [data.load('digits', split, data_dir=str(data_dir), in_memory_bytes=in_memory_bytes)
+           for split in ('test[:20]', 'test[20:50]')]
+  mixed = data.extra.mix(*parts, share=0.5, weight=1.)
+  whole = data.load('digits', 'test[:50]', data_dir=str(data_dir))
+  assert mixed.num_examples == 50 and mixed.image_shape == (8, 8, 1)
+  order = np.random.default_rng(0).permutation(50)
+  np.testing.assert_array_equal(mixed.images[order], whole.images[order])
+  np.testing.assert_array_equal(mixed.labels[order], whole.labels[order])
+  np.testing.assert_array_equal(mixed.images[18:22], whole.images[18:22])
+  assert mixed.labels[30] == whole.labels[30]
+  for batch in batches_of(mixed, num_steps=2):
+    np.testing.assert_array_equal(batch.labels, whole.labels[batch.index])

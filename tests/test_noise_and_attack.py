@@ -1,0 +1,211 @@
+"""The orders of combining noise and attack, DDN and the gradient-free attack in training."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax import attacks, keys, models, smoothing
+from robust_jax.training import methods
+from robust_jax.types import Batch, Progress
+
+KEY = jax.random.key(8)
+PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
+PGD = functools.partial(attacks.pgd_attack, norm='l2', num_steps=2, step_ratio=2.)
+ORDERS = ['beside', 'attack_then_noise', 'noise_then_attack']
+MODEL = models.create('mlp', 3, hidden=(8,))
+NETWORK = models.network(MODEL)
+PARAMS = models.init(KEY, MODEL, (4, 4, 1))['params']
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(0)
+  return Batch(images=jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32),
+               labels=jnp.asarray(rng.integers(0, 3, 6), jnp.int32),
+               index=jnp.asarray(rng.permutation(40)[:6], jnp.int32), mask=jnp.ones(6))
+
+
+def method_of(order, **kwargs):
+  """The method of an order, by its place in the authors' list."""
+  if order == 'noise_then_attack':
+    return functools.partial(methods.smoothadv, num_noise=1, **kwargs)
+  return functools.partial(methods.noisy_adversarial, order=order, **kwargs)
+
+
+def run(method, batch, params=PARAMS, key=KEY):
+  """The method's output, and the gradient of its mean loss."""
+
+  @jax.jit
+  def both(params, batch):
+    def loss(params):
+      output = method(keys.fold_in(key, batch.index), NETWORK, params, {}, batch, {}, PROGRESS)
+      return jnp.mean(output.loss), output
+    return jax.grad(loss, has_aux=True)(params)
+
+  gradient, output = both(params, batch)
+  return output, gradient
+
+
+def numpy_loss(params, images, labels):
+  """Cross-entropy of the network in float64."""
+  w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  hidden = np.asarray(images, np.float64).reshape(len(images), -1) @ w['dense1']['kernel']
+  hidden = np.maximum(hidden + w['dense1']['bias'], 0)
+  z = hidden @ w['logits']['kernel'] + w['logits']['bias']
+  return np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1)) + z.max(-1) - z[
+      np.arange(len(z)), labels]
+
+
+def noise_of(batch, sigma, num_noise=1):
+  example_keys = keys.fold_in(keys.fold_in(KEY, batch.index), 1)
+  return smoothing.sample_noise(example_keys, batch.images, sigma=sigma, num_noise=num_noise)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_each_order_has_its_formula(order, batch):
+  output, gradient = run(method_of(order, attack=PGD, epsilon=0.4, sigma=0.3, **(
+      {'noise_share': 0.3} if order == 'beside' else {})), batch)
+  noise = noise_of(batch, 0.3)
+  attack = functools.partial(PGD, KEY, NETWORK.eval_logits({'params': PARAMS, 'batch_stats': {}}),
+                             batch.images, batch.labels, epsilon=0.4)
+  attacked = attack(noise=noise if order == 'noise_then_attack' else None).images
+
+  def expected(params):
+    if order == 'beside':
+      return (0.7 * numpy_loss(params, attacked, batch.labels)
+              + 0.3 * numpy_loss(params, batch.images + noise[0], batch.labels))
+    return numpy_loss(params, attacked + noise[0], batch.labels)
+
+  np.testing.assert_allclose(output.loss, expected(PARAMS), rtol=1e-4)
+  # The attacked images are held fixed: the gradient is that of the formula at them.
+  direction = jax.tree.map(
+      lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), PARAMS)
+  up, down = (jax.tree.map(lambda w, d, s=s: np.asarray(w, np.float64) + s * d, PARAMS, direction)
+              for s in (1e-4, -1e-4))
+  slope = (expected(up) - expected(down)).mean() / 2e-4
+  found = sum(jax.tree.leaves(jax.tree.map(lambda g, d: np.sum(g * d), gradient, direction)))
+  np.testing.assert_allclose(found, slope, rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_without_noise_the_orders_are_adversarial_training(order, batch):
+  found, gradient = run(method_of(order, attack=PGD, epsilon=0.4, sigma=0.), batch)
+  plain, plain_gradient = run(functools.partial(
+      methods.adversarial, attack=PGD, epsilon=0.4,
+      clean_share=0.5 if order == 'beside' else 0.), batch)
+  np.testing.assert_allclose(found.loss, plain.loss, rtol=1e-4)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradient,
+               plain_gradient)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_without_attack_the_orders_are_gaussian_augmentation(order, batch):
+  noisy = batch._replace(images=batch.images + noise_of(batch, 0.3)[0])
+  expected, _ = run(methods.standard, noisy)  # gaussian, but for where the draws come from
+  share = {'noise_share': 1.} if order == 'beside' else {}
+  found, _ = run(method_of(order, attack=PGD, epsilon=0., sigma=0.3, **share), batch)
+  np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize('share', [0., 1.])
+def test_the_ends_of_the_share(share, batch):
+  found, _ = run(functools.partial(methods.noisy_adversarial, order='beside', attack=PGD,
+                                   epsilon=0.4, sigma=0.3, noise_share=share), batch)
+  if share:
+    expected, _ = run(methods.standard, batch._replace(
+        images=batch.images + noise_of(batch, 0.3)[0]))
+  else:
+    expected, _ = run(functools.partial(methods.adversarial, attack=PGD, epsilon=0.4), batch)
+  np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_an_examples_loss_does_not_depend_on_its_place(order, batch):
+  method = method_of(order, attack=functools.partial(PGD, random_start=True), epsilon=0.4,
+                     sigma=0.3)
+  together, _ = run(method, batch)
+  shuffle = jnp.asarray([4, 2, 0, 5, 1, 3])
+  apart, _ = run(method, jax.tree.map(lambda x: x[shuffle], batch))
+  np.testing.assert_allclose(apart.loss, together.loss[shuffle], rtol=1e-4)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_finite_at_saturated_logits(order, batch):
+  output, gradient = run(method_of(order, attack=PGD, epsilon=0.4, sigma=0.3), batch,
+                         params=jax.tree.map(lambda leaf: 1e3 * leaf, PARAMS))
+  for leaf in jax.tree.leaves((output.loss, gradient)):
+    assert np.isfinite(leaf).all()
+
+
+def test_smoothadv_with_ddn_trains_on_what_ddn_finds(batch):
+  ddn = functools.partial(attacks.ddn, num_steps=2, gamma=0.05)
+  late = Progress(jnp.asarray(0), jnp.asarray(1))
+  method = functools.partial(methods.smoothadv, attack=ddn, epsilon=1.2, sigma=0.3, num_noise=2,
+                             epsilon_warmup_epochs=4)
+  output = method(keys.fold_in(KEY, batch.index), NETWORK, PARAMS, {}, batch, {}, late)
+  noise = noise_of(batch, 0.3, 2)
+  # A step's sphere has the radius that the warm-up has come to: norm0 = epsilon = 0.6.
+  attacked = attacks.ddn(KEY, NETWORK.eval_logits({'params': PARAMS, 'batch_stats': {}}),
+                         batch.images, batch.labels, epsilon=0.6, noise=noise, num_steps=2,
+                         init_norm=0.6, gamma=0.05).images
+  expected = np.mean([numpy_loss(PARAMS, attacked + n, batch.labels) for n in noise], axis=0)
+  np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+  moved = np.linalg.norm(np.reshape(attacked - batch.images, (6, -1)), axis=-1)
+  assert (moved > 0.5).any() and (moved <= 0.6 + 1e-5).all()
+
+
+def test_the_gradient_free_objective_has_its_formula(mlp_fn, images, labels):
+  noise = smoothing.sample_noise(KEY, images, sigma=0.4, num_noise=7)
+  objective = smoothing.gradient_free_objective(mlp_fn, labels, noise, sigma=0.4)
+  found = jax.grad(lambda x: objective(x).sum())(images)
+  probs = np.stack([jax.nn.softmax(mlp_fn(images + n)) for n in noise]).astype(np.float64)
+  of_label = probs[:, np.arange(5), labels]
+  expected = -np.einsum('mb,mbhwc->bhwc', of_label, np.asarray(noise, np.float64))
+  expected = expected / of_label.sum(0)[:, None, None, None] / 0.4**2
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(objective(images), -np.log(of_label.mean(0)), rtol=1e-4)
+
+
+def test_the_gradient_free_direction_becomes_the_gradient_as_draws_are_added():
+  # Two classes, logits (w.x, 0): E sigma(w.(x + n)) is an integral over one normal variable, and
+  # its gradient is along w.
+  w = np.array([1.5, -2., 0.5, 1.], np.float64)
+  fn = lambda x: jnp.stack([x.reshape(len(x), -1) @ jnp.asarray(w, jnp.float32),
+                            jnp.zeros(len(x))], -1)
+  x, sigma = np.array([0.2, 0.6, 0.4, 0.7]), 0.5
+  points, shares = np.polynomial.hermite_e.hermegauss(80)
+  p = 1 / (1 + np.exp(-(w @ x + sigma * np.linalg.norm(w) * points)))
+  exact = -w * (shares @ (p * (1 - p))) / (shares @ p)  # of -log E F_0
+  image, label = jnp.asarray(x, jnp.float32).reshape(1, 2, 2, 1), jnp.zeros(1, int)
+  errors = []
+  for num_noise in (100, 10_000, 200_000):
+    noise = smoothing.sample_noise(KEY, image, sigma=sigma, num_noise=num_noise)
+    objective = smoothing.gradient_free_objective(fn, label, noise, sigma=sigma)
+    found = np.ravel(jax.grad(lambda x, objective=objective: objective(x).sum())(image))
+    errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+  assert errors[0] < 1 and errors[1] < 0.1 and errors[2] < 0.02, errors
+  assert errors[2] < errors[1] < errors[0]
+
+
+def test_the_gradient_free_attack_never_differentiates_the_network(batch):
+  @jax.custom_jvp
+  def opaque(x):
+    return x
+
+  @opaque.defjvp
+  def _(primals, tangents):
+    raise AssertionError('differentiated')
+
+  network = NETWORK._replace(eval_logits=lambda variables: jax.tree_util.Partial(
+      lambda f, x: opaque(f(x)), NETWORK.eval_logits(variables)))
+  method = functools.partial(
+      methods.smoothadv, epsilon=0.5, sigma=0.3, num_noise=8,
+      attack=functools.partial(PGD, smoothed_objective='gradient_free', sigma=0.3))
+  output = method(keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, {}, PROGRESS)
+  assert np.isfinite(output.loss).all()
+  with pytest.raises(AssertionError, match='differentiated'):
+    functools.partial(method, attack=PGD)(
+        keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, {}, PROGRESS)
