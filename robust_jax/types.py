@@ -29,12 +29,15 @@ class Batch(NamedTuple):
     labels: [batch] int32.
     index: [batch] int32, the example's position in its split; the split's size on padding.
     mask: [batch] float32, 1 for an example, 0 for padding, which counts in no sum.
+    tangents: None, or [batch, d, k] float32, k orthonormal directions of the data at each image
+      in its d flattened entries (config.data.tangents).
   """
 
   images: Array
   labels: Array
   index: Array
   mask: Array
+  tangents: Array | None = None
 
 
 class AttackResult(NamedTuple):

@@ -2,7 +2,11 @@
 
 from robust_jax.attacks.ascent import fgsm, pgd
 from robust_jax.attacks.gradient import fgsm_attack, no_attack, pgd_attack
+from robust_jax.attacks.lbfgs import lbfgs_attack
 
-ATTACKS = {'pgd': pgd_attack, 'fgsm': fgsm_attack, 'none': no_attack}
+ATTACKS = {'pgd': pgd_attack, 'fgsm': fgsm_attack, 'none': no_attack, 'lbfgs': lbfgs_attack}
+# Those that run on the host: they cannot be compiled, hence not be a part of a training step.
+ON_HOST = ('lbfgs',)
 
-__all__ = ['ATTACKS', 'fgsm', 'fgsm_attack', 'no_attack', 'pgd', 'pgd_attack']
+__all__ = ['ATTACKS', 'ON_HOST', 'fgsm', 'fgsm_attack', 'lbfgs_attack', 'no_attack', 'pgd',
+           'pgd_attack']

@@ -27,7 +27,7 @@ def steps_per_epoch(dataset, batch_size):
 
 
 def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
-                  augment: Augmentation = 'none', host=0, num_hosts=1):
+                  augment: Augmentation = 'none', tangents=None, host=0, num_hosts=1):
   """Iterates over the batches of steps start_step, ..., num_steps - 1 of a run.
 
   Epoch e = step // steps_per_epoch goes through the dataset in a fresh random order, each example
@@ -46,6 +46,8 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     augment: 'crop' pads by 4 black pixels on every side and crops at random; 'crop_flip' also
       mirrors left to right, half of the time. 'resized_crop' resizes a random part of the
       original image (`images.crop_box`) and mirrors likewise.
+    tangents: None, or what maps indices [batch] to tangent directions [batch, d, k]; see
+      `tangents.load`. They are those of the images as they are, so that there is no augmentation.
     host: which host this is, 0 .. num_hosts - 1.
     num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
 
@@ -54,8 +56,11 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     thread.
 
   Raises:
-    UserError: num_hosts does not divide batch_size.
+    UserError: num_hosts does not divide batch_size, or tangents of augmented images.
   """
+  if tangents is not None and augment != 'none':
+    raise UserError(f"config.data.augment is {augment!r} with config.data.tangents; 'none' is "
+                    'allowed')
   if batch_size % num_hosts:
     raise UserError(
       f'config.train.batch_size is {batch_size}; it must be a multiple of the {num_hosts} hosts')
@@ -82,7 +87,10 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
       images = dataset.images[index]
     if augment in ('crop', 'crop_flip'):
       images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
-    return _batch(dataset, images, index, position < dataset.num_examples)
+    batch = _batch(dataset, images, index, position < dataset.num_examples)
+    if tangents is None:
+      return batch
+    return batch._replace(tangents=np.asarray(tangents[index], np.float32))
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.
@@ -128,7 +136,7 @@ def take(dataset, indices, batch_size=None):
                   np.zeros(missing, np.int32),
                   np.full(missing, dataset.num_examples, np.int32),
                   np.zeros(missing, np.float32))
-  return Batch(*map(np.concatenate, zip(batch, padding)))
+  return Batch(*map(np.concatenate, zip(batch[:4], padding[:4])))
 
 
 def _batch(dataset, images, index, counts):

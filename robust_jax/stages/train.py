@@ -62,7 +62,8 @@ def train(run, workdir):
     metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
     batches = data.train_batches(
         dataset, batch_size=settings.batch_size, seed=run.config['seed'],
-        augment=run.data.augment, start_step=start, num_steps=num_steps)
+        augment=run.data.augment, tangents=run.train_tangents(), start_step=start,
+        num_steps=num_steps)
     batches = monitoring.traced(batches, Path(workdir) / 'profile', count=settings.profile_steps)
     bar = monitoring.bar(batches, desc='train', initial=start, total=num_steps, unit='step')
     for step, batch in enumerate(bar, start + 1):
