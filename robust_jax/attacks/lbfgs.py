@@ -10,7 +10,7 @@ from scipy import optimize
 from robust_jax import losses, smoothing
 from robust_jax.types import AttackResult, Count, Positive
 
-Target = Literal['runner_up', 'least_likely']
+TargetClass = Literal['runner_up', 'least_likely']
 
 # ||delta|| becomes sqrt(||delta||^2 + _SMOOTH^2), whose gradient is defined at zero.
 _SMOOTH = 1e-3
@@ -19,9 +19,9 @@ _EVALUATIONS = 3
 
 
 def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
-                 target: Target = 'runner_up', targets=None, num_steps: Count = 50,
+                 target_class: TargetClass = 'runner_up', targets=None, num_steps: Count = 50,
                  num_constants: Count = 10, initial_constant: Positive = 1.):
-  """A close image of another class: min over x + delta in [0, 1] of c ||delta||_2 + L(x + delta, t).
+  """A close image of another class: min over delta of c ||delta||_2 + L(x + delta, t), in the box.
 
   The largest c with which the minimiser is adversarial is searched: c times or divided by ten
   until one value succeeds and one fails, then geometric bisection. Of all adversarial minimisers
@@ -40,9 +40,10 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     epsilon: l2 radius in pixel units, scalar or [batch].
     noise: None, or [num_noise, batch, ...]: L is then -log (1/m) sum_i F(x + delta + n_i)_t, and
       the noisy copies' majority vote says which class it is.
-    target: t is the label's strongest rival on the clean image, and any wrong class is a success;
-      or the least likely class, which has to be reached.
-    targets: [batch] int, given targets, which have to be reached; they take the place of `target`.
+    target_class: t is the label's strongest rival on the clean image, and any wrong class is a
+      success; or the least likely class, which has to be reached.
+    targets: [batch] int, given targets, which have to be reached; they take the place of
+      `target_class`.
     num_steps: L-BFGS iterations for each c, at most.
     num_constants: values of c.
     initial_constant: the first.
@@ -64,9 +65,9 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     logits_fn = jax.tree_util.Partial(logits_fn)
   images, labels = np.asarray(images, np.float32), np.asarray(labels)
   epsilon = np.broadcast_to(np.asarray(epsilon, np.float32), len(images))
-  reached = targets is not None or target != 'runner_up'
+  reached = targets is not None or target_class != 'runner_up'
   if targets is None:
-    targets = _rivals(logits_fn, images, labels, noise, target)
+    targets = _rivals(logits_fn, images, labels, noise, target_class)
   targets = np.asarray(targets, np.int32)
   found = images.copy()
   for i in range(len(images)):
@@ -154,14 +155,14 @@ def _judge(logits_fn, images, targets, noise):
   return loss, smoothing.vote(logits_fn, images, noise)
 
 
-def _rivals(logits_fn, images, labels, noise, target):
+def _rivals(logits_fn, images, labels, noise, target_class):
   if noise is None:
     scores = logits_fn(images)
   else:
     scores = smoothing.smoothed_log_probs(logits_fn, images, noise)
   is_label = labels[:, None] == np.arange(scores.shape[-1])
-  if target == 'runner_up':
+  if target_class == 'runner_up':
     return jnp.argmax(jnp.where(is_label, -jnp.inf, scores), axis=-1)
-  if target == 'least_likely':
+  if target_class == 'least_likely':
     return jnp.argmin(jnp.where(is_label, jnp.inf, scores), axis=-1)
-  raise ValueError(f"target is {target!r}; 'runner_up' or 'least_likely' is allowed")
+  raise ValueError(f"target_class is {target_class!r}; 'runner_up' or 'least_likely' is allowed")

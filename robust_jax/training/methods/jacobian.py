@@ -14,7 +14,7 @@ Output = Literal['probabilities', 'logits']
 
 
 def jacobian_penalty(key, network, params, batch_stats, batch, memory, progress, *,
-                     weight: NonNegative, output: Output = 'probabilities',
+                     weight: NonNegative = 0.1, output: Output = 'probabilities',
                      num_projections: Index = 0, label_smoothing: Fraction = 0.):
   """Cross-entropy and contractive penalty: L(x, y) + beta ||d o(x) / d x||_F^2.
 
@@ -53,7 +53,7 @@ def jacobian_penalty(key, network, params, batch_stats, batch, memory, progress,
 
 
 def tangent_penalty(key, network, params, batch_stats, batch, memory, progress, *,
-                    weight: NonNegative, output: Output = 'probabilities',
+                    weight: NonNegative = 0.1, output: Output = 'probabilities',
                     label_smoothing: Fraction = 0.):
   """Cross-entropy and tangent penalty: L(x, y) + beta sum_u ||<u, d_x o(x)>||^2.
 

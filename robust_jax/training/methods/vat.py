@@ -65,8 +65,12 @@ def virtual_direction(key, logits_fn, images, *, num_iterations=1):
   sphere = threat_models.l2(1.)
   logits = jax.lax.stop_gradient(logits_fn(images))
   gradient = jax.grad(lambda x: jnp.sum(losses.kl_divergence(logits, logits_fn(x))))
-  direction = sphere.steepest(keys.fold_in(example_keys, 0), jnp.zeros_like(images))
-  for iteration in range(1, num_iterations + 1):
+
+  def step(iteration, direction):
     _, product = jax.jvp(gradient, (images,), (direction,))
-    direction = sphere.steepest(keys.fold_in(example_keys, iteration), product)
-  return direction
+    return sphere.steepest(keys.fold_in(example_keys, iteration), product)
+
+  direction = sphere.steepest(keys.fold_in(example_keys, 0), jnp.zeros_like(images))
+  if num_iterations == 1:  # Outside of a loop, convolutions are faster on CPU.
+    return step(1, direction)
+  return jax.lax.fori_loop(1, num_iterations + 1, step, direction)
