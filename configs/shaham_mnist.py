@@ -9,7 +9,7 @@ Published (%): test 99.09, 99.16, 99.28, 99.33 and adversarial set 0, 33.83, 76.
 baseline, l1, l2 and linf.
 
 The radii in the paper are of globally standardised images: linf 0.2, l2 2, l1 2 (one pixel). Here
-they are in pixel units and the network standardises, so that each is times the standard deviation,
+they are in pixel units and the network standardises, so each is times the standard deviation,
 0.2752 of the images padded to 32x32: an l1 step changes one pixel by 0.55 of the range from black
 to white. The paper has no box, and neither has 'ball_only'. It matters: most pixels are black and
 cannot be made darker, so that in the box ('ball_then_box') about half of a linf step and many
