@@ -29,15 +29,28 @@ class Batch(NamedTuple):
     labels: [batch] int32.
     index: [batch] int32, the example's position in its split; the split's size on padding.
     mask: [batch] float32, 1 for an example, 0 for padding, which counts in no sum.
-    tangents: None, or [batch, d, k] float32, k orthonormal directions of the data at each image
-      in its d flattened entries (config.data.tangents).
   """
 
   images: Array
   labels: Array
   index: Array
   mask: Array
-  tangents: Array | None = None
+
+
+class TangentBatch(NamedTuple):
+  """A Batch whose method asks for the directions of the data at each image.
+
+  Attributes:
+    images, labels, index, mask: see `Batch`.
+    tangents: [batch, d, k] float32, k orthonormal directions in the d flattened entries of each
+      image (config.data.tangents).
+  """
+
+  images: Array
+  labels: Array
+  index: Array
+  mask: Array
+  tangents: Array
 
 
 class AttackResult(NamedTuple):

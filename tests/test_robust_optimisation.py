@@ -14,7 +14,7 @@ from robust_jax.data import tangents
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.training.methods.vat import virtual_direction
-from robust_jax.types import Batch, Network, Progress
+from robust_jax.types import Batch, Network, Progress, TangentBatch
 
 KEY = jax.random.key(6)
 PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
@@ -30,10 +30,11 @@ def orthonormal(number, k=3, seed=0):
 @pytest.fixture(scope='module')
 def batch():
   rng = np.random.default_rng(0)
-  return Batch(images=jnp.asarray(rng.uniform(size=(8, 3, 4, 1)), jnp.float32),
-               labels=jnp.asarray(rng.integers(0, CLASSES, 8), jnp.int32),
-               index=jnp.asarray(rng.permutation(40)[:8], jnp.int32), mask=jnp.ones(8),
-               tangents=orthonormal(8))
+  return TangentBatch(
+      images=jnp.asarray(rng.uniform(size=(8, 3, 4, 1)), jnp.float32),
+      labels=jnp.asarray(rng.integers(0, CLASSES, 8), jnp.int32),
+      index=jnp.asarray(rng.permutation(40)[:8], jnp.int32), mask=jnp.ones(8),
+      tangents=orthonormal(8))
 
 
 @pytest.fixture(scope='module')
@@ -215,6 +216,13 @@ def test_tangent_training_has_its_formula(linear, batch):
   several, _ = run_method(functools.partial(methods.tangent, epsilon=0.7, num_steps=3,
                                             random_start=True), *linear, batch)
   assert (several.loss <= found.loss + 1e-2).all() and np.isfinite(several.loss).all()
+
+
+def test_a_batch_without_tangents_is_named(mlp, batch):
+  plain = Batch(*batch[:4])
+  for method in (functools.partial(methods.tangent, epsilon=1.), methods.tangent_penalty):
+    with pytest.raises(ValueError, match='no tangent directions; config.data.tangents of 1'):
+      run_method(method, *mlp, plain)
 
 
 # Penalties.
@@ -405,6 +413,7 @@ def test_batches_carry_the_tangents_of_their_images(plane, tmp_path):
   batches = list(data.train_batches(dataset, batch_size=8, seed=0, num_steps=8, tangents=rows))
   for batch in batches:
     real = batch.mask > 0
+    assert isinstance(batch, TangentBatch)
     np.testing.assert_allclose(batch.tangents[real], basis[batch.index[real]], rtol=1e-6)
     assert batch.tangents.shape == (8, 6, 2)
   with pytest.raises(UserError, match="config.data.augment is 'crop' with config.data.tangents"):

@@ -13,7 +13,7 @@ import numpy as np
 from robust_jax.data import images as image_rules
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
-from robust_jax.types import Batch
+from robust_jax.types import Batch, TangentBatch
 
 CROP_PADDING = 4
 Augmentation = Literal['none', 'crop', 'crop_flip', 'resized_crop']
@@ -52,8 +52,8 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
 
   Returns:
-    An iterator of types.Batch (NumPy), batch_size / num_hosts examples each; it reads ahead in a
-    thread.
+    An iterator of types.Batch, or with tangents types.TangentBatch (NumPy), of batch_size /
+    num_hosts examples each; it reads ahead in a thread.
 
   Raises:
     UserError: num_hosts does not divide batch_size, or tangents of augmented images.
@@ -90,7 +90,7 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     batch = _batch(dataset, images, index, position < dataset.num_examples)
     if tangents is None:
       return batch
-    return batch._replace(tangents=np.asarray(tangents[index], np.float32))
+    return TangentBatch(*batch, np.asarray(tangents[index], np.float32))
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.
@@ -136,7 +136,7 @@ def take(dataset, indices, batch_size=None):
                   np.zeros(missing, np.int32),
                   np.full(missing, dataset.num_examples, np.int32),
                   np.zeros(missing, np.float32))
-  return Batch(*map(np.concatenate, zip(batch[:4], padding[:4])))
+  return Batch(*map(np.concatenate, zip(batch, padding)))
 
 
 def _batch(dataset, images, index, counts):

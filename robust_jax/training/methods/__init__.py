@@ -17,7 +17,7 @@ METHODS = {
     'jacobian_penalty': jacobian_penalty,
     'vat': vat,
 }
-# Those whose batches have tangents (see `types.Batch`).
+# Those whose batches are `types.TangentBatch`es.
 NEED_TANGENTS = ('tangent', 'tangent_penalty')
 
 __all__ = ['METHODS', 'NEED_TANGENTS', 'adversarial', 'gaussian', 'jacobian_penalty', 'smoothadv',

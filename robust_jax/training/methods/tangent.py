@@ -49,12 +49,12 @@ def tangent(key, network, params, batch_stats, batch, memory, progress, *, epsil
 
 
 def basis_of(batch):
-  """The tangent directions of a batch's images, [batch, d, k].
+  """The tangent directions of a `types.TangentBatch`, [batch, d, k].
 
   Raises:
     ValueError: it has none.
   """
-  if batch.tangents is None:
+  if not hasattr(batch, 'tangents'):
     raise ValueError('the images have no tangent directions; config.data.tangents of 1 or more is '
                      'allowed')
   return jax.lax.stop_gradient(batch.tangents)
