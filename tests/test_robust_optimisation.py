@@ -1,6 +1,7 @@
 """Robust optimisation, tangents, derivative penalties and VAT, against NumPy and each other."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,17 @@ import pytest
 from jax.test_util import check_grads
 
 from launch import command_line
-from robust_jax import attacks, data, experiment, keys, losses, models, threat_models
+from robust_jax import (
+    attacks,
+    data,
+    experiment,
+    keys,
+    losses,
+    models,
+    stages,
+    threat_models,
+    workdir,
+)
 from robust_jax.data import tangents
 from robust_jax.errors import UserError
 from robust_jax.training import methods
@@ -458,6 +469,17 @@ def built(*words):
 def test_what_does_not_go_together_is_refused_before_training(words, message):
   with pytest.raises(UserError, match=message):
     built(*words)
+
+
+def test_a_run_trains_with_tangents(tmp_path):
+  run = built('--config=configs/tangent_digits.py', '--config.train.num_steps=3',
+              '--config.train.log_every=1', '--config.data.tangents=2',
+              '--config.data.tangent_neighbors=3')
+  workdir.describe(run, tmp_path, '')
+  stages.run_stage('train', run, tmp_path)
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  epsilons = [line['epsilon'] for line in lines if line['split'] == 'train']
+  assert epsilons == pytest.approx([1.] * 3) and np.isfinite(lines[-1]['loss'])
 
 
 def test_images_can_be_padded():
