@@ -12,8 +12,9 @@ The radii in the paper are of globally standardised images: linf 0.2, l2 2, l1 2
 they are in pixel units and the network standardises, so each is times the standard deviation,
 0.2752 of the images padded to 32x32: an l1 step changes one pixel by 0.55 of the range from black
 to white. The paper has no box, and neither has 'ball_only'. It matters: most pixels are black and
-cannot be made darker, so that in the box ('ball_then_box') about half of a linf step and many
-single-pixel steps come to nothing. One epsilon serves l1 and l2.
+cannot be made darker, so that in the box ('ball_then_box') less than half of the pixels move in a
+linf or l2 step, and a single pixel moves by a fifth less on average and in 2% of the images not at
+all (500 test images, a briefly trained baseline). One epsilon serves l1 and l2.
 """
 
 from configs import base
