@@ -39,6 +39,14 @@ def get_config():
       image_size=None,
       # 1 (grey) or 3 (RGB); None: the dataset's own, 3 of a folder.
       channels=None,
+      # Black pixels added on every side.
+      pad=0,
+      # Tangent directions of each training image, for the methods that use them: the principal
+      # directions of its so many neighbours of the same class, or a .npy file [images, d, k] of
+      # orthonormal ones; 0: none.
+      tangents=0,
+      tangent_neighbors=20,
+      tangents_file=None,
       # Input normalisation (images - mean) / std, one number or one a channel; None: that of
       # robust_jax.data.DATASETS, (0,) and (1,) for what is not there.
       mean=None,

@@ -47,7 +47,8 @@ def print_report(folder):
   print(report.summary(folder), f'report: {page}', sep='\n')
 
 
-if __name__ == '__main__':
+def run(main):
+  """Runs a main(argv) -> status as this process: mistakes and signals end it with one line."""
   # Orbax reports through absl what it does, and errors that it raises as well.
   logging.set_verbosity(logging.FATAL)
   interrupts.raise_interrupted()
@@ -62,3 +63,7 @@ if __name__ == '__main__':
     sys.stdout.flush()
     # At once: threads that still read or compute can crash the interpreter while it takes leave.
     os._exit(error.exit_status)
+
+
+if __name__ == '__main__':
+  run(main)

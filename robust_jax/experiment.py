@@ -60,6 +60,10 @@ class DataSettings(NamedTuple):
   channels: Count | None = None
   mean: tuple[Fraction, ...] | None = None
   std: tuple[Positive, ...] | None = None
+  pad: Index = 0
+  tangents: Index = 0
+  tangent_neighbors: Count = 20
+  tangents_file: str | None = None
   train_split: str | None = None
   test_split: str | None = None
 
@@ -67,7 +71,7 @@ class DataSettings(NamedTuple):
   def reading(self):
     """The keyword arguments with which `data.load` reads it."""
     return {'data_dir': self.data_dir, 'image_size': self.image_size, 'channels': self.channels,
-            'mean': self.mean, 'std': self.std}
+            'mean': self.mean, 'std': self.std, 'pad': self.pad}
 
   def load(self, use):
     """The dataset that is for 'train' or 'test'."""
@@ -272,6 +276,14 @@ class Run:
     return {name: np.full(self.train_data.num_examples, value, np.float32)
             for name, value in first.items()}
 
+  def train_tangents(self):
+    """The tangent directions of the training images by index; None where none are needed."""
+    if self.config['method']['name'] not in methods.NEED_TANGENTS:
+      return None
+    return data.load_tangents(
+        self.train_data, self.train.batch_size, num_directions=self.data.tangents,
+        num_neighbors=self.data.tangent_neighbors, file=self.data.tangents_file)
+
   @property
   def steps_per_epoch(self):
     """Optimiser steps of one epoch."""
@@ -400,8 +412,18 @@ def _check_combinations(run):
                     'allowed')
   if not run.evaluation.epsilons:
     raise UserError('config.evaluation.epsilons is (); one radius at least is allowed')
+  method = run.config['method']
+  if method['name'] in methods.NEED_TANGENTS and not run.data.tangents:
+    raise UserError(f'config.data.tangents is 0, and config.method.name {method["name"]!r} needs '
+                    'tangent directions; 1 or more is allowed')
+  if method.get('attack', {}).get('name') in attacks.ON_HOST:
+    allowed = ', '.join(name for name in attacks.ATTACKS if name not in attacks.ON_HOST)
+    raise UserError(f'config.method.attack.name is {method["attack"]["name"]!r}, which runs on the '
+                    f'host, where no training step is; one of {allowed} is allowed')
   inner = run.method.keywords.get('attack')
-  attacks_made = [('config.attack', run.attack, run.sigma > 0)]
+  attacks_made = []
+  if run.config['attack']['name'] not in attacks.ON_HOST:
+    attacks_made.append(('config.attack', run.attack, run.sigma > 0))
   if inner is not None:
     attacks_made.append(('config.method.attack', inner, 'num_noise' in run.method.keywords))
   for name, field in schema.fields(run.method.func).items():

@@ -9,6 +9,7 @@ to float32 rounding. Two orders of projection are in use, and they give differen
 
 Both end in the intersection: the image itself is in the box, each ball projection moves every
 coordinate towards it, and clipping to the box never makes a coordinate's perturbation longer.
+'ball_only' leaves the box out: the set is the ball (Shaham et al. 2015).
 """
 
 import functools
@@ -23,7 +24,7 @@ from robust_jax import keys
 from robust_jax.noise import standard_normal
 from robust_jax.types import Array
 
-Order = Literal['ball_then_box', 'box_then_ball']
+Order = Literal['ball_then_box', 'box_then_ball', 'ball_only']
 
 
 @flax.struct.dataclass
@@ -33,7 +34,7 @@ class ThreatModel:
   Attributes:
     epsilon: radius in pixel units, scalar or [batch].
     norm: 'linf', 'l2' or 'l1'.
-    order: which projection comes last.
+    order: which projection comes last, or that there is no box.
     start_fn: (keys [batch], flat images, epsilon [batch, 1]) -> flat perturbations in the ball.
     steepest_fn: (keys [batch], flat gradients) -> flat steps of norm one.
     ball_fn: (flat perturbations, epsilon [batch, 1]) -> the closest perturbations in the ball.
@@ -53,8 +54,10 @@ class ThreatModel:
     """
     rows = _rows(images)
     epsilon = _column(self.epsilon, rows)
-    start = self.start_fn(keys.per_example(key, len(rows)), rows, epsilon)
-    return jnp.clip(rows + start, 0, 1).reshape(images.shape)
+    point = rows + self.start_fn(keys.per_example(key, len(rows)), rows, epsilon)
+    if self.order != 'ball_only':
+      point = jnp.clip(point, 0, 1)
+    return point.reshape(images.shape)
 
   def steepest(self, key, gradient):
     """argmax <gradient, v> over ||v|| <= 1 for each example: [batch, ...].
@@ -72,6 +75,8 @@ class ThreatModel:
     epsilon = _column(self.epsilon, center)
     if self.order == 'ball_then_box':
       point = jnp.clip(center + self.ball_fn(point - center, epsilon), 0, 1)
+    elif self.order == 'ball_only':
+      point = center + self.ball_fn(point - center, epsilon)
     else:
       point = center + self.ball_fn(jnp.clip(point, 0, 1) - center, epsilon)
     return point.reshape(images.shape)
@@ -82,7 +87,7 @@ def linf(epsilon, *, order: Order = 'ball_then_box'):
 
   Args:
     epsilon: radius in pixel units, scalar or [batch].
-    order: 'ball_then_box' or 'box_then_ball' (the same point for this norm).
+    order: 'ball_then_box' or 'box_then_ball' (the same point for this norm), or 'ball_only'.
   """
   return ThreatModel(epsilon, 'linf', order, _start_linf, _steepest_linf, _ball_linf)
 
@@ -92,7 +97,7 @@ def l2(epsilon, *, order: Order = 'ball_then_box'):
 
   Args:
     epsilon: radius in pixel units, scalar or [batch].
-    order: 'ball_then_box' or 'box_then_ball'.
+    order: 'ball_then_box', 'box_then_ball' or 'ball_only'.
   """
   return ThreatModel(epsilon, 'l2', order, _start_l2, _steepest_l2, _ball_l2)
 
@@ -107,7 +112,7 @@ def l1(epsilon, *, order: Order = 'ball_then_box', top_k: int = 1):
 
   Args:
     epsilon: radius in pixel units, scalar or [batch].
-    order: 'ball_then_box' or 'box_then_ball'.
+    order: 'ball_then_box', 'box_then_ball' or 'ball_only'.
     top_k: number of entries that a step changes.
 
   Raises:
@@ -119,6 +124,68 @@ def l1(epsilon, *, order: Order = 'ball_then_box', top_k: int = 1):
 
 
 NORMS = {'linf': linf, 'l2': l2, 'l1': l1}
+
+
+@flax.struct.dataclass
+class Tangent:
+  """{x + B a: ||a||_2 <= epsilon}: perturbations within the tangent space of the data at x.
+
+  It has the functions of a `ThreatModel`. There is no box: clipping would leave span(B).
+
+  Attributes:
+    epsilon: radius in pixel units, scalar or [batch].
+    basis: [batch, d, k] float32, for each image k orthonormal directions (columns) in its d
+      flattened pixels and channels.
+  """
+
+  epsilon: Array
+  basis: Array
+
+  def random(self, key, images):
+    """A random point for each image, [batch, ...]: uniform in the ball within span(B)."""
+    rows = _rows(images)
+    like = jnp.zeros((len(rows), self.basis.shape[-1]), rows.dtype)
+    own = _start_l2(keys.per_example(key, len(rows)), like, _column(self.epsilon, rows))
+    return (rows + self._pixels(own)).reshape(images.shape)
+
+  def steepest(self, key, gradient):
+    """P g / ||P g||_2 with P the projection onto span(B), for each example: [batch, ...].
+
+    Where P g is zero, a random unit direction within span(B), drawn from `key`.
+    """
+    own = self._coordinates(_rows(gradient))
+    unit = _steepest_l2(keys.per_example(key, len(own)), own)
+    return self._pixels(unit).reshape(gradient.shape)
+
+  def project(self, adversarial, images):
+    """The closest point of the set around `images`: onto span(B), then to norm epsilon at most."""
+    center = _rows(images)
+    own = _ball_l2(self._coordinates(_rows(adversarial) - center), _column(self.epsilon, center))
+    return (center + self._pixels(own)).reshape(images.shape)
+
+  def _coordinates(self, rows):
+    return jnp.einsum('bdk,bd->bk', self.basis, rows)
+
+  def _pixels(self, own):
+    return jnp.einsum('bdk,bk->bd', self.basis, own)
+
+
+def tangent(epsilon, basis):
+  """Perturbations of l2 norm <= epsilon in the span of an orthonormal basis of each image.
+
+  Args:
+    epsilon: radius in pixel units, scalar or [batch].
+    basis: [batch, d, k], orthonormal columns; see `Tangent`.
+
+  Raises:
+    ValueError: a basis of another shape.
+
+  Reference:
+    Shaham et al., Understanding adversarial training, 2015, equations 12 and 13.
+  """
+  if jnp.ndim(basis) != 3:
+    raise ValueError(f'basis has shape {jnp.shape(basis)}; [batch, pixels, directions] is allowed')
+  return Tangent(epsilon, basis)
 
 
 def norms(perturbation, norm):

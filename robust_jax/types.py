@@ -39,6 +39,22 @@ class Batch(NamedTuple):
   mask: Array
 
 
+class TangentBatch(NamedTuple):
+  """A Batch whose method asks for the directions of the data at each image.
+
+  Attributes:
+    images, labels, index, mask: see `Batch`.
+    tangents: [batch, d, k] float32, k orthonormal directions in the d flattened entries of each
+      image (config.data.tangents).
+  """
+
+  images: Array
+  labels: Array
+  index: Array
+  mask: Array
+  tangents: Array
+
+
 class AttackResult(NamedTuple):
   """What an attack found, one entry per example.
 

@@ -23,6 +23,7 @@ LAYERS = [
     {'experiment'},
     {'workdir'},
     {'stages', 'report', 'pseudo_labels'},
+    {'studies'},
 ]
 MATHS = ['losses', 'threat_models', 'smoothing', 'noise', 'keys', 'types', 'attacks',
          'certification/bounds', 'certification/sequential', 'certification/sampling',

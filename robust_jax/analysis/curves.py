@@ -1,4 +1,4 @@
-"""Certified accuracy against radius as a drawing, SVG or PNG.
+"""Accuracy against radius as a drawing, SVG or PNG.
 
 A drawing is a list of shapes in a box of WIDTH units, which `to_svg` and `to_png` paint alike:
     ('line', points, colour, width, dash)      dash: (on, off) in units, or ()
@@ -44,19 +44,7 @@ def draw(logs: Sequence[Log], names: Sequence[str], *, intervals=False):
   # A little further than the largest radius, so that every curve is seen to end.
   limit = 1.02 * max(log.radius[log.correct].max(initial=0.) for log in logs) or 1.
   radii = np.linspace(0, limit, 601)
-  to_x = lambda radius: _LEFT + np.asarray(radius) / limit * (WIDTH - _LEFT - _RIGHT)
-  to_y = lambda accuracy: _TOP + (1 - np.asarray(accuracy)) * _PLOT
-  shapes = [('text', (12, 20), 'certified accuracy', 'start')]
-  for accuracy in np.arange(6) / 5:
-    y = float(to_y(accuracy))
-    colour = _SOFT if accuracy == 0 else _RULE
-    shapes += [('line', [(_LEFT, y), (WIDTH - _RIGHT, y)], colour, 1, ()),
-               ('text', (_LEFT - 8, y + 4), f'{100 * accuracy:.0f}%', 'end')]
-  for radius in _ticks(limit):
-    x, y = float(to_x(radius)), _TOP + _PLOT
-    shapes += [('line', [(x, y), (x, y + 5)], _SOFT, 1, ()),
-               ('text', (x, y + 20), f'{radius:g}', 'middle')]
-  shapes.append(('text', ((_LEFT + WIDTH - _RIGHT) / 2, _TOP + _PLOT + 42), 'l2 radius', 'middle'))
+  shapes, to_x, to_y = _axes(limit, 'certified accuracy', 'l2 radius')
   curves = []
   for log, (colour, dash) in zip(logs, _styles(len(logs))):
     accuracy = certified_accuracy(log, radii)
@@ -67,6 +55,26 @@ def draw(logs: Sequence[Log], names: Sequence[str], *, intervals=False):
       low, high = map(to_y, accuracy_interval(accuracy, len(log.idx)))
       shapes.append(('area', _floats([*zip(x, high), *zip(x[::-1], low[::-1])]), colour))
     curves.append(('line', _floats(zip(x, to_y(accuracy))), colour, 2, dash))
+  legend, height = _legend(names)
+  return shapes + curves + legend, height
+
+
+def draw_accuracies(lines, names: Sequence[str], *, title, x_label):
+  """Accuracies against something else than a radius, one line each.
+
+  Args:
+    lines: [num_lines] of (x [points], accuracies [points] in [0, 1]).
+    names: [num_lines], for the legend.
+    title: what the y axis shows.
+    x_label: what the x axis shows.
+
+  Returns:
+    (shapes, height), as `draw`.
+  """
+  limit = max(float(np.max(x, initial=0.)) for x, _ in lines) or 1.
+  shapes, to_x, to_y = _axes(limit, title, x_label)
+  curves = [('line', _floats(zip(to_x(x), to_y(y))), colour, 2, dash)
+            for (x, y), (colour, dash) in zip(lines, _styles(len(lines)))]
   legend, height = _legend(names)
   return shapes + curves + legend, height
 
@@ -137,6 +145,24 @@ def write(path, shapes, height):
   except OSError as error:
     raise UserError(f'--output is {path}; a file that can be written is allowed '
                     f'({error.strerror})') from error
+
+
+def _axes(limit, title, x_label):
+  """(shapes of the axes, x -> unit, accuracy -> unit) for x from 0 to the limit."""
+  to_x = lambda x: _LEFT + np.asarray(x) / limit * (WIDTH - _LEFT - _RIGHT)
+  to_y = lambda accuracy: _TOP + (1 - np.asarray(accuracy)) * _PLOT
+  shapes = [('text', (12, 20), title, 'start')]
+  for accuracy in np.arange(6) / 5:
+    y = float(to_y(accuracy))
+    colour = _SOFT if accuracy == 0 else _RULE
+    shapes += [('line', [(_LEFT, y), (WIDTH - _RIGHT, y)], colour, 1, ()),
+               ('text', (_LEFT - 8, y + 4), f'{100 * accuracy:.0f}%', 'end')]
+  for value in _ticks(limit):
+    x, y = float(to_x(value)), _TOP + _PLOT
+    shapes += [('line', [(x, y), (x, y + 5)], _SOFT, 1, ()),
+               ('text', (x, y + 20), f'{value:g}', 'middle')]
+  shapes.append(('text', ((_LEFT + WIDTH - _RIGHT) / 2, _TOP + _PLOT + 42), x_label, 'middle'))
+  return shapes, to_x, to_y
 
 
 def _styles(count):

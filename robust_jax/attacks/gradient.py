@@ -57,7 +57,7 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     targets: [batch] int, given targets; they take the place of `target`.
     direction: 'steepest', or 'gradient' for steps along the gradient as it is.
     smoothed_objective: 'smoothadv', 'naive' or 'gradient_free' (see `smoothing`).
-    order: 'ball_then_box' (Madry et al.) or 'box_then_ball' (Salman et al.).
+    order: 'ball_then_box' (Madry et al.), 'box_then_ball' (Salman et al.) or 'ball_only'.
     l1_top_k: gradient entries that an l1 step changes.
 
   Returns:
@@ -97,16 +97,19 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
 
 
 def fgsm_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
-                norm: Norm = 'linf', order: threat_models.Order = 'ball_then_box'):
+                norm: Norm = 'linf', order: threat_models.Order = 'ball_then_box',
+                l1_top_k: Count = 1):
   """One step of length epsilon along the steepest ascent of the cross-entropy.
 
-  Arguments and result as `pgd_attack` (with noise: of the SmoothAdv objective).
+  Arguments and result as `pgd_attack` (with noise: of the SmoothAdv objective). For l1 a single
+  entry changes, by epsilon; within the box by less, and by nothing where it is at that end of the
+  box already, which 'ball_only' avoids.
 
   Reference:
     Goodfellow et al. 2015; Shaham et al. 2015, equation 11.
   """
   return pgd_attack(key, logits_fn, images, labels, epsilon=epsilon, noise=noise, norm=norm,
-                    num_steps=1, step_ratio=1., order=order)
+                    num_steps=1, step_ratio=1., order=order, l1_top_k=l1_top_k)
 
 
 def no_attack(key, logits_fn, images, labels, *, epsilon=0., noise=None):

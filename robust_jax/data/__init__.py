@@ -13,8 +13,9 @@ from robust_jax.data.batches import (
   train_batches,
 )
 from robust_jax.data.sources import DATASETS, Dataset, load
+from robust_jax.data.tangents import load as load_tangents
 
 __all__ = [
-  'DATASETS', 'Augmentation', 'Dataset', 'eval_batches', 'extra', 'load', 'steps_per_epoch', 'take',
-  'train_batches',
+  'DATASETS', 'Augmentation', 'Dataset', 'eval_batches', 'extra', 'load', 'load_tangents',
+  'steps_per_epoch', 'take', 'train_batches',
 ]

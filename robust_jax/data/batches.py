@@ -13,7 +13,7 @@ import numpy as np
 from robust_jax.data import images as image_rules
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
-from robust_jax.types import Batch
+from robust_jax.types import Batch, TangentBatch
 
 CROP_PADDING = 4
 Augmentation = Literal['none', 'crop', 'crop_flip', 'resized_crop']
@@ -51,7 +51,7 @@ def _num_extra(mixture, batch_size):
 
 
 def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
-                  augment: Augmentation = 'none', host=0, num_hosts=1):
+                  augment: Augmentation = 'none', tangents=None, host=0, num_hosts=1):
   """Iterates over the batches of steps start_step, ..., num_steps - 1 of a run.
 
   Epoch e = step // steps_per_epoch goes through the dataset in a fresh random order, each example
@@ -75,16 +75,21 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     augment: 'crop' pads by 4 black pixels on every side and crops at random; 'crop_flip' also
       mirrors left to right, half of the time. 'resized_crop' resizes a random part of the
       original image (`images.crop_box`) and mirrors likewise.
+    tangents: None, or what maps indices [batch] to tangent directions [batch, d, k]; see
+      `tangents.load`. They are those of the images as they are, so that there is no augmentation.
     host: which host this is, 0 .. num_hosts - 1.
     num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
 
   Returns:
-    An iterator of types.Batch (NumPy), batch_size / num_hosts examples each; it reads ahead in a
-    thread.
+    An iterator of types.Batch, or with tangents types.TangentBatch (NumPy), of batch_size /
+    num_hosts examples each; it reads ahead in a thread.
 
   Raises:
-    UserError: num_hosts does not divide batch_size.
+    UserError: num_hosts does not divide batch_size, or tangents of augmented images.
   """
+  if tangents is not None and augment != 'none':
+    raise UserError(f"config.data.augment is {augment!r} with config.data.tangents; 'none' is "
+                    'allowed')
   if batch_size % num_hosts:
     raise UserError(
       f'config.train.batch_size is {batch_size}; it must be a multiple of the {num_hosts} hosts')
@@ -134,7 +139,10 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
       images = dataset.images[index]
     if augment in ('crop', 'crop_flip'):
       images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
-    return _batch(dataset, images, index, mask)
+    batch = _batch(dataset, images, index, mask)
+    if tangents is None:
+      return batch
+    return TangentBatch(*batch, np.asarray(tangents[index], np.float32))
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.

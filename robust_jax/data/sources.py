@@ -100,7 +100,7 @@ DATASETS = {
 
 
 def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=None, std=None,
-         in_memory_bytes=IN_MEMORY_BYTES):
+         pad=0, in_memory_bytes=IN_MEMORY_BYTES):
   """Opens one split of a dataset.
 
   Images of one size, and in all of at most `in_memory_bytes`, are decoded once and kept. Others
@@ -120,6 +120,7 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
     mean: input normalisation, one number or one for each channel; None for that in `DATASETS`,
       which is 0 for most.
     std: likewise; 1 for most.
+    pad: black pixels added on every side of images that are in memory.
     in_memory_bytes: the most that decoded images may need.
 
   Returns:
@@ -150,6 +151,11 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
   images, labels = lazy.LazyImages(records, shape, resize), records.labels
   if not resize and np.prod(images.shape, dtype=np.int64) <= in_memory_bytes:
     images, labels = images[:], labels[:]
+  if pad:
+    if isinstance(images, lazy.LazyImages):
+      raise UserError(f'config.data.pad is {pad}, but {name!r} is decoded on the way; 0, or a '
+                      'dataset that fits into memory, is allowed')
+    images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   return Dataset(name=name, split=split, images=images, labels=labels,
                  class_names=records.class_names,
                  mean=_constant('mean', source.mean if mean is None else mean, shape[-1]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import certification, keys, monitoring, parallel, smoothing
+from robust_jax import attacks, certification, keys, monitoring, parallel, smoothing
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
 from robust_jax.stages import classifier, images
@@ -55,7 +55,7 @@ def attack(run, workdir):
 
 
 def _attacker(run):
-  """((key, logits_fn, epsilon), batch) -> attacked images, over the devices."""
+  """((key, logits_fn, epsilon), batch) -> attacked images, over the devices or on the host."""
 
   def find(replicated, batch):
     key, logits_fn, epsilon = replicated
@@ -67,6 +67,8 @@ def _attacker(run):
     return run.attack(keys.fold_in(example_keys, 0), logits_fn, batch.images, batch.labels,
                       epsilon=epsilon, noise=noise).images
 
+  if run.config['attack']['name'] in attacks.ON_HOST:
+    return lambda replicated, batch: np.asarray(find(replicated, batch))
   return parallel.map_rows(find, run.devices)
 
 

@@ -19,7 +19,7 @@ from robust_jax import (
 from robust_jax.errors import NonFiniteLossError
 from robust_jax.stages import classifier, radii
 from robust_jax.stages.metrics import Metrics
-from robust_jax.types import Batch
+from robust_jax.types import Batch, TangentBatch
 
 
 def train(run, workdir):
@@ -63,13 +63,16 @@ def train(run, workdir):
     if start:
       print(f'train: goes on from step {start}', flush=True)
     metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
+    tangents = run.train_tangents()
+    kind = Batch if tangents is None else TangentBatch
     batches = data.train_batches(
         dataset, batch_size=settings.batch_size, seed=run.config['seed'],
-        augment=run.data.augment, start_step=start, num_steps=num_steps)
+        augment=run.data.augment, tangents=tangents, start_step=start,
+        num_steps=num_steps)
     batches = monitoring.traced(batches, Path(workdir) / 'profile', count=settings.profile_steps)
     bar = monitoring.bar(batches, desc='train', initial=start, total=num_steps, unit='step')
     for step, batch in enumerate(bar, start + 1):
-      state, sums = step_fn(state, Batch(*batch), key)
+      state, sums = step_fn(state, kind(*batch), key)
       metrics.add(sums)
       last = step == num_steps
       tests = step % eval_every == 0 or last

@@ -4,11 +4,14 @@ from robust_jax.training.methods.adversarial import adversarial
 from robust_jax.training.methods.augmentation import gaussian, standard
 from robust_jax.training.methods.consistency import consistency
 from robust_jax.training.methods.instance_adaptive import iaat, iaat_smoothadv
+from robust_jax.training.methods.jacobian import jacobian_penalty, tangent_penalty
 from robust_jax.training.methods.macer import macer
 from robust_jax.training.methods.noisy_adversarial import noisy_adversarial
 from robust_jax.training.methods.smoothadv import smoothadv
 from robust_jax.training.methods.stability import stability
+from robust_jax.training.methods.tangent import tangent
 from robust_jax.training.methods.trades import trades
+from robust_jax.training.methods.vat import vat
 
 METHODS = {
     'standard': standard,
@@ -16,6 +19,10 @@ METHODS = {
     'adversarial': adversarial,
     'noisy_adversarial': noisy_adversarial,
     'smoothadv': smoothadv,
+    'tangent': tangent,
+    'tangent_penalty': tangent_penalty,
+    'jacobian_penalty': jacobian_penalty,
+    'vat': vat,
     'iaat': iaat,
     'iaat_smoothadv': iaat_smoothadv,
     'trades': trades,
@@ -23,6 +30,8 @@ METHODS = {
     'consistency': consistency,
     'macer': macer,
 }
+# Those whose batches are `types.TangentBatch`es.
+NEED_TANGENTS = ('tangent', 'tangent_penalty')
 
 # What a method remembers of each training example: {method: {name: its first value}}.
 MEMORY = {
@@ -30,6 +39,6 @@ MEMORY = {
     'iaat_smoothadv': {'radius': 0.},
 }
 
-__all__ = ['MEMORY', 'METHODS', 'adversarial', 'consistency', 'gaussian', 'iaat',
-           'iaat_smoothadv', 'macer', 'noisy_adversarial', 'smoothadv', 'stability', 'standard',
-           'trades']
+__all__ = ['MEMORY', 'METHODS', 'NEED_TANGENTS', 'adversarial', 'consistency', 'gaussian', 'iaat',
+           'iaat_smoothadv', 'jacobian_penalty', 'macer', 'noisy_adversarial', 'smoothadv',
+           'stability', 'standard', 'tangent', 'tangent_penalty', 'trades', 'vat']

@@ -28,8 +28,12 @@ def adversarial(key, network, params, batch_stats, batch, memory, progress, *, a
 
   The other arguments and the result as `types.Method`; the metric 'accuracy' is that on x'.
 
+  With one step, attack 'fgsm', it is robust optimisation (Shaham et al., algorithm 1: an update on
+  the worst-case points alone), and with a clean_share of alpha the mixture of Goodfellow et al.
+
   Reference:
-    Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
+    Madry et al., Towards deep learning models resistant to adversarial attacks, 2018; Shaham et
+    al., Understanding adversarial training, 2015, algorithm 1 and equation 3.
   """
   attack_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
   cross_entropy = functools.partial(losses.cross_entropy, label_smoothing=label_smoothing)

@@ -1,0 +1,336 @@
+"""How much more stable robust optimisation makes networks (Shaham et al. 2015, section 6).
+
+Of a sweep with one baseline and networks trained on one-step adversarials of some norms:
+
+- the adversarial set A: the one-step adversarials of every norm, at the radius that the network of
+  that norm was trained with, made on the baseline from test images that it classifies correctly;
+  those that it then misclassifies, so that it has accuracy 0 on A by construction;
+- the accuracy of every network on the test split and on A (tables 1 and 2);
+- its accuracy against the radius of one-step adversarials made on its own parameters, for each
+  norm (figures 3 and 6);
+- images that the baseline misclassifies when a single pixel changes (figure 1).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_jax import (
+    analysis,
+    experiment,
+    keys,
+    losses,
+    parallel,
+    report,
+    threat_models,
+    workdir,
+)
+from robust_jax.analysis import curves
+from robust_jax.errors import UserError
+from robust_jax.report import gallery, markup, plots
+from robust_jax.stages import classifier, images
+
+BASELINE = 'baseline'
+# (accuracy on the test split, on the paper's own A), in per cent.
+PUBLISHED = {
+    'mnist': {BASELINE: (99.09, 0.), 'l1': (99.16, 33.83), 'l2': (99.28, 76.55),
+              'linf': (99.33, 79.96)},
+    'cifar10': {BASELINE: (90.79, 0.), 'l1': (91.11, 56.31), 'l2': (91.04, 59.92),
+                'linf': (91.36, 65.01)},
+}
+# Radii of the curves, in units of the radius of training.
+FACTORS = np.arange(9) / 4
+
+
+class Net(NamedTuple):
+  """One trained network of the sweep.
+
+  Attributes:
+    name: 'baseline', or the norm that it was trained for.
+    run: its `experiment.Run`.
+    logits_fn: images -> logits.
+  """
+
+  name: str
+  run: Any
+  logits_fn: Any
+
+  @property
+  def attack(self):
+    """The hyper-parameters of the one-step attack of its training, {name: value}."""
+    return self.run.method.keywords['attack'].keywords
+
+  @property
+  def epsilon(self):
+    """The radius of its training, in pixel units."""
+    return self.run.method.keywords['epsilon']
+
+
+class AdversarialSet(NamedTuple):
+  """A: what the baseline misclassifies, and what it was made from.
+
+  Attributes:
+    images: [num, ...] adversarial images.
+    clean: [num, ...] the images they were made from.
+    labels: [num].
+    index: [num], in the test split.
+    predicted: [num], the baseline's class of the adversarial image.
+    norms: [num], names of the norms.
+  """
+
+  images: np.ndarray
+  clean: np.ndarray
+  labels: np.ndarray
+  index: np.ndarray
+  predicted: np.ndarray
+  norms: np.ndarray
+
+
+def compare(folder, devices):
+  """Writes shaham.html and shaham/*.csv|.md|.tex|.svg into the folder of a sweep.
+
+  Args:
+    folder: of the sweep, all of whose trainings are finished.
+    devices: list of devices.
+
+  Returns:
+    (summary for a terminal, path of the page).
+
+  Raises:
+    UserError: the sweep is no baseline and robust networks, or one is not trained.
+  """
+  folder = Path(folder)
+  nets = load(folder, devices)
+  baseline, robust = nets[0], nets[1:]
+  test = list(_test_batches(baseline.run))
+  found = adversarial_set(baseline, robust, test)
+  classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), devices)
+  table = accuracy_table(nets, test, found, classify)
+  lines = {net.name: own_curves(nets, net, test, devices) for net in robust}
+  output = folder / 'shaham'
+  output.mkdir(exist_ok=True)
+  tables = {'accuracy': table, 'accuracy_against_epsilon': _curve_table(nets, robust, lines)}
+  for name, values in tables.items():
+    for end, write in markup.WRITERS.items():
+      workdir.write_bytes(output / f'{name}.{end}', write(values).encode())
+  for net in robust:
+    curves.write(output / f'{net.name}.svg', *curves.draw_accuracies(
+        [(net.epsilon * FACTORS, y) for y in lines[net.name]], [each.name for each in nets],
+        title='accuracy', x_label=f'{net.name} epsilon of the one-step attack (pixel units)'))
+  page = folder / 'shaham.html'
+  workdir.write_bytes(page, _page(nets, test, found, tables, lines).encode())
+  count = sum(int(batch.mask.sum()) for batch in test)
+  return (f'{count} test images, {len(found.labels)} adversarials\n\n'
+          f'{analysis.to_text(table)}'), page
+
+
+def load(folder, devices):
+  """The networks of a sweep, the baseline first, then in the order of the sweep.
+
+  Raises:
+    UserError: there is not one baseline and at least one network for another norm each.
+  """
+  record = workdir.read_json(Path(folder) / report.SWEEP)
+  nets = []
+  for entry in record['runs']:
+    place = Path(folder) / entry['workdir']
+    run = experiment.build(workdir.read_json(place / 'config.json'), devices)
+    method = run.config['method']
+    inner = method.get('attack', {})
+    if method['name'] == 'standard':
+      name = BASELINE
+    elif method['name'] == 'adversarial' and inner['name'] == 'fgsm':
+      name = inner['norm']
+    else:
+      raise UserError(f"{place}: its method is {method['name']!r}; 'standard', and 'adversarial' "
+                      "with the attack 'fgsm', are allowed in this experiment")
+    nets.append(Net(name, run, classifier.load(run, place)[0]))
+  names = [net.name for net in nets]
+  if len(nets) < 2 or names.count(BASELINE) != 1 or len({*names}) < len(names):
+    raise UserError(f'{folder}: its networks are {", ".join(names)}; one {BASELINE} and one for '
+                    'each of some norms are allowed')
+  return sorted(nets, key=lambda net: net.name != BASELINE)
+
+
+def adversarial_set(baseline, robust, batches):
+  """The set A of the module's docstring.
+
+  Args:
+    baseline: the Net that is attacked.
+    robust: list of Nets, whose attacks and radii are used.
+    batches: list of `types.Batch`.
+
+  Returns:
+    AdversarialSet.
+
+  Raises:
+    UserError: it is empty.
+  """
+  key, parts = baseline.run.key('attack'), []
+  classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), baseline.run.devices)
+  for net in robust:
+    attack = net.run.method.keywords['attack']
+
+    def find(replicated, batch, attack=attack):
+      logits_fn, epsilon = replicated
+      return attack(keys.fold_in(key, batch.index), logits_fn, batch.images, batch.labels,
+                    epsilon=epsilon).images
+
+    find = parallel.map_rows(find, baseline.run.devices)
+    for batch in batches:
+      adversarial = find((baseline.logits_fn, net.epsilon), batch)
+      clean = classify(baseline.logits_fn, batch.images)
+      predicted = classify(baseline.logits_fn, adversarial)
+      kept = (batch.mask > 0) & (clean == batch.labels) & (predicted != batch.labels)
+      parts.append(AdversarialSet(
+          adversarial[kept], batch.images[kept], batch.labels[kept], batch.index[kept],
+          predicted[kept], np.full(kept.sum(), net.name)))
+  found = AdversarialSet(*map(np.concatenate, zip(*parts)))
+  if not len(found.labels):
+    raise UserError('no one-step attack changes a class of the baseline: the adversarial set is '
+                    'empty; a larger epsilon is needed')
+  return found
+
+
+def accuracy_table(nets, batches, found, classify):
+  """Tables 1 and 2: accuracies in per cent, with the published ones where there are any.
+
+  Args:
+    nets: list of Nets, the baseline first.
+    batches: list of `types.Batch` of test images.
+    found: AdversarialSet.
+    classify: (logits_fn, images) -> classes, for images of a batch's shape.
+
+  Returns:
+    `analysis.Table`, a row for each network.
+  """
+  size = len(batches[0].mask)
+  norms = [net.name for net in nets[1:]]
+  published = PUBLISHED.get(nets[0].run.data.name, {})
+  count = sum(batch.mask.sum() for batch in batches)
+  rows = []
+  for net in nets:
+    right = sum((batch.mask * (classify(net.logits_fn, batch.images) == batch.labels)).sum()
+                for batch in batches)
+    on_set = _classes(net, found.images, size, classify) == found.labels
+    cells = [right / count, on_set.mean(),
+             *(on_set[found.norms == norm].mean() if (found.norms == norm).any() else None
+               for norm in norms)]
+    rows.append([_title(net), *(None if cell is None else f'{100 * cell:.2f}' for cell in cells),
+                 *(f'{figure:.2f}' for figure in published.get(net.name, ()))])
+  columns = ['network', 'test %', 'A %', *(f'A, {norm} %' for norm in norms)]
+  if published:
+    columns += ['published test %', 'published A %']
+  return analysis.Table(columns, rows)
+
+
+def own_curves(nets, robust, batches, devices):
+  """Accuracy against the radius of the one-step attack on each network's own parameters.
+
+  Args:
+    nets: the Nets that are attacked and judged.
+    robust: the Net whose norm and radius they are; the radii are FACTORS times its own.
+    batches: list of `types.Batch`.
+    devices: list of devices.
+
+  Returns:
+    [num_nets, len(FACTORS)].
+  """
+  attack = robust.attack
+
+  def threat_model(epsilon):
+    extra = {'top_k': attack['l1_top_k']} if attack['norm'] == 'l1' else {}
+    return threat_models.NORMS[attack['norm']](epsilon, order=attack['order'], **extra)
+
+  # The direction is the same at every radius.
+  def steepest(replicated, batch):
+    key, logits_fn = replicated
+    objective = losses.cross_entropy_objective(logits_fn, batch.labels)
+    gradient = jax.grad(lambda x: jnp.sum(objective(x)))(batch.images)
+    return threat_model(1.).steepest(keys.fold_in(key, batch.index), gradient)
+
+  def correct(replicated, rows):
+    logits_fn, epsilon = replicated
+    batch, direction = rows
+    moved = threat_model(epsilon).project(batch.images + epsilon * direction, batch.images)
+    return batch.mask * (jnp.argmax(logits_fn(moved), axis=-1) == batch.labels)
+
+  steepest, correct = (parallel.map_rows(each, devices) for each in (steepest, correct))
+  sums, count = np.zeros((len(nets), len(FACTORS))), 0.
+  for batch in batches:
+    count += batch.mask.sum()
+    for net, row in zip(nets, sums):
+      direction = steepest((net.run.key('attack'), net.logits_fn), batch)
+      for i, epsilon in enumerate(np.float32(robust.epsilon * FACTORS)):
+        row[i] += correct((net.logits_fn, epsilon), (batch, direction)).sum()
+  return sums / count
+
+
+def _test_batches(run):
+  settings = run.evaluation
+  chosen = images.chosen(run.test_data, settings.stride, settings.num_images)
+  return images.batches(run.test_data, chosen, settings.batch_size, pad=True)
+
+
+def _classes(net, pictures, size, classify):
+  """Classes of any number of images, in passes of `size` rows."""
+  found = []
+  for first in range(0, len(pictures), size):
+    part = pictures[first:first + size]
+    padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+    found.append(classify(net.logits_fn, padded)[:len(part)])
+  return np.concatenate(found)
+
+
+def _title(net):
+  return net.name if net.name == BASELINE else f'robust, {net.name} {net.epsilon:.4g}'
+
+
+def _curve_table(nets, robust, lines):
+  std = np.ravel(nets[0].run.test_data.std)
+  scaled = len(std) == 1 and std[0] != 1
+  rows = [[net.name, f'{epsilon:.4g}', *([f'{epsilon / std[0]:.4g}'] if scaled else []),
+           *(f'{100 * value:.2f}' for value in values)]
+          for net in robust
+          for epsilon, values in zip(net.epsilon * FACTORS, lines[net.name].T)]
+  return analysis.Table(
+      ['norm', 'epsilon', *(['epsilon / std'] if scaled else []),
+       *(f'{each.name} %' for each in nets)], rows)
+
+
+def _page(nets, batches, found, tables, lines):
+  run, robust = nets[0].run, nets[1:]
+  count = sum(int(batch.mask.sum()) for batch in batches)
+  sizes = ', '.join(f'{np.sum(found.norms == net.name)} by {net.name}' for net in robust)
+  words = (f'<p>A: {len(found.labels)} one-step adversarials ({sizes}) of the {count} test images, '
+           'made on the baseline from images that it classifies correctly, all misclassified by '
+           "it. The published figures are on the authors' own set.</p>")
+  styles = [plots.palette(i) for i in range(len(nets))]
+  charts = ''.join(
+      plots.chart([plots.Series(each.name, style, net.epsilon * FACTORS, y, marks=True)
+                   for each, style, y in zip(nets, styles, lines[net.name])],
+                  title=f'Accuracy under the one-step {net.name} attack on own parameters',
+                  x_label=f'{net.name} epsilon, pixel units', y_limits=(0, 1), percent=True,
+                  width=520, height=340)
+      for net in robust)
+  body = markup.section(
+      'accuracy', 'Accuracy on the test split and on the adversarial set',
+      words + markup.table(tables['accuracy'], keys=styles)
+      + markup.files('accuracy', tables['accuracy'], folder='shaham/'))
+  body += markup.section(
+      'curves', 'Accuracy against epsilon', f'<div class="charts large">{charts}</div>'
+      + markup.files('accuracy_against_epsilon', tables['accuracy_against_epsilon'],
+                     folder='shaham/'))
+  flips = np.flatnonzero(found.norms == 'l1')[:run.evaluation.gallery]
+  if len(flips):
+    arrays = {'images': found.clean[flips], 'adversarial': found.images[flips],
+              'index': found.index[flips], 'labels': found.labels[flips],
+              'clean': found.labels[flips], 'predicted': found.predicted[flips]}
+    body += markup.section('flips', 'A single pixel changes the class of the baseline',
+                           gallery.gallery(arrays, run.test_data.class_names)[0])
+  facts = [f'{run.config["model"]["name"]} on {run.data.name}',
+           f'{run.train.num_epochs:g} epochs', f'seed {run.config["seed"]}']
+  return markup.page('Robust optimisation', facts, body)
