@@ -140,6 +140,14 @@ def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
     images, cotangent = part
     images = lax.pad(images, jnp.zeros((), images.dtype),
                      [(0, 0, 0), *((low, high, 0) for low, high in edges), (0, 0, 0)])
+    if features == 1:
+      # Windows first: memory is copied by rows, and not by single numbers.
+      windows = jnp.stack([
+          images[:, row:row + (height - 1) * strides[0] + 1:strides[0],
+                 column:column + (width - 1) * strides[1] + 1:strides[1]]
+          for row in range(rows) for column in range(columns)])
+      product = windows.reshape(rows * columns, -1) @ cotangent.reshape(-1, out)
+      return product.reshape(rows, columns, features, out)
     across = [images[:, :, column:column + (width - 1) * strides[1] + 1:strides[1]]
               for column in range(columns)]
     if strides[0] == 1:

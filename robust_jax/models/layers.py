@@ -238,13 +238,26 @@ def _max_pool_jvp(size, primals, tangents):
   images, = primals
   tangent, = tangents
   maximum = max_pool(images, size)
-  *first, last = _entries(tangent, size)
-  at_maximum = [entry == maximum for entry in _entries(images, size)[:-1]]
-  return maximum, jnp.select(at_maximum, first, last)
+  chosen = jnp.where(_first_of(images, maximum, size), _windows(tangent, size), 0)
+  return maximum, chosen.sum((2, 4))
 
 
-def _entries(images, size):
-  """The size**2 entries of every window, row by row, each [batch, rows, columns, channel]."""
-  rows, columns = images.shape[1] // size * size, images.shape[2] // size * size
-  return [images[:, row:rows:size, column:columns:size]
-          for row in range(size) for column in range(size)]
+def _first_of(images, maximum, size):
+  """Whether an entry is the first of its window to have the maximum, as `_windows`."""
+  windows = _windows(images, size)
+  taken, found = jnp.zeros(maximum.shape, bool), []
+  for row in range(size):
+    for column in range(size):
+      here = windows[:, :, row, :, column] == maximum
+      found.append(here & ~taken)
+      taken |= here
+  by_row = [jnp.stack(found[row * size:(row + 1) * size], axis=3) for row in range(size)]
+  return jnp.stack(by_row, axis=2)
+
+
+def _windows(images, size):
+  """[batch, rows, size, columns, size, channel], without rows and columns left over."""
+  batch, height, width, channels = images.shape
+  rows, columns = height // size, width // size
+  whole = images[:, :rows * size, :columns * size]
+  return whole.reshape(batch, rows, size, columns, size, channels)
