@@ -7,9 +7,9 @@ config.weights is the workdir of a training by any method, or a file of PyTorch 
 config.sigma its noise. An image is drawn for until each radius is decided at alpha 0.001, at most
 100,000 times; verify then does it all again (--config.verify.sample=20: for 20 images).
 
-Every 20th test image: 500, of some 35,000 draws each, for an image that keeps its class at every
-radius needs 37,000 at least. At 8,000 draws a second, as on two CPU cores, that is 36 minutes.
---config.certify_images.stride=1 takes all 10,000.
+Every 20th test image: 500. A LeNet trained by SmoothAdv took 17,000 draws an image instead of
+100,000, and two seconds of a CPU core. Radius 1.75 as well takes 48,000, for an image that never
+changes its class needs 37,000 to show it. --config.certify_images.stride=1 takes all 10,000.
 """
 
 from configs import smoothadv_mnist
