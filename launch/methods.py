@@ -35,7 +35,7 @@ class Row(NamedTuple):
   """A row of the table.
 
   Attributes:
-    name: the config's, with the fields of the point of its sweep().
+    name: the config's without its ending, with the fields of the point of its sweep().
     configs: the resolved config of each seed.
   """
 
@@ -113,7 +113,7 @@ def read_rows(name, num_seeds, words):
   rows = []
   for point in points:
     ends = {field.rpartition('.')[2]: value for field, value in point.items()}
-    label = f'{name}, {sweep.describe(ends)}' if point else name
+    label = name.removesuffix(ENDING) + (f', {sweep.describe(ends)}' if point else '')
     seeds = [{**point, 'seed': seed} for seed in range(num_seeds)]
     rows.append(Row(label, sweep.expand(config, seeds, given)))
   return rows

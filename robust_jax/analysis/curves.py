@@ -128,10 +128,10 @@ def to_svg(shapes, height, width=WIDTH) -> str:
     if kind == 'area':
       parts.append(f'<polygon points="{points}" fill="{shape[1]}" fill-opacity="0.15"/>')
     else:
-      _, colour, width, dash = shape
+      _, colour, thickness, dash = shape
       dashes = f' stroke-dasharray="{" ".join(map(str, dash))}"' if dash else ''
       parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" '
-                   f'stroke-width="{width}" stroke-linejoin="round"{dashes}/>')
+                   f'stroke-width="{thickness}" stroke-linejoin="round"{dashes}/>')
   return '\n'.join([*parts, '</svg>\n'])
 
 
@@ -150,9 +150,9 @@ def to_png(shapes, height, width=WIDTH) -> Image.Image:
     if kind == 'area':
       canvas.polygon(points, fill=f'{shape[1]}26')
     else:
-      _, colour, width, dash = shape
+      _, colour, thickness, dash = shape
       for piece in _dashed(points, [length * fine for length in dash]):
-        canvas.line(piece, fill=colour, width=width * fine, joint='curve')
+        canvas.line(piece, fill=colour, width=thickness * fine, joint='curve')
   return image.resize((width * _PIXELS, height * _PIXELS), Image.Resampling.LANCZOS)
 
 

@@ -170,8 +170,9 @@ def _notes(panel):
 def _drawing(panel):
   means = [[analysis.mean_interval(column.figures(i)) for i in range(len(panel.groups))]
            for column in panel.columns]
-  caption, _ = comparison_tables.tables(panel)['figures']
+  caption, sigma = comparison_tables.tables(panel)['figures'][0], _settings(panel).get('sigma')
+  certified = f'; certified with noise {sigma:g}, attacked without' if sigma else ''
   return curves.draw_table(
-      caption, [group.label for group in panel.groups],
+      caption + certified, [group.label for group in panel.groups],
       [(column.title.replace('ℓ₂', 'l2'), *np.array(values).T, column.decimals)
        for column, values in zip(panel.columns, means)])
