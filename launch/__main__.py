@@ -28,15 +28,9 @@ def main(argv):
 
 
 def run_stages(config, folder, wanted, redo, num_devices, command):
-  """Runs stages of one experiment in its workdir.
+  """Runs the wanted stages, checks and 'report' of a resolved config in its workdir.
 
-  Args:
-    config: the resolved config.
-    folder: the workdir.
-    wanted: names of stages, checks and 'report'.
-    redo: of these, the ones that are to run anew.
-    num_devices: as the flag; 0 for all.
-    command: that is being run, for the record.
+  Stages in redo run anew; num_devices is as the flag, the command is kept in the record.
   """
   with workdir.locked(folder):
     workdir.check(folder, config, redo)
