@@ -104,6 +104,9 @@ def get_config():
   config.evaluation = experiment.section(
       experiment.EvaluationSettings,
       epsilons=(0.25, 0.5, 0.75, 1.),
+      # Noise of the smoothed classifier that is attacked; None: that of certification, 0: the
+      # network itself is attacked.
+      sigma=None,
       # Draws that the attack on a smoothed classifier averages over.
       num_noise=32,
       # Draws and error probability of the prediction that judges it.

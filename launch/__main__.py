@@ -18,28 +18,36 @@ def main(argv):
   if points is not None:
     return sweep.run(folder, *zip(*points), wanted, redo, flags=[f'--devices={num_devices}'])
   if wanted != {'report'}:
-    with workdir.locked(folder):
-      workdir.check(folder, config, redo)
-      devices = parallel.choose_devices(num_devices, experiment.batch_sizes(config))
-      run = experiment.build(config, devices)
-      stages.check(run, folder, wanted)
-      workdir.set_aside(folder, redo)
-      print(run.summary(), '->', folder, flush=True)
-      workdir.describe(run, folder, ' '.join(['python -m launch', *argv[1:]]))
-      for stage in stages.STAGES:
-        if stage in wanted:
-          stages.run_stage(stage, run, folder)
-      for stage in stages.CHECKS:
-        if stage in wanted:
-          stages.CHECKS[stage](run, folder)
-      if 'report' in wanted:
-        print_report(folder)
+    run_stages(config, folder, wanted, redo, num_devices, ' '.join(['python -m launch', *argv[1:]]))
   elif workdir.stages(folder):
     print_report(folder)  # Also of a run that still goes on, and holds the lock.
   else:
     raise errors.UserError(f'--workdir is {folder}, which has no results; a run that has begun is '
                            'allowed for --stages=report')
   return 0
+
+
+def run_stages(config, folder, wanted, redo, num_devices, command):
+  """Runs the wanted stages, checks and 'report' of a resolved config in its workdir.
+
+  Stages in redo run anew; num_devices is as the flag, the command is kept in the record.
+  """
+  with workdir.locked(folder):
+    workdir.check(folder, config, redo)
+    devices = parallel.choose_devices(num_devices, experiment.batch_sizes(config))
+    run = experiment.build(config, devices)
+    stages.check(run, folder, wanted)
+    workdir.set_aside(folder, redo)
+    print(run.summary(), '->', folder, flush=True)
+    workdir.describe(run, folder, command)
+    for stage in stages.STAGES:
+      if stage in wanted:
+        stages.run_stage(stage, run, folder)
+    for stage in stages.CHECKS:
+      if stage in wanted:
+        stages.CHECKS[stage](run, folder)
+    if 'report' in wanted:
+      print_report(folder)
 
 
 def print_report(folder):

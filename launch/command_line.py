@@ -37,7 +37,7 @@ def parse(argv):
     config_file = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
   if not Path(config_file.partition(':')[0]).is_file():
     there = [str(path) for path in sorted(Path('configs').glob('[a-z]*.py'))
-             if path.stem not in ('base', 'workdir')]
+             if path.stem not in ('base', 'methods', 'workdir')]
     near = difflib.get_close_matches(config_file, there, 1)
     raise UserError(f'--config is {config_file}; a file with a get_config() is allowed, such as '
                     f'{", ".join(there)}' + (f'; did you mean {near[0]}?' if near else ''))

@@ -134,6 +134,7 @@ class EvaluationSettings(NamedTuple):
   """config.evaluation: the empirical stage."""
 
   epsilons: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.)
+  sigma: NonNegative | None = None
   num_noise: Count = 32
   n: Count = 1000
   alpha: Probability = 0.001
@@ -216,7 +217,9 @@ class Run:
     method: `types.Method` with its hyper-parameters bound.
     attack: `types.Attack` of the empirical stage, hyper-parameters bound.
     certify: the certifier, hyper-parameters bound, or a `certification.Rule`; None without noise.
-    sigma: noise of the smoothed classifier that is attacked and certified; 0: not smoothed.
+    sigma: noise of the smoothed classifier that is certified; 0: not smoothed.
+    attacked_sigma: noise of the classifier that is attacked, the same one unless
+      config.evaluation.sigma says otherwise.
     data, extra, train, evaluation, certify_images, verify: the sections as NamedTuples.
   """
 
@@ -229,6 +232,7 @@ class Run:
   attack: Attack
   certify: Any
   sigma: float
+  attacked_sigma: float
   data: DataSettings
   extra: ExtraSettings
   train: TrainSettings
@@ -380,14 +384,17 @@ def build(config, devices=None):
   test_data = settings['data'].load('test')
   model = models.create(config['model']['name'], test_data.num_classes,
                         **_without_name(config['model']))
-  sigma = smoothing_sigma(config)
+  sigma, own = smoothing_sigma(config), settings['evaluation'].sigma
+  attacked_sigma = sigma if own is None else own
   run = Run(
       config=config, devices=devices, test_data=test_data, model=model,
       network=models.network(model, mean=test_data.mean, std=test_data.std,
                              axis_name=parallel.AXIS),
       method=_bind('method', config),
-      attack=_bind_section('attack', config['attack'], {**_shared(config), 'sigma': sigma}),
-      certify=certifier(config) if sigma > 0 else None, sigma=sigma, **settings)
+      attack=_bind_section('attack', config['attack'],
+                           {**_shared(config), 'sigma': attacked_sigma}),
+      certify=certifier(config) if sigma > 0 else None, sigma=sigma,
+      attacked_sigma=attacked_sigma, **settings)
   _check_combinations(run)
   return run
 
@@ -423,7 +430,7 @@ def _check_combinations(run):
   inner = run.method.keywords.get('attack')
   attacks_made = []
   if run.config['attack']['name'] not in attacks.ON_HOST:
-    attacks_made.append(('config.attack', run.attack, run.sigma > 0))
+    attacks_made.append(('config.attack', run.attack, run.attacked_sigma > 0))
   if inner is not None:
     attacks_made.append(('config.method.attack', inner, 'num_noise' in run.method.keywords))
   for name, field in schema.fields(run.method.func).items():
@@ -470,7 +477,7 @@ def batch_sizes(config):
 
 
 def smoothing_sigma(config):
-  """The noise of the classifier that is attacked and certified: config.certify.sigma, or sigma."""
+  """The noise of the classifier that is certified: config.certify.sigma, or sigma."""
   own = config['certify']['sigma']
   return config['sigma'] if own is None else own
 

@@ -1,6 +1,7 @@
-"""Accuracy against radius as a drawing, SVG or PNG.
+"""Accuracy against radius, or a table with bars, as a drawing, SVG or PNG.
 
-A drawing is a list of shapes in a box of WIDTH units, which `to_svg` and `to_png` paint alike:
+A drawing is a list of shapes in a box of WIDTH units, unless told otherwise, which `to_svg` and
+`to_png` paint alike:
     ('line', points, colour, width, dash)      dash: (on, off) in units, or ()
     ('area', points, colour)                   a translucent polygon
     ('text', (x, y), text, anchor)             y is the baseline; anchor: 'start' or 'middle', 'end'
@@ -79,10 +80,44 @@ def draw_accuracies(lines, names: Sequence[str], *, title, x_label):
   return shapes + curves + legend, height
 
 
-def to_svg(shapes, height) -> str:
+def draw_table(title, names, columns):
+  """A table of figures with a bar behind each, as long as its share of the column's largest.
+
+  Args:
+    title: a line above it.
+    names: [num_rows].
+    columns: (title, means [num_rows], half-widths [num_rows] of their intervals, decimals) of each;
+      NaN where there is none.
+
+  Returns:
+    (shapes, height, width): height and width in units.
+  """
+  left = 12 + 0.56 * _FONT * max(map(len, names))
+  cell, row, top = 104, 24, 62
+  width = math.ceil(left + cell * len(columns) + 12)
+  height = top + row * len(names) + 8
+  shapes = [('text', (12, 22), title, 'start')]
+  shapes += [('text', (12, top + row * i + 17), name, 'start') for i, name in enumerate(names)]
+  for j, (name, means, halves, decimals) in enumerate(columns):
+    start, largest = left + cell * j + 8, np.nanmax([*means, 1e-9])
+    shapes.append(('text', (start + cell - 14, top - 10), name, 'end'))
+    for i, (mean, half) in enumerate(zip(means, halves)):
+      if np.isnan(mean):
+        continue
+      y, end = top + row * i, start + mean / largest * (cell - 10)
+      text = f'{mean:.{decimals}f}' + ('' if np.isnan(half) else f' ± {half:.{decimals}f}')
+      shapes += [('area', [(start, y + 3), (end, y + 3), (end, y + 21), (start, y + 21)],
+                  _COLOURS[0]),
+                 ('text', (start + cell - 14, y + 17), text, 'end')]
+  shapes += [('line', [(12, top + row * i), (width - 12, top + row * i)], _RULE if i else _SOFT, 1,
+              ()) for i in range(len(names))]
+  return shapes, height, width
+
+
+def to_svg(shapes, height, width=WIDTH) -> str:
   """The drawing as an SVG document."""
-  parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-           f'width="{WIDTH}" height="{height}" font-family="Helvetica, Arial, sans-serif" '
+  parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+           f'width="{width}" height="{height}" font-family="Helvetica, Arial, sans-serif" '
            f'font-size="{_FONT}" fill="{_INK}">\n<rect width="100%" height="100%" fill="#fff"/>']
   for kind, *shape in shapes:
     if kind == 'text':
@@ -93,17 +128,17 @@ def to_svg(shapes, height) -> str:
     if kind == 'area':
       parts.append(f'<polygon points="{points}" fill="{shape[1]}" fill-opacity="0.15"/>')
     else:
-      _, colour, width, dash = shape
+      _, colour, thickness, dash = shape
       dashes = f' stroke-dasharray="{" ".join(map(str, dash))}"' if dash else ''
       parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" '
-                   f'stroke-width="{width}" stroke-linejoin="round"{dashes}/>')
+                   f'stroke-width="{thickness}" stroke-linejoin="round"{dashes}/>')
   return '\n'.join([*parts, '</svg>\n'])
 
 
-def to_png(shapes, height) -> Image.Image:
+def to_png(shapes, height, width=WIDTH) -> Image.Image:
   """The drawing as an image; letters that Pillow's own font lacks are boxes."""
   fine = _PIXELS * _FINER
-  image = Image.new('RGB', (WIDTH * fine, height * fine), 'white')
+  image = Image.new('RGB', (width * fine, height * fine), 'white')
   canvas, font = ImageDraw.Draw(image, 'RGBA'), ImageFont.load_default(_FONT * fine)
   for kind, *shape in shapes:
     if kind == 'text':
@@ -115,10 +150,10 @@ def to_png(shapes, height) -> Image.Image:
     if kind == 'area':
       canvas.polygon(points, fill=f'{shape[1]}26')
     else:
-      _, colour, width, dash = shape
+      _, colour, thickness, dash = shape
       for piece in _dashed(points, [length * fine for length in dash]):
-        canvas.line(piece, fill=colour, width=width * fine, joint='curve')
-  return image.resize((WIDTH * _PIXELS, height * _PIXELS), Image.Resampling.LANCZOS)
+        canvas.line(piece, fill=colour, width=thickness * fine, joint='curve')
+  return image.resize((width * _PIXELS, height * _PIXELS), Image.Resampling.LANCZOS)
 
 
 def check_output(path):
@@ -130,7 +165,7 @@ def check_output(path):
     raise UserError(f'--output is {path}; a file in a folder that is there is allowed')
 
 
-def write(path, shapes, height):
+def write(path, shapes, height, width=WIDTH):
   """Writes a drawing in the format of the name's ending.
 
   Raises:
@@ -139,9 +174,9 @@ def write(path, shapes, height):
   path = Path(path)
   try:
     if path.suffix.lower() == '.svg':
-      path.write_text(to_svg(shapes, height), encoding='utf-8')
+      path.write_text(to_svg(shapes, height, width), encoding='utf-8')
     else:
-      to_png(shapes, height).save(path, format='PNG')
+      to_png(shapes, height, width).save(path, format='PNG')
   except OSError as error:
     raise UserError(f'--output is {path}; a file that can be written is allowed '
                     f'({error.strerror})') from error

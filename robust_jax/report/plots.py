@@ -101,8 +101,11 @@ def legend(entries):
 
 
 def palette(number):
-  """The style of the number-th of several lines: eight colours, then the same ones dashed."""
-  dash = number // 8 % 3
+  """The style of the number-th of several lines: eight colours, then the same ones dashed.
+
+  From the 33rd on they come again.
+  """
+  dash = number // 8 % 4
   return f'c{number % 8}' + (f' dash{dash}' if dash else '')
 
 

@@ -17,14 +17,15 @@ from robust_jax.stages import classifier, images
 def attack(run, workdir):
   """Attacks test images at each radius; writes attack.jsonl and gallery.npz.
 
-  A smoothed classifier (sigma > 0) is attacked through num_noise fixed draws an image and judged
-  by `certification.predict` on fresh ones, where an abstention counts as wrong.
+  A smoothed classifier (run.attacked_sigma > 0) is attacked through num_noise fixed draws an image
+  and judged by `certification.predict` on fresh ones, where an abstention counts as wrong.
   """
   logits_fn, origin = classifier.load(run, workdir)
   settings = run.evaluation
   find, predict = _attacker(run), _predictor(run, logits_fn)
   header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),
-            'smoothed': run.sigma > 0, 'sigma': run.sigma, 'seed': run.config['seed'],
+            'smoothed': run.attacked_sigma > 0, 'sigma': run.attacked_sigma,
+            'seed': run.config['seed'],
             **{name: run.config['evaluation'][name]
                for name in ('num_noise', 'n', 'alpha', 'stride', 'num_images')},
             **origin}
@@ -61,9 +62,9 @@ def _attacker(run):
     key, logits_fn, epsilon = replicated
     example_keys = keys.fold_in(key, batch.index)
     noise = None
-    if run.sigma > 0:
+    if run.attacked_sigma > 0:
       noise = smoothing.sample_noise(keys.fold_in(example_keys, 1), batch.images,
-                                     sigma=run.sigma, num_noise=run.evaluation.num_noise)
+                                     sigma=run.attacked_sigma, num_noise=run.evaluation.num_noise)
     return run.attack(keys.fold_in(example_keys, 0), logits_fn, batch.images, batch.labels,
                       epsilon=epsilon, noise=noise).images
 
@@ -74,12 +75,12 @@ def _attacker(run):
 
 def _predictor(run, logits_fn):
   """(images, index) -> predicted classes of the (smoothed) classifier; -1 where it abstains."""
-  if run.sigma == 0:
+  if run.attacked_sigma == 0:
     classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), run.devices)
     return lambda x, index: classify(logits_fn, x)
   count = parallel.sharded_count(run.devices)
   return lambda x, index: certification.predict(
-      run.key('attack'), logits_fn, x, sigma=run.sigma, n=run.evaluation.n,
+      run.key('attack'), logits_fn, x, sigma=run.attacked_sigma, n=run.evaluation.n,
       alpha=run.evaluation.alpha, batch_size=run.config['certify']['batch_size'],
       example_ids=index, count=count)
 

@@ -1,0 +1,161 @@
+"""Every training method on digits, in one table: `python -m launch.methods`.
+
+It trains each configs/*_digits.py, at every point of its sweep() but for seeds, with several seeds
+under the settings of configs/methods.py, attacks and certifies it, and writes table.md|.csv|.tex,
+table.png and the page table.html. A new config is a new row. What is finished is not run again;
+what fails is named, and the others go on.
+
+  python -m launch.methods [--workdir=runs/methods] [--configs=NAME,...] [--seeds=3] [--devices=N]
+                           [--config.FIELD=VALUE ...] [--write-docs]
+"""
+
+import argparse
+import importlib
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from launch import command_line, sweep
+from launch.__main__ import run as run_process
+from launch.__main__ import run_stages
+from robust_jax import errors, stages, workdir
+from robust_jax.errors import UserError
+from robust_jax.studies import methods
+
+ENDING = '_digits'
+SETTINGS = 'configs/methods.py'
+DOCS = Path('docs/methods.md')
+
+
+class Row(NamedTuple):
+  """A row of the table.
+
+  Attributes:
+    name: the config's without its ending, with the fields of the point of its sweep().
+    configs: the resolved config of each seed.
+  """
+
+  name: str
+  configs: list[dict]
+
+  def folders(self, folder):
+    """The workdir of each seed."""
+    place = Path(folder) / re.sub(r'[^\w.=-]+', '_', self.name)
+    return [place / str(config['seed']) for config in self.configs]
+
+
+def main(argv):
+  options, words = parse(argv)
+  rows = [row for name in options.configs for row in read_rows(name, options.seeds, words)]
+  failed = run(options.workdir, rows, options.devices, ' '.join(['python -m launch.methods',
+                                                                 *argv[1:]]))
+  if len(failed) < sum(len(row.configs) for row in rows):
+    table = methods.compare(options.workdir, {row.name: row.folders(options.workdir)
+                                              for row in rows}, failed)
+    print('', table.summary, f'report: {table.page}', sep='\n')
+    if options.write_docs:
+      methods.write_docs(table, DOCS)
+      print(f'the table is in {DOCS} now')
+  for place, message in failed.items():
+    print(f'error: {place} failed: {message}', file=sys.stderr)
+  return 1 if failed else 0
+
+
+def parse(argv):
+  """(options, the words that are for every config).
+
+  Raises:
+    UserError: a word that is no flag, or a config that is not there.
+  """
+  parser = argparse.ArgumentParser(
+      prog='python -m launch.methods', description=__doc__, allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--workdir', default='runs/methods', help='default: %(default)s')
+  parser.add_argument('--configs', default='', help=f'names in configs/; default: all *{ENDING}')
+  parser.add_argument('--seeds', type=int, default=3, help='runs a row; default: %(default)s')
+  parser.add_argument('--devices', type=int, default=0, help='as of python -m launch')
+  parser.add_argument('--write-docs', action='store_true', help=f'put the table into {DOCS} too')
+  options, words = parser.parse_known_args(argv[1:])
+  for word in words:
+    if not re.match(r'--config\.[^=]+=', word):
+      raise UserError(f'command line: {word!r} is no flag; --workdir, --configs, --seeds, '
+                      '--devices, --write-docs, --config.FIELD=VALUE are allowed')
+  for name in ('seeds', 'devices'):
+    least = {'seeds': 1, 'devices': 0}[name]
+    if getattr(options, name) < least:
+      raise UserError(f'--{name} is {getattr(options, name)}; {least} or more is allowed')
+  there = sorted(path.stem for path in Path('configs').glob(f'[a-z]*{ENDING}.py'))
+  options.configs = list(dict.fromkeys(filter(None, options.configs.split(',')))) or there
+  for name in options.configs:
+    if not Path(f'configs/{name}.py').is_file():
+      raise UserError(f'--configs has {name!r}; {", ".join(there)} are allowed')
+  return options, words
+
+
+def read_rows(name, num_seeds, words):
+  """The rows of a config: one, or one for each point of its sweep() without seeds.
+
+  Raises:
+    UserError: a field or value that is not allowed, or that a sweep() or --seeds sets as well.
+  """
+  config, *_ = command_line.parse(['launch', f'--config={SETTINGS}:{name}', *words])
+  points = []
+  swept = hasattr(importlib.import_module(f'configs.{name}'), 'sweep')
+  for point in sweep.read_points(f'configs/{name}.py') if swept else [{}]:
+    point = {field: value for field, value in point.items() if field != 'seed'}
+    if point not in points:
+      points.append(point)
+  given = [word.removeprefix('--config.').partition('=')[0] for word in words]
+  rows = []
+  for point in points:
+    ends = {field.rpartition('.')[2]: value for field, value in point.items()}
+    label = name.removesuffix(ENDING) + (f', {sweep.describe(ends)}' if point else '')
+    seeds = [{**point, 'seed': seed} for seed in range(num_seeds)]
+    rows.append(Row(label, sweep.expand(config, seeds, given)))
+  return rows
+
+
+def run(folder, rows, num_devices, command):
+  """Trains, attacks and certifies what is not finished, all in this process.
+
+  Returns:
+    {workdir: message} of what failed.
+
+  Raises:
+    UserError: a folder holds a run with other settings, or is in use.
+    Interrupted: a signal came; what was running is saved.
+  """
+  with workdir.locked(folder):
+    todo = [(row.name, place, config) for row in rows
+            for place, config in zip(row.folders(folder), row.configs)]
+    for _, place, config in todo:
+      if place.exists():
+        with workdir.locked(place):
+          workdir.check(place, config)
+    failed = {}
+    for number, (name, place, config) in enumerate(todo, 1):
+      title = f'[{number}/{len(todo)}] {name}, seed {config["seed"]}'
+      records = workdir.stages(place)
+      if all(records.get(stage, {}).get('status') == 'done' for stage in stages.STAGES):
+        print(f'{title}: done already')
+        continue
+      print(title, flush=True)
+      try:
+        run_stages(config, place, stages.STAGES, (), num_devices, command)
+      except (errors.UserError, errors.NonFiniteLossError) as error:
+        failed[place] = str(error)
+      except Exception as error:  # A row that fails must not cost the others.
+        traceback.print_exc()
+        failed[place] = f'{type(error).__name__}: {" ".join(str(error).split())}'
+      if place in failed:
+        print(f'{title} failed, the others go on: {failed[place]}', file=sys.stderr, flush=True)
+      jax.clear_caches()  # Each run compiles its own programs.
+  return failed
+
+
+if __name__ == '__main__':
+  run_process(main)
