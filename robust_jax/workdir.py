@@ -110,8 +110,12 @@ def locked(workdir):
 
 
 def describe(run, workdir, command):
-  """Writes config.json, and run.json on the training that the workdir holds, or will hold."""
-  write_json(Path(workdir) / 'config.json', run.config)
+  """Writes config.json, and run.json on the training that the workdir holds, or will hold.
+
+  Which certificates are made again is said anew each time: a sample is not remembered.
+  """
+  write_json(Path(workdir) / 'config.json',
+             {name: value for name, value in run.config.items() if name != 'verify'})
   if 'train' in stages(workdir):
     return
   dataset, devices = run.test_data, run.devices

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -345,6 +346,15 @@ def test_radius_grid_is_round(largest, count):
   one = log.Log(*([np.array([0])] * 3), np.array([largest]), np.array([True]), np.array([1.0]),
                 {}, [])
   assert len(results.radius_grid(one)) == count
+
+
+def test_a_grid_that_was_tested_is_what_is_shown():
+  one = log.Log(np.arange(4), np.zeros(4, int), np.zeros(4, int), np.array([0., 0.1, 0.25, 0.5]),
+                np.full(4, True), np.ones(4), {'radii': [0., 0.1, 0.25, 0.5], 'sigma': 0.3}, [])
+  np.testing.assert_array_equal(results.radius_grid(one), [0., 0.1, 0.25, 0.5])
+  run = SimpleNamespace(certified=one, sigma=0.3)
+  assert results._headline_radii(run) == [0.25, 0.5]
+  assert results._headline_radii(SimpleNamespace(certified=one, sigma=0.05)) == [0.1]
 
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None)

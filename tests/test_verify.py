@@ -208,6 +208,13 @@ def test_a_log_that_is_right(name, make, tmp_path, capsys):
   assert '10 of 10 agree with their own counts' in printed
 
 
+def test_a_sample_is_taken_once(make, tmp_path):
+  run = make('fixed', '--config.verify.sample=3')
+  assert run.verify.sample == 3
+  workdir.describe(run, tmp_path, 'launch')
+  assert experiment.saved_config(tmp_path).verify.sample == 0
+
+
 @ALL
 def test_what_is_wrong_is_named(name, make, tmp_path, capsys):
   run = make(name)

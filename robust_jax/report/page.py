@@ -268,10 +268,17 @@ def _soundness(run):
           f'The confidence of a certificate is <b>per image</b>: each is false with probability '
           f'at most α = {alpha:g}. Of the {len(log.idx):,} certificates here, at most '
           f'{len(log.idx) * alpha:.3g} are expected to be false.')
+    arithmetic = (
+        'The noise is drawn in whole 255ths and added without rounding, so the certificates, for '
+        '8-bit images, do not suffer from floating-point arithmetic (Voráček &amp; Hein 2022).'
+        if log.settings.get('noise') == 'integer' else
+        'The noise and the network are in float32, while the theorem speaks of real numbers; such '
+        'a certificate is not a formal proof (Voráček &amp; Hein 2022).')
+    if log.settings.get('radii') is not None:
+        notes.append('Only the radii of a grid were tested. Every certified radius is rounded down '
+                     'to one of them, and so is the average.')
     notes += [
-        'The statistics are exact and in float64. The noise and the network are in float32, '
-        'while the theorem speaks of real numbers; such a certificate is not a formal proof '
-        '(Voráček &amp; Hein 2022).',
+        f'The statistics are exact and in float64. {arithmetic}',
         'A certificate speaks of the smoothed classifier with this noise, network, precision and '
         'batch shape, in ℓ₂, with pixels in [0, 1]. It says nothing about other norms.']
   if attack and len(attack.idx):

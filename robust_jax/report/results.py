@@ -23,8 +23,7 @@ def key_figures(run: Contents) -> list[Figure]:
   figures = [_clean(run)]
   log, attack = run.certified, run.attack
   if log and len(log.idx):
-    step = run.sigma or radius_grid(log)[1]
-    radii = [radius for radius in (step, 2 * step) if radius <= log.radius.max()]
+    radii = _headline_radii(run)
     accuracies = analysis.certified_accuracy(log, radii)
     figures += [Figure(f'Certified accuracy, ℓ₂ radius {radius:g}', percent(accuracy),
                        _measured(accuracy, len(log.idx)))
@@ -51,6 +50,16 @@ def key_figures(run: Contents) -> list[Figure]:
       notes += [f'{max(peaks):,.0f} MiB of {of}memory'] if peaks else []
     figures.append(Figure('Training time', duration(train['seconds']), '; '.join(notes)))
   return [figure for figure in figures if figure]
+
+
+def _headline_radii(run):
+  """sigma and 2 sigma, or what was tested next below them, as far as anything is certified."""
+  log, grid = run.certified, radius_grid(run.certified)
+  step = run.sigma or grid[min(1, len(grid) - 1)]
+  radii = [step, 2 * step]
+  if log.settings.get('radii') is not None:
+    radii = [grid[grid <= radius + 1e-9].max() for radius in radii]
+  return sorted({float(radius) for radius in radii if 0 < radius <= log.radius.max()})
 
 
 def _clean(run):
@@ -145,7 +154,12 @@ def attack_curve(attack):
 
 
 def radius_grid(log):
-  """Round radii from 0 to the largest certified one; quarters where they give 4 to 20 of them."""
+  """Round radii from 0 to the largest certified one; quarters where they give 4 to 20 of them.
+
+  Of a log that has tested the radii of a grid, these.
+  """
+  if log.settings.get('radii') is not None:
+    return np.array(log.settings['radii'], float)
   largest = log.radius.max(initial=0.0)
   step = next((step for step in (0.25, 0.1, 0.05) if largest >= 2.999 * step), 0.01)
   while largest / step > 20:
