@@ -115,7 +115,7 @@ def describe(run, workdir, command):
   Which certificates are made again is said anew each time: a sample is not remembered.
   """
   write_json(Path(workdir) / 'config.json',
-             {name: value for name, value in run.config.items() if name != 'verify'})
+             {**run.config, 'verify': type(run.verify)()._asdict()})
   if 'train' in stages(workdir):
     return
   dataset, devices = run.test_data, run.devices
