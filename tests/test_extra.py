@@ -318,6 +318,20 @@ def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, resumed, undisturbed)
 
 
+def test_other_pseudo_labels_on_resume_are_refused(data_dir, tmp_path):
+  labels = tmp_path / 'labels.npy'
+  truth = np.asarray(data.load('digits', 'test', data_dir=str(data_dir)).labels)
+  np.save(labels, truth)
+  fields = dict(extra__name='digits', extra__split='test', extra__labels=str(labels),
+                extra__share=0.5)
+  stages.STAGES['train'](make_run(data_dir, **fields, train__num_steps=4), tmp_path)
+  np.save(labels, (truth + 1) % 10)
+  with pytest.raises(UserError, match="a training on 355 examples of 'digits' .*--redo=train"):
+    stages.STAGES['train'](make_run(data_dir, **fields), tmp_path)
+  np.save(labels, truth)
+  assert stages.STAGES['train'](make_run(data_dir, **fields), tmp_path) == {'last_step': 8}
+
+
 def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
   teacher = tmp_path / 'teacher'
   train(make_run(data_dir), teacher)

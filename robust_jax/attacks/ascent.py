@@ -32,7 +32,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     step_size: length of a step in pixel units: scalar, [batch], or a function of the step number.
     num_steps: 0 returns the start.
     random_start: start from a random point of the set instead of from `start`.
-    restarts: number of independent runs; only random starts make more than one useful.
+    restarts: number of independent runs; more than one need random starts, or else they are all
+      the same.
     direction: 'steepest' (see the threat model) or 'gradient', the gradient as it is.
     start: [batch, ...] first iterate; `images` if None.
     success_fn: images -> [batch] bool, whether an attack has reached its goal; None: nowhere.
@@ -41,7 +42,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     [batch, ...] images in the perturbation set.
 
   Raises:
-    ValueError: an unknown direction, restarts < 1 or num_steps < 0.
+    ValueError: an unknown direction, restarts < 1 or several without random_start, or
+      num_steps < 0.
 
   Reference:
     Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
@@ -51,6 +53,9 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
   if restarts < 1 or num_steps < 0:
     raise ValueError(f'restarts is {restarts} and num_steps {num_steps}; '
                      'at least 1 and at least 0 are allowed')
+  if restarts > 1 and not random_start:
+    raise ValueError(f'restarts is {restarts} and random_start False; 1 restart, or a '
+                     'random_start, is allowed')
   example_keys = keys.per_example(key, len(images))
   gradient = jax.grad(lambda x: jnp.sum(objective(x)))
 

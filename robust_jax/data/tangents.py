@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax.data import lazy
 from robust_jax.errors import UserError
 
 # What the directions of one batch, which go to the devices with it, may need: 1 GiB.
@@ -63,9 +62,10 @@ def load(dataset, batch_size, *, num_directions, num_neighbors, file=None):
                     f'are allowed, which are {BATCH_BYTES // (4 * batch_size * d)} directions')
   if file is not None:
     return _mapped(file, (len(images), d, k))
-  if isinstance(images, lazy.LazyImages):
-    raise UserError(f'config.data.tangents is {k}, but {dataset.name!r} is decoded on the way; a '
-                    'dataset that fits into memory, or config.data.tangents_file, is allowed')
+  if not isinstance(images, np.ndarray):
+    raise UserError(f'config.data.tangents is {k}, but {dataset.name!r} is decoded on the way or '
+                    'has extra examples; a dataset that fits into memory, without any, or '
+                    'config.data.tangents_file, is allowed')
   smallest = int(np.unique(dataset.labels, return_counts=True)[1].min())
   if not k <= num_neighbors < smallest or k > d:
     raise UserError(f'config.data.tangent_neighbors is {num_neighbors}; from {k} '
