@@ -96,7 +96,7 @@ class ExtraSettings(NamedTuple):
     found = data.extra.load(
         self.name, split=self.split, labels=self.labels,
         data_dir=self.data_dir or settings.data_dir, image_size=settings.image_size,
-        channels=settings.channels, like=dataset)
+        channels=settings.channels, pad=settings.pad, like=dataset)
     return data.extra.mix(dataset, found, share=self.share, weight=self.weight)
 
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from launch import command_line
-from robust_jax import data, experiment, stages, workdir
+from robust_jax import attacks, data, experiment, stages, workdir
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
 
@@ -90,3 +90,15 @@ def test_a_method_without_noise_is_told_where_there_is_a_sigma(words, told, tmp_
   line = ("train: 'adversarial' trains without noise; config.sigma 0.25 is that of the tests, "
           'attacks and certificates')
   assert (line in capsys.readouterr().out) == told
+
+
+def test_a_method_that_attacks_can_take_the_place_of_one_that_does_not():
+  words = ['macer_digits', '--config.attack.num_steps=7', '--config.method.name=smoothadv']
+  inner = build(*words).method.keywords['attack']
+  assert inner.func is attacks.pgd_attack and inner.keywords['norm'] == 'l2'
+  assert inner.keywords['num_steps'] == 20  # As in the config file.
+  inner = build(*words, '--config.method.attack.name=ddn',
+                '--config.method.attack.num_steps=3').method.keywords['attack']
+  assert inner.func is attacks.ddn and inner.keywords['num_steps'] == 3
+  inner = build(*words, '--config.method.attack.step_size=0.5').method.keywords['attack']
+  assert inner.keywords['step_size'] == 0.5

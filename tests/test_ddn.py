@@ -165,13 +165,13 @@ def test_no_perturbation_is_tested_and_the_last_iterate_is_not(linear_fn, images
   right = jnp.argmax(linear_fn(images), -1)
   one = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=1)
   np.testing.assert_array_equal(one.images, images)
-  two = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=2)
+  two = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=2, init_norm=0.)
   assert two.success.all() and not one.success.any()
 
 
 def test_where_nothing_is_found_nothing_is_changed(linear_fn, images):
   right = jnp.argmax(linear_fn(images), -1)
-  result = attacks.ddn(KEY, linear_fn, images, right, epsilon=1e-3, num_steps=3)
+  result = attacks.ddn(KEY, linear_fn, images, right, epsilon=1e-3, num_steps=3, init_norm=0.)
   np.testing.assert_array_equal(result.images, images)
   assert not result.success.any()
 

@@ -216,7 +216,7 @@ def test_trades_has_the_gradient_at_its_attacked_images(linear, batch):
                         batch)
   expected, expected_gradient = run(functools.partial(methods.trades, epsilon=0.3, attack=fixed),
                                     *linear, batch)
-  close((found.loss, gradient), (expected.loss, expected_gradient), rtol=1e-3, atol=1e-5)
+  close((found.loss, gradient), (expected.loss, expected_gradient), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['trades', 'consistency'])

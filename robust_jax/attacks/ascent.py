@@ -68,7 +68,7 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
       if direction == 'steepest':
         g = threat_model.steepest(keys.fold_in(step_keys, t), g)
       length = step_size(t) if callable(step_size) else step_size
-      return threat_model.project(x + _column(length, x) * g, images)
+      return threat_model.project(x + column(length, x) * g, images)
 
     first = images if start is None else start
     if random_start:
@@ -86,7 +86,7 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
   def keep_better(restart, best):
     found = judge(ascend(restart))
     better = (found[1] & ~best[1]) | ((found[1] == best[1]) & (found[2] > best[2]))
-    return jax.tree.map(lambda new, old: jnp.where(_column(better, new), new, old), found, best)
+    return jax.tree.map(lambda new, old: jnp.where(column(better, new), new, old), found, best)
 
   return jax.lax.fori_loop(1, restarts, keep_better, judge(best))[0]
 
@@ -127,7 +127,7 @@ def fgsm(key, objective, images, threat_model):
   return pgd(key, objective, images, threat_model, step_size=threat_model.epsilon, num_steps=1)
 
 
-def _column(value, like):
-  """A scalar as it is; [batch] with the trailing axes of `like`."""
+def column(value, like):
+  """A scalar as it is; [batch] with trailing axes, as many as `like` [batch, ...] has."""
   value = jnp.asarray(value)
   return value if value.ndim == 0 else value.reshape((-1,) + (1,) * (like.ndim - 1))

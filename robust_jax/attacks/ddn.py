@@ -103,7 +103,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     kept, least = best
     size = threat_models.norms(delta, 'l2')
     smaller = wrong & (size < least)
-    return jnp.where(_column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
+    return jnp.where(ascent.column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
 
   def step(t, carry):
     delta, rho, best = carry
@@ -129,7 +129,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     clipped = _rounded_inside(clipped, epsilon)
   elif rounding == 'nearest':
     clipped = jnp.round(clipped * _LEVELS) / _LEVELS
-  adversarial = jnp.clip(images + jnp.where(_column(long, delta), clipped, delta), 0, 1)
+  adversarial = jnp.clip(images + jnp.where(ascent.column(long, delta), clipped, delta), 0, 1)
   objective, wrong = judge(adversarial)
   return AttackResult(adversarial, wrong, objective)
 
@@ -148,25 +148,23 @@ def _rounded_inside(delta, epsilon):
   turn = turn.reshape(delta.shape[1:]).astype(delta.dtype) / 2.**32
   rest = size - below + _SPREAD * turn
 
-  def rounded(threshold):
-    return jnp.sign(delta) * (below + (rest > _column(threshold, delta))) / _LEVELS
+  def levels(threshold):
+    return below + (rest > ascent.column(threshold, delta))
 
   def halve(_, interval):
     low, high = interval
     middle = (low + high) / 2
-    fits = threat_models.norms(rounded(middle), 'l2') <= epsilon
+    # Squares of whole levels: float32 adds them exactly.
+    fits = threat_models.norms(levels(middle), 'l2') <= epsilon * _LEVELS
     return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
   # Towards zero, at the upper end, always fits.
   interval = jnp.full_like(epsilon, 0.5), jnp.full_like(epsilon, 1 + _SPREAD)
-  return rounded(jax.lax.fori_loop(0, _HALVINGS, halve, interval)[1])
+  threshold = jax.lax.fori_loop(0, _HALVINGS, halve, interval)[1]
+  return jnp.sign(delta) * levels(threshold) / _LEVELS
 
 
 def _scaled(delta, norm):
   """delta with the l2 norms `norm` [batch]; 0 stays 0."""
   size = threat_models.norms(delta, 'l2')
-  return delta * _column(jnp.where(size > 0, norm / jnp.where(size > 0, size, 1), 0), delta)
-
-
-def _column(values, like):
-  return values.reshape((-1,) + (1,) * (like.ndim - 1))
+  return delta * ascent.column(jnp.where(size > 0, norm / jnp.where(size > 0, size, 1), 0), delta)
