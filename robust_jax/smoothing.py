@@ -132,7 +132,7 @@ def gradient_free_objective(logits_fn, labels, noise, *, sigma):
     Salman et al. 2019, section 2.2; Stein's lemma.
   """
   if len(noise) < 2:
-    raise ValueError(f"num_noise is {len(noise)}; objective 'gradient_free' needs 2 or more")
+    raise ValueError(f"num_noise is {len(noise)} for 'gradient_free'; 2 or more are allowed")
   return jax.tree_util.Partial(_gradient_free, logits_fn, labels, noise, sigma)
 
 

@@ -29,7 +29,7 @@ def build(config, *words):
     (['tangent_digits', '--config.data.augment=crop'],
      "config.data.augment is 'crop', and config.method.name 'tangent' needs tangent directions"),
     (['smoothadv_gradient_free_digits', '--config.method.num_noise=1'],
-     "config.method.attack: num_noise is 1; objective 'gradient_free' needs 2 or more"),
+     "config.method.attack: num_noise is 1 for 'gradient_free'; 2 or more are allowed"),
     (['smoothadv_digits', '--config.attack.smoothed_objective=gradient_free',
       '--config.evaluation.num_noise=1'], 'config.attack: num_noise is 1'),
     (['iaat_digits', '--config.method.attack.name=none'],
