@@ -3,7 +3,8 @@
   python -m launch --config=configs/iaat_smoothadv_digits.py --workdir=runs/iaat_smoothadv_digits
 
 As smoothadv_digits, but every training image has an l2 radius of its own, kept in radii.npz: it
-grows where the vote of the noisy copies withstands the attack. A combination that is not published.
+grows where the mean prediction of the noisy copies withstands the attack. A combination that is not
+published.
 """
 
 from configs import smoothadv_digits

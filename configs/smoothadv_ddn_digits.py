@@ -2,7 +2,8 @@
 
   python -m launch --config=configs/smoothadv_ddn_digits.py --workdir=runs/smoothadv_ddn_digits
 
-As smoothadv_digits but for the attack: 4 steps on a sphere that begins at the warmed-up epsilon.
+As smoothadv_digits but for the attack: 4 steps on a sphere that begins at the warmed-up epsilon
+(init_norm=0), as in the authors' training.
 """
 
 from configs import smoothadv_digits
@@ -11,5 +12,5 @@ from robust_jax.experiment import component
 
 def get_config():
   config = smoothadv_digits.get_config()
-  config.method.attack = component('attack', 'ddn', num_steps=4, gamma=0.05)
+  config.method.attack = component('attack', 'ddn', num_steps=4, init_norm=0., gamma=0.05)
   return config

@@ -18,6 +18,7 @@ from robust_jax.experiment import component
 def get_config():
   config = smoothadv_imagenet.get_config()
   config.epsilon = 512 / 256
-  # rounding='nearest' is the authors' own, whose perturbations may be longer than epsilon.
-  config.method.attack = component('attack', 'ddn', num_steps=2, gamma=0.05)
+  # As the authors: the sphere begins at the warmed-up epsilon. Their own rounding is 'nearest',
+  # whose perturbations may be longer than epsilon.
+  config.method.attack = component('attack', 'ddn', num_steps=2, init_norm=0., gamma=0.05)
   return config

@@ -67,7 +67,8 @@ def _load(config_file, argv):
   """The config of a file, with the components whose names the command line changes.
 
   A component of another name keeps the fields that the new one has too; the others are at the new
-  one's defaults. Its fields can then be given like any other's.
+  one's defaults. Its fields can then be given like any other's. A method that attacks, in place of
+  one that does not, attacks as config.attack.
   """
   values = flags.FlagValues()
   config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=[])
@@ -83,11 +84,16 @@ def _load(config_file, argv):
       kind, old = sections[-1], parent[sections[-1]]
       if name in experiment.TABLES[kind] and name != old.name:
         fields = schema.fields(experiment.TABLES[kind][name])
-        kept = {field: value for field, value in old.items()
-                if field in fields and value is not None}
+        kept = {field: value for field, value in _given(old).items() if field in fields}
+        if 'attack' in fields and 'attack' not in kept:
+          kept['attack'] = experiment.component('attack', **_given(config.attack))
         with parent.unlocked():
           parent[kind] = experiment.component(kind, name, **kept)
   return config
+
+
+def _given(section):
+  return {field: value for field, value in section.items() if value is not None}
 
 
 def _parse(config_file, argv):

@@ -18,6 +18,7 @@ def main(argv):
   words = argv if given else [*argv, f'--config={DEFAULT_CONFIG}']
   config, folder, _, redo, num_devices, points = command_line.parse(
       [*words, '--sweep', '--stages=train'])
+  shaham.names([point for _, point in points])  # Before any of them is trained.
   redo = stages.STAGES if 'train' in redo else redo
   status = sweep.run(folder, *zip(*points), {'train'}, redo, flags=[f'--devices={num_devices}'])
   if status:

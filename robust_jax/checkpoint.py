@@ -131,14 +131,13 @@ def restore(checkpoints, state, *, examples=None):
   Args:
     checkpoints: from `manager`.
     state: a TrainState of the same structure.
-    examples: of which training examples the state's per-example memory is, as info['examples'] of
-      `save`.
+    examples: None, or which the training examples are, as info['examples'] of `save`.
 
   Returns:
     (TrainState, progress) as saved, NumPy leaves; None if there is none.
 
   Raises:
-    UserError: it holds another structure than that of `state`, or a memory of other examples.
+    UserError: it holds another structure than that of `state`, or is of other examples.
   """
   for step in sorted(checkpoints.all_steps(), reverse=True):
     folder = checkpoints.directory / f'step_{step}'
@@ -154,8 +153,11 @@ def restore(checkpoints, state, *, examples=None):
       where = 'lacks' if name in wanted else 'has'
       raise UserError(f'{folder} {where} {name}; a checkpoint of the same model, method and '
                       'optimizer is allowed')
-    if state.memory:
-      _check_examples(f'{folder} holds a per-example memory', about['info'], examples)
+    found = about['info'].get('examples')
+    if examples is not None and found != examples:
+      raise UserError(f'{folder} is of a training on {describe_examples(found)}, and the config '
+                      f'now gives {describe_examples(examples)}; those there, or --redo=train, are '
+                      'allowed')
     # Orbax may drop nodes without leaves.
     everything = flax.traverse_util.flatten_dict(nested, sep='/', keep_empty_nodes=True) | tree
     restored = flax.traverse_util.unflatten_dict(everything, sep='/')
@@ -163,16 +165,18 @@ def restore(checkpoints, state, *, examples=None):
   return None
 
 
-def load_memory(workdir, *, step, examples):
-  """The per-example memory of a checkpoint, {name: [num_train]}, for training that starts from it.
+def load_memory(workdir, *, step):
+  """The per-example memory of a checkpoint, for a training that starts from it.
 
   Args:
     workdir: folder given to the launcher.
     step: which checkpoint.
-    examples: the training examples that it is wanted for, as info['examples'] of `save`.
+
+  Returns:
+    ({name: [num_train]}, info['examples'] of `save`, which says of which training examples).
 
   Raises:
-    UserError: it is a memory of other examples, or the checkpoint is damaged.
+    UserError: the checkpoint is damaged.
   """
   folder = _folder(workdir, step)
   try:
@@ -180,18 +184,15 @@ def load_memory(workdir, *, step, examples):
   except DamagedError as error:
     raise UserError(f'{folder} is damaged ({error}); a whole checkpoint is allowed') from error
   memory = flax.traverse_util.unflatten_dict(tree, sep='/').get('memory', {})
-  if memory:
-    _check_examples(f'{folder} holds a per-example memory', about['info'], examples)
-  return memory
+  return memory, about['info'].get('examples')
 
 
-def _check_examples(what, info, examples):
-  found = info.get('examples')
-  if found != examples:
-    describe = lambda those: 'unknown examples' if those is None else (
-        f'{those["num"]} examples of {those["dataset"]!r} (labels {those["labels_sha256"][:8]})')
-    raise UserError(f'{what} of {describe(found)}; one of {describe(examples)}, which are trained '
-                    'on, is allowed')
+def describe_examples(examples):
+  """info['examples'] of `save` in words."""
+  if examples is None:
+    return 'unknown examples'
+  return (f'{examples["num"]} examples of {examples["dataset"]!r} '
+          f'(labels {examples["labels_sha256"][:8]})')
 
 
 def _move_aside(folder, error):

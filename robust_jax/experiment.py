@@ -96,7 +96,7 @@ class ExtraSettings(NamedTuple):
     found = data.extra.load(
         self.name, split=self.split, labels=self.labels,
         data_dir=self.data_dir or settings.data_dir, image_size=settings.image_size,
-        channels=settings.channels, like=dataset)
+        channels=settings.channels, pad=settings.pad, like=dataset)
     return data.extra.mix(dataset, found, share=self.share, weight=self.weight)
 
 
@@ -264,14 +264,18 @@ class Run:
 
   @functools.cached_property
   def examples(self):
-    """What tells the remembered examples, and their order, from others: plain JSON.
+    """What tells the training examples, and their order, from others: plain JSON.
 
-    None for a method without memory, as it takes the labels of all examples.
+    Of a method with a memory, by the labels of all of them. Else of extra examples alone, by their
+    labels, as a file of pseudo-labels may have been written again; None without any.
     """
-    if not self.memory():
+    remembers = self.config['method']['name'] in methods.MEMORY
+    if not remembers and not self.extra.share:
       return None
-    labels = np.asarray(self.train_data.labels, np.int32)
-    return {'dataset': self.data.name, 'num': len(labels),
+    dataset = self.train_data
+    first = 0 if remembers else dataset.num_examples - dataset.mixture.num_examples
+    labels = np.asarray(dataset.labels[first:], np.int32)
+    return {'dataset': self.data.name if remembers else self.extra.name, 'num': len(labels),
             'labels_sha256': hashlib.sha256(labels.tobytes()).hexdigest()}
 
   def memory(self):
@@ -420,19 +424,17 @@ def _check_combinations(run):
   if not run.evaluation.epsilons:
     raise UserError('config.evaluation.epsilons is (); one radius at least is allowed')
   method = run.config['method']
-  if method['name'] in methods.NEED_TANGENTS and not run.data.tangents:
-    raise UserError(f'config.data.tangents is 0, and config.method.name {method["name"]!r} needs '
-                    'tangent directions; 1 or more is allowed')
-  if method.get('attack', {}).get('name') in attacks.ON_HOST:
-    allowed = ', '.join(name for name in attacks.ATTACKS if name not in attacks.ON_HOST)
-    raise UserError(f'config.method.attack.name is {method["attack"]["name"]!r}, which runs on the '
-                    f'host, where no training step is; one of {allowed} is allowed')
+  if method['name'] in methods.NEED_TANGENTS:
+    _check_tangents(run)
+  if 'attack' in method:
+    _check_inner_attack(method['name'], method['attack'])
   inner = run.method.keywords.get('attack')
   attacks_made = []
   if run.config['attack']['name'] not in attacks.ON_HOST:
-    attacks_made.append(('config.attack', run.attack, run.attacked_sigma > 0))
+    attacks_made.append(('config.attack', run.attack,
+                         run.evaluation.num_noise if run.attacked_sigma > 0 else None))
   if inner is not None:
-    attacks_made.append(('config.method.attack', inner, 'num_noise' in run.method.keywords))
+    attacks_made.append(('config.method.attack', inner, run.method.keywords.get('num_noise')))
   for name, field in schema.fields(run.method.func).items():
     if name in SHARED and run.config['method'].get(name) is None:
       schema.check_value(
@@ -441,8 +443,8 @@ def _check_combinations(run):
   images = jax.ShapeDtypeStruct((1, *run.test_data.image_shape), jnp.float32)
   num_classes = run.test_data.num_classes
   logits_fn = lambda x: jnp.zeros((len(x), num_classes)) + x.mean()
-  for path, attack, smoothed in attacks_made:
-    noise = jax.ShapeDtypeStruct((1, *images.shape), jnp.float32) if smoothed else None
+  for path, attack, num_noise in attacks_made:
+    noise = num_noise and jax.ShapeDtypeStruct((num_noise, *images.shape), jnp.float32)
     try:
       jax.eval_shape(
           lambda x, n, attack=attack: attack(keys.root(0), logits_fn, x, jnp.zeros(1, jnp.int32),
@@ -461,6 +463,36 @@ def _check_combinations(run):
                           pixels=math.prod(run.test_data.image_shape))
     except ValueError as error:
       raise UserError(f'config.certify and config.certify_images: {error}') from error
+
+
+def _check_inner_attack(method, attack):
+  name, loss = attack['name'], methods.ATTACK_LOSS.get(method)
+  if name in attacks.ON_HOST:
+    allowed = ', '.join(other for other in attacks.ATTACKS if other not in attacks.ON_HOST)
+    raise UserError(f'config.method.attack.name is {name!r}, which runs on the host, where no '
+                    f'training step is; one of {allowed} is allowed')
+  if name == 'none' and method in methods.MEMORY:
+    raise UserError(f"config.method.attack.name is 'none', and config.method.name {method!r} "
+                    'learns what an attack of each radius does; another attack is allowed')
+  if loss is not None and attack.get('loss') != loss:
+    field = 'loss' if 'loss' in attack else 'name'
+    allowed = repr(loss) if 'loss' in attack else f"'pgd' with loss {loss!r}"
+    raise UserError(f'config.method.attack.{field} is {attack[field]!r}, and config.method.name '
+                    f'{method!r} maximises {loss!r}; {allowed} is allowed')
+
+
+def _check_tangents(run):
+  name = run.config['method']['name']
+  if not run.data.tangents:
+    raise UserError(f'config.data.tangents is 0, and config.method.name {name!r} needs tangent '
+                    'directions; 1 or more is allowed')
+  if run.data.augment != 'none':
+    raise UserError(f'config.data.augment is {run.data.augment!r}, and config.method.name {name!r} '
+                    "needs tangent directions, which are those of the images as they are; 'none' "
+                    'is allowed')
+  if run.extra.share:
+    raise UserError(f'config.extra.share is {run.extra.share}, and config.method.name {name!r} '
+                    'needs tangent directions, which extra examples do not have; 0 is allowed')
 
 
 def _check_tensorboard():

@@ -16,6 +16,9 @@ from robust_jax import checkpoint, data, keys, smoothing
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
 
+# Draws that vote unless it is said how many, for a network that was trained with noise.
+NUM_NOISE = 100
+
 
 def label(logits_fn, dataset, *, sigma=0., num_noise=0, batch_size=256):
   """The predictions of a classifier on a dataset.
@@ -30,6 +33,8 @@ def label(logits_fn, dataset, *, sigma=0., num_noise=0, batch_size=256):
   Returns:
     [num_examples] int. The draws of an image depend on its index alone.
   """
+  if not isinstance(logits_fn, jax.tree_util.Partial):
+    logits_fn = jax.tree_util.Partial(logits_fn)
   predict = jax.jit(_predict, static_argnames='num_noise')
   found = []
   for batch in data.eval_batches(dataset, batch_size=batch_size):
@@ -55,8 +60,9 @@ def main(argv=None):
   parser.add_argument('--name', help="dataset, as config.data.name; default: the workdir's own")
   parser.add_argument('--split', default='train')
   parser.add_argument('--data_dir', help="default: the workdir's own")
-  parser.add_argument('--num_noise', type=int, default=0,
-                      help="draws of the workdir's noise that vote; 0: no noise")
+  parser.add_argument('--num_noise', type=int,
+                      help="draws of the workdir's noise that vote; 0: no noise. Default: "
+                      f'{NUM_NOISE} where it has a sigma, or else 0')
   words = parser.parse_args(argv)
   network, variables, info = checkpoint.load(words.workdir)
   reading = {**info['data'], **({'data_dir': words.data_dir} if words.data_dir else {})}
@@ -66,6 +72,8 @@ def main(argv=None):
                     f'{info["image_shape"]}, as those of {words.workdir}, are allowed')
   if not Path(words.output).name.endswith('.tsv'):
     raise UserError(f'--output is {words.output}; a file .tsv is allowed')
+  if words.num_noise is None:
+    words.num_noise = NUM_NOISE if info['sigma'] > 0 else 0
   if words.num_noise < 0 or (words.num_noise and not info['sigma'] > 0):
     raise UserError(f'--num_noise is {words.num_noise}, with sigma {info["sigma"]} of '
                     f'{words.workdir}; 0, or with a sigma above 0 more, is allowed')
@@ -73,8 +81,12 @@ def main(argv=None):
                   num_noise=words.num_noise)
   lines = [f'{index}\t{value}\n' for index, value in enumerate(classes)]
   workdirs.write_bytes(words.output, ''.join(['idx\tlabel\n', *lines]).encode())
-  agreement = np.mean(classes == np.asarray(dataset.labels[:]))
-  print(f'{words.output}: {len(classes)} labels; {agreement:.1%} are those of the dataset')
+  votes = f', by {words.num_noise} noisy copies each' if words.num_noise else ''
+  told = f'{words.output}: {len(classes)} labels{votes}'
+  if list(dataset.class_names) == info['class_names']:
+    agreement = np.mean(classes == np.asarray(dataset.labels[:]))
+    told += f'; {agreement:.1%} are those of the dataset'
+  print(told)
 
 
 if __name__ == '__main__':

@@ -118,15 +118,21 @@ def gradient_free_objective(logits_fn, labels, noise, *, sigma):
   Args:
     logits_fn: images -> logits.
     labels: [batch] int.
-    noise: [num_noise, batch, ...] drawn with standard deviation `sigma`, held fixed.
+    noise: [num_noise, batch, ...] drawn with standard deviation `sigma`, held fixed; two draws at
+      least, as a single one has weight 1 whatever the network says of it.
     sigma: > 0, in pixel units.
 
   Returns:
     Objective, images -> [batch].
 
+  Raises:
+    ValueError: a single draw.
+
   Reference:
     Salman et al. 2019, section 2.2; Stein's lemma.
   """
+  if len(noise) < 2:
+    raise ValueError(f"num_noise is {len(noise)} for 'gradient_free'; 2 or more are allowed")
   return jax.tree_util.Partial(_gradient_free, logits_fn, labels, noise, sigma)
 
 

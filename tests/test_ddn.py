@@ -42,9 +42,23 @@ def numpy_ddn(objective_gradient, misclassified, image, *, epsilon, init_norm, g
     best = best * epsilon / best_size
     if rounding == 'nearest':
       best = np.rint(best * 255) / 255
-    if rounding == 'towards_zero':
-      best = np.sign(best) * np.floor(np.abs(best) * 255) / 255
+    if rounding == 'inside':
+      best = numpy_inside(best, epsilon)
   return np.minimum(np.maximum(image + best, 0), 1)
+
+
+def numpy_inside(delta, epsilon):
+  """Towards zero, then a level back wherever the norm allows, the least rounded pixels first."""
+  size = np.abs(delta) * 255
+  turn = np.arange(size.size) * 2654435769 % 2**32 / 2**32
+  rest = size - np.floor(size) + 1e-3 * turn
+  levels = np.floor(size)
+  for pixel in np.argsort(-rest):
+    more = levels + (np.arange(size.size) == pixel)
+    if rest[pixel] <= 0.5 or np.sqrt(np.sum(more**2)) / 255 > epsilon:
+      break
+    levels = more
+  return np.sign(delta) * levels / 255
 
 
 def smoothed_judges(fn, label, noise):
@@ -76,7 +90,7 @@ def smoothed_judges(fn, label, noise):
   return gradient, misclassified
 
 
-@pytest.mark.parametrize('rounding', ['towards_zero', 'nearest', 'none'])
+@pytest.mark.parametrize('rounding', ['inside', 'nearest', 'none'])
 @pytest.mark.parametrize('sigma', [0., 0.3])
 def test_ddn_equals_the_numpy_one(sigma, rounding, mlp_fn, images, labels):
   images = jnp.round(images * 255) / 255
@@ -114,6 +128,35 @@ def test_the_smallest_perturbation_of_a_linear_model():
     np.testing.assert_allclose(delta / np.linalg.norm(delta), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize('epsilon', [0.5, 2.])
+def test_perturbations_of_about_a_grey_level_are_not_rounded_away(epsilon):
+  # As large as an ImageNet image.
+  rng = np.random.default_rng(0)
+  images = jnp.asarray(rng.integers(1, 255, (2, 224, 224, 3)) / 255, jnp.float32)
+  w = jnp.asarray(rng.normal(size=224 * 224 * 3), jnp.float32)
+  clean = images.reshape(2, -1)
+  fn = lambda x: jnp.stack([1e-3 + (x.reshape(2, -1) - clean) @ w, jnp.zeros(2)], -1)
+  result = attacks.ddn(KEY, fn, images, jnp.zeros(2, int), epsilon=epsilon, num_steps=2,
+                       init_norm=0.)
+  delta = np.asarray(result.images - images, np.float64).reshape(2, -1)
+  size = np.linalg.norm(delta, axis=-1)
+  assert result.success.all()
+  assert (size >= 0.95 * epsilon).all() and (size <= epsilon * (1 + 1e-5)).all()
+  np.testing.assert_allclose(delta * 255, np.rint(delta * 255), atol=1e-4)
+
+
+def test_the_sphere_reaches_no_farther_than_the_box():
+  # rho begins at 5, and the farthest corner is at sqrt(12) / 2: a corner is tested. To shrink from
+  # there leads off it; to shrink from 5 would lead to the corner again.
+  images = jnp.full((2, 3, 4, 1), 0.5)
+  away = lambda x: jnp.stack([jnp.where(jnp.sum(jnp.abs(x - 0.5), (1, 2, 3)) > 1e-6, -1., 1.)
+                              + 1e-6 * x.sum((1, 2, 3)), jnp.zeros(len(x))], -1)
+  result = attacks.ddn(KEY, away, images, jnp.zeros(2, int), epsilon=10., num_steps=3,
+                       init_norm=5., gamma=0.1, rounding='none')
+  np.testing.assert_allclose(threat_models.norms(result.images - images, 'l2'),
+                             0.9 * np.sqrt(3), rtol=1e-4)
+
+
 def test_no_perturbation_is_tested_and_the_last_iterate_is_not(linear_fn, images, labels):
   wrong = (jnp.argmax(linear_fn(images), -1) + 1) % 4
   result = attacks.ddn(KEY, linear_fn, images, wrong, epsilon=3., num_steps=5)
@@ -122,19 +165,19 @@ def test_no_perturbation_is_tested_and_the_last_iterate_is_not(linear_fn, images
   right = jnp.argmax(linear_fn(images), -1)
   one = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=1)
   np.testing.assert_array_equal(one.images, images)
-  two = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=2)
+  two = attacks.ddn(KEY, linear_fn, images, right, epsilon=3., num_steps=2, init_norm=0.)
   assert two.success.all() and not one.success.any()
 
 
 def test_where_nothing_is_found_nothing_is_changed(linear_fn, images):
   right = jnp.argmax(linear_fn(images), -1)
-  result = attacks.ddn(KEY, linear_fn, images, right, epsilon=1e-3, num_steps=3)
+  result = attacks.ddn(KEY, linear_fn, images, right, epsilon=1e-3, num_steps=3, init_norm=0.)
   np.testing.assert_array_equal(result.images, images)
   assert not result.success.any()
 
 
 @pytest.mark.parametrize('kwargs', [
-    {}, {'init_norm': 1., 'gamma': 0.05}, {'init_norm': 1.}, {'rounding': 'none'}])
+    {'init_norm': 0., 'gamma': 0.}, {}, {'gamma': 0.}, {'rounding': 'none', 'init_norm': 0.}])
 def test_invariants(kwargs, mlp_fn, images, labels):
   epsilon = jnp.asarray([0., 0.05, 0.3, 1., 5.])
   example_keys = keys.per_example(KEY, 5)
@@ -162,7 +205,7 @@ def test_at_a_zero_gradient_the_direction_is_drawn():
   # Constant logits: a gradient of zero, and class 0 everywhere.
   constant = jax.tree_util.Partial(lambda x: jnp.zeros((len(x), 3)) + 0 * x.sum())
   images = jnp.full((4, 3, 4, 1), 0.5)
-  attack = jitted(num_steps=6, init_norm=0.5, gamma=0.05)
+  attack = jitted(num_steps=6, init_norm=0.5)
   right = attack(KEY, constant, images, jnp.zeros(4, int), epsilon=1.)
   np.testing.assert_array_equal(right.images, images)
   # The direction shows where a ball of radius 0.4 around the image is class 0 and the rest class
@@ -211,11 +254,11 @@ def test_the_authors_choices_of_the_norm():
   away = lambda x: jnp.stack([jnp.where(jnp.sum(jnp.abs(x - 0.5), (1, 2, 3)) > 1e-6, -1., 1.)
                               + 1e-6 * x.sum((1, 2, 3)), jnp.zeros(len(x))], -1)
   epsilon = jnp.asarray([0.5, 1.5])
-  training = attacks.ddn(KEY, away, images, label, epsilon=epsilon, num_steps=5, gamma=0.05,
+  training = attacks.ddn(KEY, away, images, label, epsilon=epsilon, num_steps=5, init_norm=0.,
                          rounding='none')
   np.testing.assert_allclose(threat_models.norms(training.images - images, 'l2'),
                              epsilon * 1.05 * 0.95**3, rtol=1e-4)
-  evaluation = attacks.ddn(KEY, away, images, label, epsilon=epsilon, num_steps=5, init_norm=1.,
+  evaluation = attacks.ddn(KEY, away, images, label, epsilon=epsilon, num_steps=5, gamma=0.,
                            rounding='none')
   gamma = 1 - (3 / 510 / np.asarray(epsilon)) ** (1 / 5)
   np.testing.assert_allclose(threat_models.norms(evaluation.images - images, 'l2'),
@@ -243,6 +286,8 @@ def test_bad_arguments_are_named(linear_fn, images, labels):
 
 
 def test_ddn_is_a_component():
-  config = component('attack', 'ddn', num_steps=2, gamma=0.05)
-  assert config.init_norm is None and config.rounding == 'towards_zero'
+  # Rony et al.'s own, throughout.
+  config = component('attack', 'ddn', num_steps=2)
+  assert (config.init_norm, config.gamma, config.rounding) == (1., 0.05, 'inside')
+  assert component('attack', 'ddn', init_norm=0., gamma=0.).gamma == 0
   assert experiment.TABLES['attack']['ddn'] is attacks.ddn

@@ -214,8 +214,8 @@ def test_labels_in_a_file_take_the_place_of_the_sources_own(tmp_path, like):
     ({'images': np.full((2, 4, 4, 1), np.nan)}, r'values outside of \[0, 1\]'),
     ({'images': np.zeros(3)}, r'images has the shape \(3,\)'),
     ({'labels': np.array([0, 1, 1])}, 'has 3 labels; 2, as many as'),
-    ({'labels': np.array([0, 3])}, 'the label of example 1 is 3; 0 to 2 are allowed'),
-    ({'labels': np.array([-1, 0])}, 'the label of example 0 is -1'),
+    ({'labels': np.array([0, 3])}, 'gives example 1 the label 3; 0 to 2 are allowed'),
+    ({'labels': np.array([-1, 0])}, 'gives example 0 the label -1'),
     ({'labels': np.array([0.5, 0.])}, r'labels is an array \(2,\) of float64'),
     ({'labels': np.array(['a', 'b'], object)}, 'cannot be read .Object arrays'),
     ({'labels': None}, 'it has images, and no labels'),
@@ -246,6 +246,21 @@ def test_mistakes_in_labels_are_one_line(name, text, message, tmp_path, like):
   with pytest.raises(UserError, match=message) as raised:
     data.extra.load(path, labels=str(tmp_path / name), like=like)
   assert '\n' not in str(raised.value) and name in str(raised.value)
+
+
+def test_the_field_of_wrong_labels_is_named(tmp_path, like):
+  path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
+  for number, labels in enumerate(([0], [0, 7])):
+    np.save(tmp_path / f'{number}.npy', np.array(labels))
+    with pytest.raises(UserError, match=rf'^config.extra.labels is .*{number}.npy.*allowed$'):
+      data.extra.load(path, labels=str(tmp_path / f'{number}.npy'), like=like)
+
+
+def test_extra_images_are_padded_alike(data_dir):
+  run = make_run(data_dir, data__pad=2, extra__name='digits', extra__split='test',
+                 extra__share=0.5)
+  assert run.train_data.image_shape == (12, 12, 1) and run.train_data.num_examples == 655
+  assert not run.train_data.images[640][:2].any() and run.train_data.images[640].any()
 
 
 def test_a_missing_or_broken_source_is_one_line(tmp_path, like):
@@ -290,7 +305,7 @@ def train(run, folder):
 def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
   teacher, labels = tmp_path / 'teacher', tmp_path / 'labels.tsv'
   variables = train(make_run(data_dir), teacher)
-  pseudo_labels.main([str(teacher), f'--output={labels}', '--split=train[300:]'])
+  pseudo_labels.main([str(teacher), f'--output={labels}', '--split=train[300:]', '--num_noise=0'])
   assert '1142 labels; ' in capsys.readouterr().out
   # They are the teacher's predictions.
   rest = data.load('digits', 'train[300:]', data_dir=str(data_dir))
@@ -318,6 +333,20 @@ def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, resumed, undisturbed)
 
 
+def test_other_pseudo_labels_on_resume_are_refused(data_dir, tmp_path):
+  labels = tmp_path / 'labels.npy'
+  truth = np.asarray(data.load('digits', 'test', data_dir=str(data_dir)).labels)
+  np.save(labels, truth)
+  fields = dict(extra__name='digits', extra__split='test', extra__labels=str(labels),
+                extra__share=0.5)
+  stages.STAGES['train'](make_run(data_dir, **fields, train__num_steps=4), tmp_path)
+  np.save(labels, (truth + 1) % 10)
+  with pytest.raises(UserError, match="a training on 355 examples of 'digits' .*--redo=train"):
+    stages.STAGES['train'](make_run(data_dir, **fields), tmp_path)
+  np.save(labels, truth)
+  assert stages.STAGES['train'](make_run(data_dir, **fields), tmp_path) == {'last_step': 8}
+
+
 def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
   teacher = tmp_path / 'teacher'
   train(make_run(data_dir), teacher)
@@ -326,13 +355,24 @@ def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
                         '--num_noise=9'])
   votes = data.extra.read_labels(tmp_path / 'a.tsv')
   np.testing.assert_array_equal(votes, data.extra.read_labels(tmp_path / 'b.tsv'))
-  pseudo_labels.main([str(teacher), f'--output={tmp_path / "c.tsv"}', '--split=test'])
+  pseudo_labels.main([str(teacher), f'--output={tmp_path / "c.tsv"}', '--split=test',
+                      '--num_noise=0'])
   plain = data.extra.read_labels(tmp_path / 'c.tsv')
   assert len(plain) == 355 and 0 < (votes != plain).mean() < 0.5
+  # Without a word: a teacher that was trained with noise votes.
+  for name, words in (('d.tsv', []), ('e.tsv', [f'--num_noise={pseudo_labels.NUM_NOISE}'])):
+    pseudo_labels.main([str(teacher), f'--output={tmp_path / name}', '--split=test', *words])
+  assert (tmp_path / 'd.tsv').read_text() == (tmp_path / 'e.tsv').read_text()
   with pytest.raises(UserError, match='--output is labels.csv'):
     pseudo_labels.main([str(teacher), '--output=labels.csv'])
   with pytest.raises(UserError, match='--num_noise is -1'):
     pseudo_labels.main([str(teacher), '--output=labels.tsv', '--num_noise=-1'])
+
+
+def test_labels_by_a_function_of_ones_own():
+  some = dataset(10)
+  found = pseudo_labels.label(lambda x: x.reshape(len(x), -1)[:, :3], some, batch_size=4)
+  np.testing.assert_array_equal(found, some.images.reshape(10, -1)[:, :3].argmax(-1))
 
 
 def test_a_share_needs_a_source(data_dir):

@@ -110,6 +110,16 @@ def test_without_attack_the_orders_are_gaussian_augmentation(order, batch):
   np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
 
 
+@pytest.mark.parametrize('order', ORDERS)
+def test_the_radius_warms_up(order, batch):
+  # In epoch 0, the first of four.
+  found, _ = run(method_of(order, attack=PGD, epsilon=1.2, sigma=0.3, epsilon_warmup_epochs=4),
+                 batch)
+  expected, _ = run(method_of(order, attack=PGD, epsilon=0.3, sigma=0.3), batch)
+  np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
+  np.testing.assert_allclose(found.metrics['epsilon'], 0.3, rtol=1e-6)
+
+
 @pytest.mark.parametrize('share', [0., 1.])
 def test_the_ends_of_the_share(share, batch):
   found, _ = run(functools.partial(methods.noisy_adversarial, order='beside', attack=PGD,
@@ -141,7 +151,7 @@ def test_finite_at_saturated_logits(order, batch):
 
 
 def test_smoothadv_with_ddn_trains_on_what_ddn_finds(batch):
-  ddn = functools.partial(attacks.ddn, num_steps=2, gamma=0.05)
+  ddn = functools.partial(attacks.ddn, num_steps=2, init_norm=0.)
   late = Progress(jnp.asarray(0), jnp.asarray(1))
   method = functools.partial(methods.smoothadv, attack=ddn, epsilon=1.2, sigma=0.3, num_noise=2,
                              epsilon_warmup_epochs=4)

@@ -197,6 +197,39 @@ def test_the_inner_attack_of_trades_raises_the_divergence(linear, batch):
   assert (found.metrics['divergence'] > 1e-3).all()
 
 
+def test_trades_raises_the_divergence_from_where_its_gradient_is_zero(linear, batch):
+  # The sign of a zero gradient is zero: without a start beside the image, linf does not move.
+  attack = functools.partial(KL, norm='linf')
+  found, _ = run(functools.partial(methods.trades, epsilon=0.1, attack=attack), *linear, batch)
+  assert (found.metrics['divergence'] > 1e-3).all()
+
+
+def test_trades_has_the_gradient_at_its_attacked_images(linear, batch):
+  network, params = linear
+  attack = functools.partial(KL, num_steps=2)
+  attacked = jax.jit(lambda: attack(
+      keys.fold_in(keys.fold_in(KEY, batch.index), 0),
+      network.eval_logits({'params': params, 'batch_stats': {}}), batch.images, batch.labels,
+      epsilon=0.3).images)()
+  fixed = lambda *args, **kwargs: AttackResult(attacked, None, None)
+  found, gradient = run(functools.partial(methods.trades, epsilon=0.3, attack=attack), *linear,
+                        batch)
+  expected, expected_gradient = run(functools.partial(methods.trades, epsilon=0.3, attack=fixed),
+                                    *linear, batch)
+  close((found.loss, gradient), (expected.loss, expected_gradient), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['trades', 'consistency'])
+def test_the_radius_warms_up(name, linear, batch):
+  # In epoch 2, the third of five.
+  found, _ = run(functools.partial(METHODS[name], epsilon_warmup_epochs=5), *linear, batch)
+  expected, _ = run(functools.partial(METHODS[name], epsilon=0.06), *linear, batch)
+  full, _ = run(METHODS[name], *linear, batch)
+  close(found.loss, expected.loss, rtol=1e-3, atol=1e-5)
+  close(found.metrics['epsilon'], np.full(16, 0.06))
+  assert np.abs(found.loss - full.loss).max() > 1e-3
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_gradients_are_those_of_finite_differences(name, linear, batch):
   # Parameters of another dtype or order of size would hide a wrong scale.

@@ -448,6 +448,13 @@ def test_tangents_that_cannot_be_are_refused(plane, tmp_path):
     load(num_neighbors=5, file=str(tmp_path / 'zero.npy'))
   with pytest.raises(UserError, match='cannot be read'):
     load(num_neighbors=5, file=str(tmp_path / 'none.npy'))
+  # What takes the place of a file is not taken for it.
+  np.save(tmp_path / 'zero.npy', np.linalg.qr(np.ones((60, 6, 2)) + np.eye(6, 2))[0])
+  first = load(num_neighbors=5, file=str(tmp_path / 'zero.npy'))[0]
+  np.save(tmp_path / 'new.npy', np.broadcast_to(np.eye(6, 2), (60, 6, 2)))
+  (tmp_path / 'new.npy').replace(tmp_path / 'zero.npy')
+  again = load(num_neighbors=5, file=str(tmp_path / 'zero.npy'))[0]
+  assert not np.allclose(first, again) and np.allclose(again, np.eye(6, 2))
 
 
 # Configs.

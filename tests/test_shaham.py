@@ -158,6 +158,25 @@ def test_the_command_trains_the_sweep_and_compares(monkeypatch, capsys, tmp_path
   assert command.main(['shaham', f'--workdir={tmp_path}']) == 1
 
 
+@pytest.mark.parametrize('words, message', [
+    (['--config=configs/smoothadv_digits.py'], r"sweep\(\) point 0: its method is 'smoothadv'"),
+    (['--config={sweep}'], r"sweep\(\) point 1: its method is 'gaussian'; 'standard', and 'adv"),
+])
+def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkeypatch, tmp_path):
+  def train(*args, **kwargs):
+    raise AssertionError('it is trained')
+
+  sweep = tmp_path / 'gaussian.py'
+  sweep.write_text('from configs.robust_digits import get_config\n'
+                   'from robust_jax.experiment import component\n'
+                   "sweep = lambda: [{'method': component('method', name, **kwargs)} for name, "
+                   "kwargs in (('standard', {}), ('gaussian', {'sigma': 0.5}))]\n")
+  monkeypatch.setattr(command.sweep, 'run', train)
+  with pytest.raises(UserError, match=message):
+    command.main(['shaham', f'--workdir={tmp_path / "runs"}',
+                  *[word.format(sweep=sweep) for word in words]])
+
+
 @pytest.mark.parametrize('name', ['shaham_mnist', 'shaham_cifar10'])
 def test_published_hyper_parameters(name):
   config, *_, points = command_line.parse(

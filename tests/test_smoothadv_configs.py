@@ -38,17 +38,17 @@ def test_ddn_begins_at_the_warmed_up_epsilon():
     run = build(name)
     inner = run.method.keywords['attack']
     assert run.method.func is methods.smoothadv and inner.func is attacks.ddn
-    assert inner.keywords == {'norm': 'l2', 'num_steps': steps, 'init_norm': None, 'gamma': 0.05,
-                              'rounding': 'towards_zero'}
+    assert inner.keywords == {'norm': 'l2', 'num_steps': steps, 'init_norm': 0., 'gamma': 0.05,
+                              'rounding': 'inside'}
     assert run.method.keywords['epsilon'] == epsilon
     assert run.method.keywords['epsilon_warmup_epochs'] > 0
 
 
 def test_ddn_as_the_attack_of_the_evaluation():
-  run = build('smoothadv_digits', '--config.attack.name=ddn', '--config.attack.init_norm=1.0')
+  run = build('smoothadv_digits', '--config.attack.name=ddn', '--config.attack.gamma=0.0')
   assert run.attack.func is attacks.ddn
-  assert run.attack.keywords == {'norm': 'l2', 'num_steps': 20, 'init_norm': 1., 'gamma': None,
-                                 'rounding': 'towards_zero'}
+  assert run.attack.keywords == {'norm': 'l2', 'num_steps': 20, 'init_norm': 1., 'gamma': 0.,
+                                 'rounding': 'inside'}
   with pytest.raises(UserError, match="config.attack.norm is 'linf'; one of l2 is allowed"):
     build('pgd_cifar10', '--config.attack.name=ddn')
 

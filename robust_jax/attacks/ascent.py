@@ -32,7 +32,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     step_size: length of a step in pixel units: scalar, [batch], or a function of the step number.
     num_steps: 0 returns the start.
     random_start: start from a random point of the set instead of from `start`.
-    restarts: number of independent runs; only random starts make more than one useful.
+    restarts: number of independent runs; more than one need random starts, or else they are all
+      the same.
     direction: 'steepest' (see the threat model) or 'gradient', the gradient as it is.
     start: [batch, ...] first iterate; `images` if None.
     success_fn: images -> [batch] bool, whether an attack has reached its goal; None: nowhere.
@@ -41,7 +42,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     [batch, ...] images in the perturbation set.
 
   Raises:
-    ValueError: an unknown direction, restarts < 1 or num_steps < 0.
+    ValueError: an unknown direction, restarts < 1 or several without random_start, or
+      num_steps < 0.
 
   Reference:
     Madry et al., Towards deep learning models resistant to adversarial attacks, 2018.
@@ -51,6 +53,9 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
   if restarts < 1 or num_steps < 0:
     raise ValueError(f'restarts is {restarts} and num_steps {num_steps}; '
                      'at least 1 and at least 0 are allowed')
+  if restarts > 1 and not random_start:
+    raise ValueError(f'restarts is {restarts} and random_start False; 1 restart, or a '
+                     'random_start, is allowed')
   example_keys = keys.per_example(key, len(images))
   gradient = jax.grad(lambda x: jnp.sum(objective(x)))
 
@@ -63,7 +68,7 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
       if direction == 'steepest':
         g = threat_model.steepest(keys.fold_in(step_keys, t), g)
       length = step_size(t) if callable(step_size) else step_size
-      return threat_model.project(x + _column(length, x) * g, images)
+      return threat_model.project(x + column(length, x) * g, images)
 
     first = images if start is None else start
     if random_start:
@@ -81,7 +86,7 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
   def keep_better(restart, best):
     found = judge(ascend(restart))
     better = (found[1] & ~best[1]) | ((found[1] == best[1]) & (found[2] > best[2]))
-    return jax.tree.map(lambda new, old: jnp.where(_column(better, new), new, old), found, best)
+    return jax.tree.map(lambda new, old: jnp.where(column(better, new), new, old), found, best)
 
   return jax.lax.fori_loop(1, restarts, keep_better, judge(best))[0]
 
@@ -122,7 +127,7 @@ def fgsm(key, objective, images, threat_model):
   return pgd(key, objective, images, threat_model, step_size=threat_model.epsilon, num_steps=1)
 
 
-def _column(value, like):
-  """A scalar as it is; [batch] with the trailing axes of `like`."""
+def column(value, like):
+  """A scalar as it is; [batch] with trailing axes, as many as `like` [batch, ...] has."""
   value = jnp.asarray(value)
   return value if value.ndim == 0 else value.reshape((-1,) + (1,) * (like.ndim - 1))

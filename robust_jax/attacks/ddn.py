@@ -1,25 +1,31 @@
 """DDN: decoupled direction and norm, an l2 attack that looks for the smallest perturbation."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses, smoothing, threat_models
 from robust_jax.attacks import ascent
-from robust_jax.types import AttackResult, Count, Positive, Probability
+from robust_jax.types import AttackResult, Interval, NonNegative
 
-Rounding = Literal['towards_zero', 'nearest', 'none']
+Steps = Annotated[int, Interval(2)]
+Gamma = Annotated[float, Interval(0, 1, open_high=True)]
+Rounding = Literal['inside', 'nearest', 'none']
 
 _LEVELS = 255
 # Half the distance of two grey levels: the perturbation of a pixel that rounding takes away.
 _HALF_LEVEL = 1 / (2 * _LEVELS)
+# The order in which equal perturbations of pixels are rounded away: parts of a grey level.
+_SPREAD = 1e-3
+# Of the interval of thresholds, down to the resolution of float32.
+_HALVINGS = 24
 
 
 def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l2'] = 'l2',
-        num_steps: Count = 20, init_norm: Positive | None = None,
-        gamma: Probability | None = None, rounding: Rounding = 'towards_zero'):
+        num_steps: Steps = 20, init_norm: NonNegative = 1., gamma: Gamma = 0.05,
+        rounding: Rounding = 'inside'):
   """Ascends the cross-entropy on a sphere that shrinks after a success and grows after a failure.
 
   With delta = 0 and rho = init_norm at first, for t = 1, ..., T:
@@ -42,17 +48,20 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     epsilon: the largest l2 norm in pixel units, scalar or [batch].
     noise: None, or [num_noise, batch, ...] from `smoothing.sample_noise`, held fixed: the gradient
       is that of the SmoothAdv objective, and misclassified is what the majority vote of the hard
-      predictions of the noisy copies gets wrong.
+      predictions of the noisy copies gets wrong. Ties go to the lower class, as in the authors'
+      code: of two copies, those of an image of a high class are easily misclassified.
     norm: 'l2', the only one that it is made for.
-    num_steps: T.
+    num_steps: T; 1 tests the images alone, so a config has 2 at least.
     init_norm: the first rho in pixel units, 1 in Rony et al. and in the authors' evaluation of
-      SmoothAdv. None: epsilon, as in its training.
-    gamma: how fast rho changes, 0.05 in Rony et al. and in the training of SmoothAdv. None: the
+      SmoothAdv. 0: epsilon, as in its training.
+    gamma: how fast rho changes, 0.05 in Rony et al. and in the training of SmoothAdv. 0: the
       authors' choice in its evaluation, 1 - (3 / 510 / epsilon)^(1 / T), with which T successes
-      bring rho from epsilon down to 3 / 510; 0 for an epsilon below that.
-    rounding: of a perturbation that was scaled down to epsilon, to a multiple of 1/255:
-      'towards_zero', so that epsilon is never exceeded; 'nearest', as the authors' code, which may
-      exceed it by sqrt(pixels) / 510. 'none' rounds nothing, in the steps neither.
+      bring rho from epsilon down to 3 / 510; none for an epsilon below that.
+    rounding: of a perturbation that was scaled down to epsilon, to multiples of 1/255. 'nearest',
+      as the authors' code, may exceed epsilon by sqrt(pixels) / 510. 'inside' never does: each
+      pixel is rounded towards zero, but of those that are nearest to the level above as many are
+      rounded to it as epsilon allows. (Towards zero alone, a perturbation of about a level a pixel
+      would vanish.) 'none' rounds nothing, in the steps neither.
 
   Returns:
     AttackResult. `success` is judged at the returned images, as `misclassified` above; the
@@ -67,15 +76,15 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
   """
   if norm != 'l2':
     raise ValueError(f"norm is {norm!r}; 'l2' is allowed")
-  if rounding not in ('towards_zero', 'nearest', 'none'):
-    raise ValueError(f"rounding is {rounding!r}; 'towards_zero', 'nearest' or 'none' is allowed")
+  if rounding not in ('inside', 'nearest', 'none'):
+    raise ValueError(f"rounding is {rounding!r}; 'inside', 'nearest' or 'none' is allowed")
   if num_steps < 1:
     raise ValueError(f'num_steps is {num_steps}; at least 1 is allowed')
   example_keys = keys.per_example(key, len(images))
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), (len(images),))
   if noise is None:
     noise = jnp.zeros((1, *images.shape), images.dtype)
-  if gamma is None:
+  if gamma == 0:
     gamma = 1 - (3 * _HALF_LEVEL / jnp.maximum(epsilon, 3 * _HALF_LEVEL)) ** (1 / num_steps)
   steepest = threat_models.l2(1.).steepest
   farthest = threat_models.norms(jnp.maximum(images, 1 - images), 'l2')
@@ -94,7 +103,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     kept, least = best
     size = threat_models.norms(delta, 'l2')
     smaller = wrong & (size < least)
-    return jnp.where(_column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
+    return jnp.where(ascent.column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
 
   def step(t, carry):
     delta, rho, best = carry
@@ -109,27 +118,53 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     return jnp.clip(moved, 0, 1) - images, rho, best
 
   zero = jnp.zeros_like(images)
-  rho = epsilon if init_norm is None else jnp.full_like(epsilon, init_norm)
+  rho = epsilon if init_norm == 0 else jnp.full_like(epsilon, init_norm)
   nothing = (zero, jnp.full_like(epsilon, jnp.inf))
   delta, _, best = ascent.iterate(num_steps - 1, step, (zero, rho, nothing))
   delta, size = keep(best, delta, judge(images + delta)[1])
   # Not what only rounding has made longer: a grey level less would come of it.
   long = jnp.isfinite(size) & (size > epsilon * (1 + 1e-6))
   clipped = _scaled(delta, epsilon)
-  if rounding == 'towards_zero':
-    clipped = jnp.trunc(clipped * _LEVELS) / _LEVELS
+  if rounding == 'inside':
+    clipped = _rounded_inside(clipped, epsilon)
   elif rounding == 'nearest':
     clipped = jnp.round(clipped * _LEVELS) / _LEVELS
-  adversarial = jnp.clip(images + jnp.where(_column(long, delta), clipped, delta), 0, 1)
+  adversarial = jnp.clip(images + jnp.where(ascent.column(long, delta), clipped, delta), 0, 1)
   objective, wrong = judge(adversarial)
   return AttackResult(adversarial, wrong, objective)
+
+
+def _rounded_inside(delta, epsilon):
+  """delta, of l2 norm epsilon [batch], in multiples of 1/255 whose norm is epsilon at most.
+
+  A pixel is rounded away from zero where what rounding towards zero takes from it is above the
+  least threshold in [1/2, 1] with which the norm is not exceeded. Perturbations that were rounded
+  before they were scaled come in a few sizes only: pixels of one size take turns.
+  """
+  size = jnp.abs(delta) * _LEVELS
+  below = jnp.floor(size)
+  # Multiples of 2^32 / golden ratio, modulo 2^32: evenly spread over any part of the image.
+  turn = jnp.arange(math.prod(delta.shape[1:]), dtype=jnp.uint32) * jnp.uint32(2654435769)
+  turn = turn.reshape(delta.shape[1:]).astype(delta.dtype) / 2.**32
+  rest = size - below + _SPREAD * turn
+
+  def levels(threshold):
+    return below + (rest > ascent.column(threshold, delta))
+
+  def halve(_, interval):
+    low, high = interval
+    middle = (low + high) / 2
+    # Squares of whole levels: float32 adds them exactly.
+    fits = threat_models.norms(levels(middle), 'l2') <= epsilon * _LEVELS
+    return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+  # Towards zero, at the upper end, always fits.
+  interval = jnp.full_like(epsilon, 0.5), jnp.full_like(epsilon, 1 + _SPREAD)
+  threshold = jax.lax.fori_loop(0, _HALVINGS, halve, interval)[1]
+  return jnp.sign(delta) * levels(threshold) / _LEVELS
 
 
 def _scaled(delta, norm):
   """delta with the l2 norms `norm` [batch]; 0 stays 0."""
   size = threat_models.norms(delta, 'l2')
-  return delta * _column(jnp.where(size > 0, norm / jnp.where(size > 0, size, 1), 0), delta)
-
-
-def _column(values, like):
-  return values.reshape((-1,) + (1,) * (like.ndim - 1))
+  return delta * ascent.column(jnp.where(size > 0, norm / jnp.where(size > 0, size, 1), 0), delta)

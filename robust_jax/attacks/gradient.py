@@ -48,8 +48,8 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     step_ratio: the steps' total length over epsilon: 2 in Salman et al., 2.5 in Madry et al.
     min_step_size: without step_size, no step is shorter, however small epsilon is.
     random_start: start from a random point of the perturbation set.
-    restarts: independent runs; per example a successful result is kept, if there is one, and
-      among equals the one with the largest objective.
+    restarts: independent runs, of which more than one need a random_start; per example a successful
+      result is kept, if there is one, and among equals the one with the largest objective.
     loss: 'cross_entropy'; 'margin' (Carlini-Wagner); 'kl', KL(F(x) || F(x')) from a start at
       x + 0.001 N(0, I). With noise: 'cross_entropy' only, shaped by `smoothed_objective`.
     target: 'none': raise the loss of the label. 'random' or 'least_likely': raise z_t - z_y of

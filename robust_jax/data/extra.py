@@ -11,7 +11,7 @@ _IMAGES, _LABELS = ('images', 'image'), ('labels', 'label')
 
 
 def load(name, *, split='train', labels=None, data_dir=None, image_size=None, channels=None,
-         like):
+         pad=0, like):
   """The extra examples, as a Dataset of the images and classes of another.
 
   Args:
@@ -25,6 +25,7 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
     data_dir: as `sources.load`.
     image_size: likewise.
     channels: likewise.
+    pad: likewise; the images of a file are as they are.
     like: the Dataset that they are mixed with.
 
   Returns:
@@ -39,7 +40,7 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
   else:
     try:
       dataset = sources.load(name, split, data_dir=data_dir, image_size=image_size,
-                             channels=channels)
+                             channels=channels, pad=pad)
     except UserError as error:
       raise UserError(f'config.extra: {error}') from error
     images, own = dataset.images, dataset.labels
@@ -49,15 +50,16 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
   if images.shape[1:] != like.image_shape:
     raise UserError(f'config.extra.name is {name!r}, whose images are {images.shape[1:]}; '
                     f'{like.image_shape}, as those of {like.name!r}, are allowed')
-  path = name if labels is None else labels
+  source = (f'config.extra.name is {name!r}, which' if labels is None else
+            f'config.extra.labels is {labels!r}, which')
   values = own if labels is None else read_labels(labels)
   if len(values) != len(images):
-    raise UserError(f'{path} has {len(values)} labels; {len(images)}, as many as {name!r} has '
+    raise UserError(f'{source} has {len(values)} labels; {len(images)}, as many as {name!r} has '
                     'images, are allowed')
   if isinstance(values, np.ndarray):  # Others are a dataset's own, read with its images.
     wrong = np.flatnonzero((values < 0) | (values >= like.num_classes))
     if len(wrong):
-      raise UserError(f'{path}: the label of example {wrong[0]} is {values[wrong[0]]}; '
+      raise UserError(f'{source} gives example {wrong[0]} the label {values[wrong[0]]}; '
                       f'0 to {like.num_classes - 1} are allowed')
     values = values.astype(np.int32)
   return like._replace(name=name, split=split, images=images, labels=values)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax.data import lazy
 from robust_jax.errors import UserError
 
 # What the directions of one batch, which go to the devices with it, may need: 1 GiB.
@@ -62,10 +61,14 @@ def load(dataset, batch_size, *, num_directions, num_neighbors, file=None):
                     f'{4 * batch_size * d * k / 2**30:.3g} GiB; up to {BATCH_BYTES / 2**30:g} GiB '
                     f'are allowed, which are {BATCH_BYTES // (4 * batch_size * d)} directions')
   if file is not None:
-    return _mapped(file, (len(images), d, k))
-  if isinstance(images, lazy.LazyImages):
-    raise UserError(f'config.data.tangents is {k}, but {dataset.name!r} is decoded on the way; a '
-                    'dataset that fits into memory, or config.data.tangents_file, is allowed')
+    path = Path(file).expanduser()
+    # A file that is written anew is read anew.
+    found = path.stat() if path.exists() else None
+    return _mapped(path, (len(images), d, k), found and (found.st_ino, found.st_mtime_ns))
+  if not isinstance(images, np.ndarray):
+    raise UserError(f'config.data.tangents is {k}, but {dataset.name!r} is decoded on the way or '
+                    'has extra examples; a dataset that fits into memory, without any, or '
+                    'config.data.tangents_file, is allowed')
   smallest = int(np.unique(dataset.labels, return_counts=True)[1].min())
   if not k <= num_neighbors < smallest or k > d:
     raise UserError(f'config.data.tangent_neighbors is {num_neighbors}; from {k} '
@@ -116,9 +119,10 @@ def principal_directions(cloud, number):
 
 
 @functools.cache
-def _mapped(file, shape):
+def _mapped(file, shape, version):
+  del version
   try:
-    array = np.load(Path(file).expanduser(), mmap_mode='r', allow_pickle=False)
+    array = np.load(file, mmap_mode='r', allow_pickle=False)
   except (OSError, ValueError) as error:
     raise UserError(f'config.data.tangents_file is {str(file)!r}, which cannot be read ({error}); '
                     'a .npy file of floats is allowed') from error

@@ -90,11 +90,27 @@ def fresh_variables(run):
 
 
 def initial_memory(run):
-  """What is remembered of each training example at first: as config.weights has it, or fresh."""
+  """What is remembered of each training example at first: as config.weights has it, or fresh.
+
+  It is fresh, and one line says so, where config.weights was trained on other examples, or
+  config.new_head asks for other classes.
+  """
   fresh, path = run.memory(), run.config['weights']
   if not fresh or path is None or not Path(path).is_dir():
     return fresh
-  there = checkpoint.load_memory(path, step=checkpoint.latest_step(path), examples=run.examples)
+  # As for the variables: of the finished training, or of a folder that tells of none the newest.
+  there, examples = checkpoint.load_memory(
+      path, step=_last_step(path) or checkpoint.latest_step(path))
+  kept = fresh.keys() & there.keys()
+  if not kept:
+    return fresh
+  if run.config['new_head'] or examples != run.examples:
+    why = 'config.new_head' if run.config['new_head'] else (
+        f'it is of {checkpoint.describe_examples(examples)}, and here are '
+        f'{checkpoint.describe_examples(run.examples)}')
+    print(f'train: the {", ".join(sorted(kept))} of each example in {path} is not taken over '
+          f'({why}); each begins anew', flush=True)
+    return fresh
   return {name: there.get(name, values) for name, values in fresh.items()}
 
 

@@ -52,18 +52,26 @@ def train(run, workdir):
                                    ema=settings.ema_decay > 0)
   eval_every = max(round(settings.eval_every_epochs * steps_per_epoch), 1)
 
+  def initial():
+    return create_state(classifier.initial_variables(run), memory=classifier.initial_memory(run))
+
+  if run.config['sigma'] > 0 and 'sigma' not in run.method.keywords:
+    print(f'train: {run.config["method"]["name"]!r} trains without noise; config.sigma '
+          f'{run.config["sigma"]:.4g} is that of the tests, attacks and certificates', flush=True)
+  # What can be refused comes before the folder of checkpoints, by which a workdir counts as begun.
+  tangents = run.train_tangents()
+  state = initial() if checkpoint.latest_step(workdir) is None else None
+  progress = None
   with (interrupts.postponed() as interruption,
         checkpoint.manager(workdir, keep=settings.keep_checkpoints,
                            keep_best=settings.keep_best) as checkpoints):
-    state, progress = _restored(run, checkpoints, create_state) or (
-        create_state(classifier.initial_variables(run), memory=classifier.initial_memory(run)),
-        None)
+    if state is None:
+      state, progress = _restored(run, checkpoints, create_state) or (initial(), None)
     state = parallel.replicate(state, run.devices)
     start = int(state.step)
     if start:
       print(f'train: goes on from step {start}', flush=True)
     metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
-    tangents = run.train_tangents()
     kind = Batch if tangents is None else TangentBatch
     batches = data.train_batches(
         dataset, batch_size=settings.batch_size, seed=run.config['seed'],

@@ -127,6 +127,32 @@ def compare(folder, devices):
           f'{analysis.to_text(table)}'), page
 
 
+def names(configs):
+  """'baseline', or the norm that it is for, of each network of a sweep.
+
+  Args:
+    configs: the resolved config of each point.
+
+  Raises:
+    UserError: there is not one baseline and at least one network for another norm each.
+  """
+  found = []
+  for number, config in enumerate(configs):
+    method = config['method']
+    inner = method.get('attack', {})
+    if method['name'] == 'standard':
+      found.append(BASELINE)
+    elif method['name'] == 'adversarial' and inner['name'] == 'fgsm':
+      found.append(inner['norm'])
+    else:
+      raise UserError(f"sweep() point {number}: its method is {method['name']!r}; 'standard', and "
+                      "'adversarial' with the attack 'fgsm', are allowed in this experiment")
+  if len(found) < 2 or found.count(BASELINE) != 1 or len({*found}) < len(found):
+    raise UserError(f'sweep(): its networks are {", ".join(found)}; one {BASELINE} and one for '
+                    'each of some norms are allowed')
+  return found
+
+
 def load(folder, devices):
   """The networks of a sweep, the baseline first, then in the order of the sweep.
 
@@ -134,24 +160,12 @@ def load(folder, devices):
     UserError: there is not one baseline and at least one network for another norm each.
   """
   record = workdir.read_json(Path(folder) / report.SWEEP)
+  places = [Path(folder) / entry['workdir'] for entry in record['runs']]
+  configs = [experiment.resolve(experiment.saved_config(place)) for place in places]
   nets = []
-  for entry in record['runs']:
-    place = Path(folder) / entry['workdir']
-    run = experiment.build(workdir.read_json(place / 'config.json'), devices)
-    method = run.config['method']
-    inner = method.get('attack', {})
-    if method['name'] == 'standard':
-      name = BASELINE
-    elif method['name'] == 'adversarial' and inner['name'] == 'fgsm':
-      name = inner['norm']
-    else:
-      raise UserError(f"{place}: its method is {method['name']!r}; 'standard', and 'adversarial' "
-                      "with the attack 'fgsm', are allowed in this experiment")
+  for name, config, place in zip(names(configs), configs, places):
+    run = experiment.build(config, devices)
     nets.append(Net(name, run, classifier.load(run, place)[0]))
-  names = [net.name for net in nets]
-  if len(nets) < 2 or names.count(BASELINE) != 1 or len({*names}) < len(names):
-    raise UserError(f'{folder}: its networks are {", ".join(names)}; one {BASELINE} and one for '
-                    'each of some norms are allowed')
   return sorted(nets, key=lambda net: net.name != BASELINE)
 
 

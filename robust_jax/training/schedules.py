@@ -12,7 +12,7 @@ def warm_up(value, epoch, warmup_epochs):
   Args:
     value: final value.
     epoch: whole epochs done, 0 in the first.
-    warmup_epochs: the epoch number from which on `value` is in force.
+    warmup_epochs: in that many epochs it is reached: in force from the last of them on.
 
   Reference:
     The authors' code of Salman et al. 2019.

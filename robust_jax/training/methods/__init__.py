@@ -32,6 +32,8 @@ METHODS = {
 }
 # Those whose batches are `types.TangentBatch`es.
 NEED_TANGENTS = ('tangent', 'tangent_penalty')
+# What the attack of a method has to ascend.
+ATTACK_LOSS = {'trades': 'kl'}
 
 # What a method remembers of each training example: {method: {name: its first value}}.
 MEMORY = {
@@ -39,6 +41,6 @@ MEMORY = {
     'iaat_smoothadv': {'radius': 0.},
 }
 
-__all__ = ['MEMORY', 'METHODS', 'NEED_TANGENTS', 'adversarial', 'consistency', 'gaussian', 'iaat',
-           'iaat_smoothadv', 'jacobian_penalty', 'macer', 'noisy_adversarial', 'smoothadv',
-           'stability', 'standard', 'tangent', 'tangent_penalty', 'trades', 'vat']
+__all__ = ['ATTACK_LOSS', 'MEMORY', 'METHODS', 'NEED_TANGENTS', 'adversarial', 'consistency',
+           'gaussian', 'iaat', 'iaat_smoothadv', 'jacobian_penalty', 'macer', 'noisy_adversarial',
+           'smoothadv', 'stability', 'standard', 'tangent', 'tangent_penalty', 'trades', 'vat']

@@ -76,15 +76,19 @@ def iaat_smoothadv(key, network, params, batch_stats, batch, memory, progress, *
   """The rule of `iaat` for the Gaussian-smoothed classifier.
 
   n_1..n_m are drawn once for a step: the attacks ascend the objective smoothed by them
-  (SmoothAdv), an example is classified as what most of its m noisy copies are, and the loss is the
-  mean cross-entropy of the noisy copies of the attacked image, (1/m) sum_i -log F(x' + n_i)_y.
+  (SmoothAdv), an example is classified as argmax_c (1/m) sum_i F(x + n_i)_c, and the loss is the
+  mean cross-entropy of the noisy copies of the attacked image, (1/m) sum_i -log F(x' + n_i)_y. (A
+  vote of so few copies would often be a tie, and ties go to the lower class: what an example
+  withstands would depend on how classes are numbered.)
 
   Args:
     sigma: standard deviation of the noise in pixel units.
     num_noise: m.
+    gamma, warmup_epsilon: their defaults are those of `iaat`, which are meant for linf; l2 radii
+      are many times as large.
 
   The other arguments and the result as `iaat`; 'accuracy' is the share of noisy copies of the
-  attacked image classified correctly, 'clean_accuracy' that of votes on the images.
+  attacked image classified correctly, 'clean_accuracy' that of the images as above.
 
   Reference:
     The rule: Balaji et al. 2019; the attack and the loss: Salman et al. 2019.
@@ -94,7 +98,8 @@ def iaat_smoothadv(key, network, params, batch_stats, batch, memory, progress, *
   found = _attacked(
       attack_key, network, params, batch_stats, batch, memory['radius'], progress,
       attack=functools.partial(attack, noise=noise),
-      classify=lambda logits_fn, images: smoothing.vote(logits_fn, images, noise),
+      classify=lambda logits_fn, images: jnp.argmax(
+          smoothing.smoothed_log_probs(logits_fn, images, noise), axis=-1),
       variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
       warmup_epsilon=warmup_epsilon)
   logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, found.images,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from robust_jax import keys, losses, smoothing
 from robust_jax.training import schedules
+from robust_jax.training.methods import noisy
 from robust_jax.types import Attack, Count, Fraction, Index, MethodOutput, NonNegative
 
 
@@ -50,20 +51,17 @@ def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, att
 
   if train_noise == 'first':
     noise = noise[:1]
-  # All copies go through the network as one batch: BatchNorm sees them together.
-  copies = (attacked + noise).reshape((-1,) + attacked.shape[1:])
-  copy_keys = jax.vmap(lambda i: keys.fold_in(model_key, i))(jnp.arange(len(noise))).reshape(-1)
-  logits, batch_stats = network.train_logits(params, batch_stats, copies, copy_keys)
-  labels = jnp.tile(batch.labels, len(noise))
+  logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, attacked, noise)
   if loss == 'plugin':
-    log_probs = jax.nn.log_softmax(logits).reshape(len(noise), -1, logits.shape[-1])
     # Log-probabilities are logits too: softmax changes nothing in them.
+    log_probs = jax.nn.log_softmax(logits)
     example_loss = losses.cross_entropy(smoothing.log_mean_probs(log_probs), batch.labels,
                                         label_smoothing=label_smoothing)
   else:
-    copy_losses = losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    example_loss = jnp.mean(copy_losses.reshape(len(noise), -1), axis=0)
-  correct = (jnp.argmax(logits, axis=-1) == labels).reshape(len(noise), -1)
+    copy_losses = jax.vmap(lambda z: losses.cross_entropy(
+        z, batch.labels, label_smoothing=label_smoothing))(logits)
+    example_loss = jnp.mean(copy_losses, axis=0)
+  correct = jnp.argmax(logits, axis=-1) == batch.labels
   metrics = {
       'accuracy': jnp.mean(correct, axis=0),
       'epsilon': jnp.full_like(example_loss, epsilon),

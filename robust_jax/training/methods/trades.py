@@ -18,8 +18,8 @@ def trades(key, network, params, batch_stats, batch, memory, progress, *, attack
   normalises them by the same statistics (the authors' code has a pass for each).
 
   Args:
-    attack: the inner maximisation. The paper's is PGD of loss 'kl'; images found by another
-      objective give a smaller second term.
+    attack: the inner maximisation, PGD of loss 'kl' (a config has no other: images found by
+      another objective give a smaller second term).
     epsilon: its radius in pixel units.
     beta: the weight of the second term; 0 is training on clean images.
     epsilon_warmup_epochs: epochs over which the radius grows to epsilon.

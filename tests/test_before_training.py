@@ -1,0 +1,104 @@
+"""What cannot be trained is refused before anything is written that claims the workdir."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from launch import command_line
+from robust_jax import attacks, data, experiment, stages, workdir
+from robust_jax.data import lazy
+from robust_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+def build(config, *words):
+  config, *_ = command_line.parse(['launch', f'--config=configs/{config}.py', *words])
+  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+
+
+@pytest.mark.parametrize('words, message', [
+    (['tangent_digits', '--config.extra.name=digits', '--config.extra.share=0.5'],
+     "config.extra.share is 0.5, and config.method.name 'tangent' needs tangent directions"),
+    (['tangent_digits', '--config.data.augment=crop'],
+     "config.data.augment is 'crop', and config.method.name 'tangent' needs tangent directions"),
+    (['smoothadv_gradient_free_digits', '--config.method.num_noise=1'],
+     "config.method.attack: num_noise is 1 for 'gradient_free'; 2 or more are allowed"),
+    (['smoothadv_digits', '--config.attack.smoothed_objective=gradient_free',
+      '--config.evaluation.num_noise=1'], 'config.attack: num_noise is 1'),
+    (['iaat_digits', '--config.method.attack.name=none'],
+     "config.method.attack.name is 'none', and config.method.name 'iaat' learns"),
+    (['iaat_smoothadv_digits', '--config.method.attack.name=none'],
+     "config.method.attack.name is 'none', and config.method.name 'iaat_smoothadv' learns"),
+    (['smoothadv_ddn_digits', '--config.method.attack.num_steps=1'],
+     r'config.method.attack.num_steps is 1; an integer in \[2, inf\) is allowed'),
+    (['pgd_digits', '--config.method.attack.restarts=3',
+      '--config.method.attack.random_start=False'],
+     'config.method.attack: restarts is 3 and random_start False'),
+    (['trades_digits', '--config.method.attack.restarts=2'],
+     'config.method.attack: restarts is 2 and random_start False'),
+    (['trades_digits', '--config.method.attack.loss=cross_entropy'],
+     "config.method.attack.loss is 'cross_entropy', and .*'trades' maximises 'kl'; 'kl' is all"),
+    (['trades_digits', '--config.method.attack.name=fgsm'],
+     "config.method.attack.name is 'fgsm', and .*; 'pgd' with loss 'kl' is allowed"),
+    (['smoothadv_digits', '--config.method.name=trades'],
+     "config.method.attack.loss is 'cross_entropy', and config.method.name 'trades' maximises"),
+])
+def test_what_does_not_go_together_is_one_line(words, message):
+  with pytest.raises(UserError, match=message) as raised:
+    build(*words)
+  assert '\n' not in str(raised.value) and 'allowed' in str(raised.value)
+
+
+def test_tangents_of_joined_images_are_refused():
+  dataset = data.load('digits', 'test')
+  for images in (lazy.Joined(dataset.images, dataset.images[:5]),
+                 data.load('digits', 'test', in_memory_bytes=0).images):
+    with pytest.raises(UserError, match='decoded on the way or has extra examples'):
+      data.load_tangents(dataset._replace(images=images), 8, num_directions=2, num_neighbors=5)
+
+
+@pytest.mark.parametrize('words, message', [
+    (['tangent_digits', '--config.data.tangent_neighbors=1000'], 'tangent_neighbors is 1000'),
+    (['pgd_digits', '--config.weights={folder}/damaged.pth'], 'damaged.pth'),
+])
+def test_a_refusal_in_the_train_stage_leaves_the_workdir_free(words, message, tmp_path):
+  (tmp_path / 'damaged.pth').write_text('nothing')
+  run = build(*[word.format(folder=tmp_path) for word in words])
+  place = tmp_path / 'run'
+  place.mkdir()
+  workdir.describe(run, place, '')
+  with pytest.raises(UserError, match=message):
+    stages.run_stage('train', run, place)
+  assert not (place / 'checkpoints').exists()
+  workdir.check(place, build('pgd_digits', '--config.seed=7').config)
+
+
+@pytest.mark.parametrize('words, told', [
+    (['pgd_digits', '--config.sigma=0.25'], True),
+    (['pgd_digits'], False),
+    (['smoothadv_digits'], False),
+])
+def test_a_method_without_noise_is_told_where_there_is_a_sigma(words, told, tmp_path, capsys):
+  stages.STAGES['train'](build(*words, '--config.train.num_steps=1'), tmp_path)
+  line = ("train: 'adversarial' trains without noise; config.sigma 0.25 is that of the tests, "
+          'attacks and certificates')
+  assert (line in capsys.readouterr().out) == told
+
+
+def test_a_method_that_attacks_can_take_the_place_of_one_that_does_not():
+  words = ['macer_digits', '--config.attack.num_steps=7', '--config.method.name=smoothadv']
+  inner = build(*words).method.keywords['attack']
+  assert inner.func is attacks.pgd_attack and inner.keywords['norm'] == 'l2'
+  assert inner.keywords['num_steps'] == 20  # As in the config file.
+  inner = build(*words, '--config.method.attack.name=ddn',
+                '--config.method.attack.num_steps=3').method.keywords['attack']
+  assert inner.func is attacks.ddn and inner.keywords['num_steps'] == 3
+  inner = build(*words, '--config.method.attack.step_size=0.5').method.keywords['attack']
+  assert inner.keywords['step_size'] == 0.5
