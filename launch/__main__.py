@@ -1,6 +1,7 @@
 """Trains, attacks, certifies and reports: `python -m launch --config=configs/NAME.py`."""
 
 import os
+import shlex
 import sys
 
 from absl import logging
@@ -18,7 +19,8 @@ def main(argv):
   if points is not None:
     return sweep.run(folder, *zip(*points), wanted, redo, flags=[f'--devices={num_devices}'])
   if wanted != {'report'}:
-    run_stages(config, folder, wanted, redo, num_devices, ' '.join(['python -m launch', *argv[1:]]))
+    run_stages(config, folder, wanted, redo, num_devices,
+               shlex.join(['python', '-m', 'launch', *argv[1:]]))
   elif workdir.stages(folder):
     print_report(folder)  # Also of a run that still goes on, and holds the lock.
   else:

@@ -12,6 +12,7 @@ what fails is named, and the others go on.
 import argparse
 import importlib
 import re
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -51,8 +52,8 @@ class Row(NamedTuple):
 def main(argv):
   options, words = parse(argv)
   rows = [row for name in options.configs for row in read_rows(name, options.seeds, words)]
-  failed = run(options.workdir, rows, options.devices, ' '.join(['python -m launch.methods',
-                                                                 *argv[1:]]))
+  failed = run(options.workdir, rows, options.devices, shlex.join(
+      ['python', '-m', 'launch.methods', *argv[1:]]))
   if len(failed) < sum(len(row.configs) for row in rows):
     table = methods.compare(options.workdir, {row.name: row.folders(options.workdir)
                                               for row in rows}, failed)

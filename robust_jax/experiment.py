@@ -245,6 +245,11 @@ class Run:
     """Whether the model has parameters of its own; a function that was brought has none."""
     return not getattr(self.model, 'takes_pixels', False)
 
+  @property
+  def training_noise(self):
+    """Standard deviation of the noise that the method trains with, pixel units; 0 without any."""
+    return self.method.keywords.get('sigma', 0.)
+
   def summary(self):
     """What is about to run, on one line."""
     config = self.config

@@ -9,6 +9,7 @@ checkpoints/      see `checkpoint`; damaged/, those that were found to be so
 tensorboard/      and profile/, where they were asked for
 attack.jsonl      the empirical stage, one line an image; gallery.npz, some of its images
 certify.jsonl     certificates, with the table certify.tsv; certify.progress.json, unfinished ones
+verify.json       whether they were found again, the last time this was asked
 report.html       and tables/
 previous/         what `--redo` has put aside
 """
@@ -35,7 +36,8 @@ REDO = 'redo'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'radii.npz', 'tensorboard'),
     'attack': ('attack.jsonl', 'gallery.npz'),
-    'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json'),
+    'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json',
+                'verify.json'),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'numpy', 'scipy')

@@ -41,6 +41,20 @@ def test_certified_figures_against_a_loop():
   assert analysis.average_certified_radius(one) == pytest.approx(area, abs=1e-4)
 
 
+def test_beyond_a_grid_nothing_is_known():
+  grid = make_log([0., 0.25, 0.5, 0.5], [1, 1, 1, 0], [1, 1, 1, 1])._replace(
+      settings={'radii': [0.5, 0.25]})
+  np.testing.assert_array_equal(analysis.decided_radii(grid), [0.25, 0.5])
+  np.testing.assert_array_equal(
+      analysis.certified_accuracy(grid, [[0., 0.25], [0.4, 0.5], [0.5001, 1.]]),
+      [[0.75, 0.5], [0.25, 0.25], [np.nan, np.nan]])
+  assert analysis.certified_images(grid, 0.25).tolist() == [False, True, True, False]
+  assert analysis.certified_images(grid, 0.51) is None
+  free = make_log([0.1], [1], [1])
+  np.testing.assert_array_equal(analysis.envelope([grid, free], [0.1, 1.]), [1., 0.])
+  np.testing.assert_array_equal(analysis.envelope([grid], [0.5, 1.]), [0.25, np.nan])
+
+
 def test_an_empty_log_is_unknown_not_zero():
   assert np.isnan(analysis.certified_accuracy(EMPTY, [0.0, 1.0])).all()
   assert np.isnan(analysis.average_certified_radius(EMPTY))

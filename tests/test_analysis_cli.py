@@ -24,7 +24,8 @@ from robust_jax.errors import UserError
 TITLE = 'idx\tlabel\tpredict\tradius\tcorrect\ttime\n'
 SETTINGS = {'name': 'fixed', 'sigma': 0.5, 'alpha': 0.001, 'n0': 10, 'n': 1000,
             'bound': 'one_vs_rest', 'dataset': 'digits', 'split': 'test', 'stride': 1,
-            'num_images': 0, 'num_classes': 3, 'seed': 0}
+            'num_images': 0, 'num_classes': 3, 'seed': 0, 'training_noise': 0.5}
+DONE = {'certify': {'status': 'done'}}
 
 
 def run(capsys, *words):
@@ -86,11 +87,6 @@ def write_run(folder, *, num_images=40, seed=0, stages=None, **settings):
     (folder / 'config.json').write_text('{}')
     (folder / 'stages.json').write_text(json.dumps(stages))
   return folder
-
-
-def stages_of(method, sigma=0.5, status='done'):
-  return {'train': {'status': 'done', 'config': {'sigma': sigma, 'method': method}},
-          'certify': {'status': status}}
 
 
 # table
@@ -160,7 +156,7 @@ def test_default_radii():
 
 
 def test_a_folder_is_searched(tmp_path, capsys):
-  run_folder = write_run(tmp_path / 'runs' / '000', stages=stages_of({'name': 'standard'}))
+  run_folder = write_run(tmp_path / 'runs' / '000', stages=DONE)
   write_run(run_folder / 'previous' / 'x')
   write_run(tmp_path / 'runs' / 'plain')
   (tmp_path / 'runs' / 'begun').mkdir()
@@ -215,19 +211,15 @@ def test_what_a_path_says(tmp_path, path, dataset, train, sigma, noise):
       dataset, train, sigma, noise)
 
 
-@pytest.mark.parametrize('stages, noise', [
-    (stages_of({'name': 'gaussian', 'sigma': None}), 0.5),
-    (stages_of({'name': 'gaussian', 'sigma': 0.25}), 0.25),
-    (stages_of({'name': 'standard'}), 0.),
-    ({'certify': {'status': 'done'}}, None),
-    ({'train': 3}, None),
-])
-def test_what_a_workdir_says(tmp_path, stages, noise):
+@pytest.mark.parametrize('stages', [DONE, {'certify': 3}, {'train': {}}, [], None])
+@pytest.mark.parametrize('noise', [0.25, 0., None])
+def test_what_a_log_says(tmp_path, stages, noise):
   folder = write_run(tmp_path / 'cifar10' / 'train' / 'noise_1', stages=stages, split='validation',
-                     dataset='imagenet2012')
+                     dataset='imagenet2012', training_noise=noise)
   found = sources.load(folder / 'certify.jsonl')
   assert (found.dataset, found.train_split, found.sigma, found.training_noise) == (
       'imagenet', False, 0.5, noise)
+  assert found.remarks == []
   folder = write_run(tmp_path / 'x', stages=stages, split='train[:5%]', dataset='folder')
   found = sources.load(folder / 'certify.jsonl')
   assert (found.dataset, found.train_split) == (None, True)
@@ -239,7 +231,7 @@ def test_what_is_missing_is_said(tmp_path, capsys):
   torn.write_text(torn.read_text()[:-10])
   short = write_table(tmp_path / 'mnist' / 'short', [1.] * 10, idx=range(0, 1000, 100))
   whole = write_table(tmp_path / 'mnist' / 'whole', [1.] * 100, idx=range(0, 10_000, 100))
-  begun = write_run(tmp_path / 'begun', num_images=5, stages=stages_of({}, status='running'))
+  begun = write_run(tmp_path / 'begun', num_images=5, stages={'certify': {'status': 'running'}})
   status, out, err = run(capsys, 'table', gaps, torn, short, whole, begun, '--format=csv')
   assert status == 0 and [row[2] for row in rows_of(out)[1:]] == ['6', '2', '10', '100', '5']
   assert err == [
@@ -393,8 +385,8 @@ def test_the_envelope_names_who_attains_it(tmp_path, capsys):
 
 
 def test_workdirs_of_another_noise_or_split_are_left_out(tmp_path, capsys):
-  write_run(tmp_path / 'a', stages=stages_of({'name': 'gaussian', 'sigma': None}))
-  write_run(tmp_path / 'b', stages=stages_of({'name': 'standard'}), seed=1)
+  write_run(tmp_path / 'a', stages=DONE)
+  write_run(tmp_path / 'b', stages=DONE, seed=1, training_noise=0.)
   write_run(tmp_path / 'c', split='train[:5%]', seed=2)
   _, out, err = run(capsys, 'envelope', tmp_path, '--radii=0')
   assert out.splitlines()[-1].split()[-1] == str(tmp_path / 'a')
@@ -504,19 +496,51 @@ def test_certifiers_that_decide_other_radii_are_not_compared(tmp_path, capsys):
   assert status == 0 and first['r=0.5'] and first['r=0.75'] == first['ACR'] == ''
   assert f'warning: name differs: "fixed" in {fixed}/certify.jsonl, "sequential" in ' in err[0]
   assert any(line.startswith('warning: radii differs: "any" in ') for line in err)
-  assert (f'warning: {grids[0]}/certify.jsonl: the radii 0, 0.25, 0.5 were decided, not 0.75, '
-          'where at least the accuracy of the next larger one is certified') in err
+  assert (f'warning: {grids[0]}/certify.jsonl: the radii 0, 0.25, 0.5 were decided; 0.75: nothing '
+          'is known') in err
   assert not any('largest radius' in line for line in err)
-  for command in ('table', 'plot'):
-    words = [command, fixed, grids[0]] + ([f'--output={tmp_path}/x.svg'] * (command == 'plot'))
-    err = run(capsys, *words)[2]
-    assert sum(line.startswith(('warning: name differs', 'warning: radii differs'))
-               for line in err) == 2
+  err = run(capsys, 'table', fixed, grids[0])[2]
+  assert [line.split(':')[1] for line in err[:2]] == [' name differs', ' radii differs']
+  err = run(capsys, 'plot', fixed, grids[0], f'--output={tmp_path}/x.svg')[2]
+  assert err[0].startswith('warning: name differs') and err[1:] == [
+      f'warning: {grids[0]}/certify.jsonl: radii up to 0.5 were decided, where its curve ends']
   # One grid for all is what the table shows, and compares.
   _, out, err = run(capsys, 'compare', *grids[1:], '--format=csv')
   titles, *_, difference = rows_of(out)
   assert titles[3::2] == ['r=0', 'r=0.5', 'ACR'] and all(difference[3::2])
   assert not any('radii' in line for line in err)
+  # The grid of one log says nothing of the two others.
+  _, out, err = run(capsys, 'compare', fixed, write_run(tmp_path / 'again'), grids[0],
+                    '--radii=0.25,0.4,0.75', '--format=csv')
+  _, first, _, again, itself, grid = rows_of(out)
+  assert all(again[3::2]) and all(first[3::2])
+  assert [bool(text) for text in itself[3::2]] == [True, True, False, True]
+  assert [bool(text) for text in grid[3::2]] == [True, False, False, False]
+  assert any(line.endswith('were decided; 0.4: at least the accuracy of the next larger one; 0.75: '
+                           'nothing is known') for line in err)
+
+
+def test_what_a_grid_does_not_say_is_left_open(tmp_path, capsys):
+  fixed = write_run(tmp_path / 'fixed')
+  grid = write_run(tmp_path / 'grid', name='sequential', radii=[0.25, 0.5])
+  _, out, _ = run(capsys, 'table', fixed, grid, '--radii=0.5,0.75')
+  plain, rounded = out.splitlines()[-2:]
+  acr = f'{analysis.average_certified_radius(log.read(fixed / "certify.jsonl")):.3f}'
+  assert f'  {acr}  ' in plain and f'≥ {acr}' in rounded
+  assert [row.split()[5] for row in (plain, rounded)] == ['25.0', '–']
+  titles, row = rows_of(run(capsys, 'table', grid, '--radii=0.5,0.75', '--format=csv')[1])
+  assert row[titles.index('ACR')] == acr and row[titles.index('r=0.75')] == ''
+  rows = rows_of(run(capsys, 'envelope', grid, '--radii=0.5,0.75', '--format=csv')[1])
+  assert rows[1][1] and rows[2] == ['0.75', '', '', '']
+  rows = rows_of(run(capsys, 'envelope', grid, fixed, '--radii=0.5,0.75', '--format=csv')[1])
+  assert rows[2][1] and rows[2][3].startswith(str(fixed))
+
+
+def test_every_setting_that_changes_certificates_is_named_beside_a_table(tmp_path, capsys):
+  for name, changes in (('a', {}), ('b', {'noise': 'integer'}), ('c', {'n': 2000, 'sigma': 0.25})):
+    write_run(tmp_path / name, **{'noise': 'gaussian', **changes})
+  err = run(capsys, 'table', tmp_path)[2]
+  assert [line.split(':')[1] for line in err] == [' n differs', ' noise differs']
 
 
 def test_abstention_has_no_meaning_where_the_label_was_tested(tmp_path, capsys):
@@ -558,6 +582,19 @@ def test_curves_are_drawn_where_they_are(tmp_path, capsys):
     assert status == 0 and image.format == 'PNG' and image.width == 1440
     colours = {colour for _, colour in image.getcolors(1 << 24)}
   assert {tuple(bytes.fromhex(colour[1:])) for colour in curves._COLOURS[:3]} <= colours
+
+
+def test_the_curve_of_a_grid_ends_with_the_grid(tmp_path, capsys):
+  grid = write_run(tmp_path / 'grid', name='sequential', radii=[0.25, 0.5])
+  write_table(tmp_path / 'far', [2.] * 40)
+  run(capsys, 'plot', tmp_path, f'--output={tmp_path}/x.svg', '--intervals')
+  root = ElementTree.parse(tmp_path / 'x.svg').getroot()
+  line = [each for each in root.iter('{http://www.w3.org/2000/svg}polyline')
+          if each.get('stroke-width') == '2'][1]
+  points = np.array([point.split(',') for point in line.get('points').split()], float)
+  accuracy = analysis.certified_accuracy(log.read(grid / 'certify.jsonl'), [0.5])[0]
+  expected = 52 + 0.5 / 2.04 * (720 - 52 - 20), 434 - 400 * accuracy
+  np.testing.assert_allclose(points[-1], expected, atol=0.06)
 
 
 def test_many_curves_have_colours_of_their_own():

@@ -241,7 +241,8 @@ def test_long_and_unlike_training_curves(tmp_path):
 
 
 def label_all(*configs):
-  runs = [contents.Contents(contents.Path(f'runs/{i}'), config, {}, {}, {}, None, None, None, None)
+  runs = [contents.Contents(contents.Path(f'runs/{i}'), config, {}, {}, {}, None, None, None, {},
+                            None, None)
           for i, config in enumerate(configs)]
   return [group.label for group in groups.group(runs)]
 

@@ -1,6 +1,7 @@
 """The launcher end to end on digits: one real run, interrupted and not, and its mistakes."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -189,11 +190,11 @@ def run(monkeypatch, data_dir):
 
 
 def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):
-  def explode(key, network, params, batch_stats, batch, memory, progress):
+  def explode(key, network, params, batch_stats, batch, memory, progress, **_):
     output = run.method(key, network, params, batch_stats, batch, memory, progress)
     return output._replace(loss=output.loss * jnp.where(progress.step >= 12, jnp.nan, 1.))
 
-  broken = dataclasses.replace(run, method=explode)
+  broken = dataclasses.replace(run, method=functools.partial(explode, **run.method.keywords))
   with pytest.raises(NonFiniteLossError, match='step 15'):
     stages.STAGES['train'](broken, tmp_path)
   assert checkpoint.latest_step(tmp_path) == 10
@@ -206,7 +207,8 @@ def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):
 def test_a_loaded_checkpoint_is_the_trained_network(run, tmp_path):
   stages.STAGES['train'](run, tmp_path)
   network, variables, info = checkpoint.load(tmp_path)
-  assert info['sigma'] == 0.25 and info['image_shape'] == [8, 8, 1] and info['step'] == 23
+  assert info['sigma'] == info['training_noise'] == 0.25
+  assert info['image_shape'] == [8, 8, 1] and info['step'] == 23
   with checkpoint.manager(tmp_path) as checkpoints:
     template = training.create_state(models.init(run.key('init'), run.model, (8, 8, 1)),
                                      run.optimizer())

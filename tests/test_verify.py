@@ -205,7 +205,10 @@ def test_a_log_that_is_right(name, make, tmp_path, capsys):
   verify(make(name, '--config.verify.sample=3'), tmp_path)
   printed = capsys.readouterr().out
   assert '3 of 3 images drawn for again are identical' in printed
-  assert '10 of 10 agree with their own counts' in printed
+  assert '10 of 10 agree with their own counts, 10 with the table' in printed
+  assert 'the log was made with other' not in printed, 'the number of devices changes nothing'
+  record = json.loads((tmp_path / 'verify.json').read_text())
+  assert (record['images'], record['drawn_again'], record['problems']) == (10, 3, {})
 
 
 def test_a_sample_is_taken_once(make, tmp_path):
@@ -267,7 +270,10 @@ def test_images_and_labels_are_those_of_the_dataset(make, tmp_path, capsys):
   finds(f'image {entry["idx"]}: label: {entry["label"]} is logged; the dataset has ')
   path.write_text(whole)
   table.write_text(rows_of_table + '99\t1\t1\t0.5\t1\t0:00:01\n')
-  finds('image 99: it is in certify.tsv alone')
+  capsys.readouterr()
+  with pytest.raises(MismatchError, match='certify.tsv: 1 of [0-9]+ images are not as in'):
+    verify(run, tmp_path)
+  assert 'image 99: it is in certify.tsv alone' in capsys.readouterr().out
   # Images that are left out: a log in the making, or one that claims to be whole.
   path.write_text(''.join(whole.splitlines(keepends=True)[:8]))
   tamper(tmp_path, 0)
@@ -342,9 +348,13 @@ def test_the_table_is_verified_too(make, tmp_path, capsys):
   words = lines[3].split('\t')
   words[3] = '1.50000'
   table.write_text('\n'.join([*lines[:3], '\t'.join(words), *lines[4:], '']))
-  with pytest.raises(MismatchError, match='1 of 10 images'):
+  with pytest.raises(MismatchError, match='certify.tsv: 1 of 10 images are not as in certify.json'):
     verify(run, tmp_path)
-  assert 'certify.tsv has another line: class' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert 'certify.tsv has another line: class' in printed
+  assert '10 of 10 agree with their own counts, 9 with the table' in printed
+  record = json.loads((tmp_path / 'verify.json').read_text())
+  assert record['problems'] == {} and list(record['problems_in_table']) == ['3']
 
 
 def test_other_parameters_and_settings_are_one_line(make, tmp_path):
@@ -364,7 +374,7 @@ def test_other_parameters_and_settings_are_one_line(make, tmp_path):
 
 
 @pytest.mark.parametrize(('words', 'message'), [
-    (['--config.certify.n0=0'], 'config.certify.n0 is 0'),
+    (['--config.certify.n0=0'], "config.certify.n0=0; at least 1, or choose='label', is allowed"),
     (['--config.certify.n=0'], 'config.certify.n is 0'),
     (['--config.certify.n=5'], 'config.certify.n=5; at least 11 is allowed'),
     (['--config.certify.alpha=1.0'], r'config.certify.alpha is 1.0; a number in \(0, 1\)'),

@@ -16,6 +16,8 @@ from robust_jax.analysis.certified import (
     accuracy_interval,
     average_certified_radius,
     certified_accuracy,
+    certified_images,
+    decided_radii,
     envelope,
 )
 from robust_jax.analysis.images import common_images, on_images
@@ -25,8 +27,8 @@ from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown
 
 __all__ = [
     'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval',
-    'average_certified_radius', 'certified_accuracy', 'clean_accuracy', 'common_images',
-    'envelope', 'mean_interval', 'on_images', 'paired_difference', 'read_attack', 'robust',
-    'robust_accuracy', 'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text',
-    'welch_difference',
+    'average_certified_radius', 'certified_accuracy', 'certified_images', 'clean_accuracy',
+    'common_images', 'decided_radii', 'envelope', 'mean_interval', 'on_images', 'paired_difference',
+    'read_attack', 'robust', 'robust_accuracy', 'simultaneous', 'to_csv', 'to_latex', 'to_markdown',
+    'to_text', 'welch_difference',
 ]

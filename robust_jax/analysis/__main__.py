@@ -100,14 +100,14 @@ def make_parser():
 def table(flags):
   found = _collect(flags)
   _warn(sources.mixed(found))
-  _warn(line for line in sources.differences(found)
-        if line.startswith(('name ', 'radii ', 'choose ')))
+  _warn(line for line in sources.differences(found) if not line.startswith('sigma '))
   folder, names = _names(found, flags)
   values = listings.logs_table(found, names, _radii_of(found, flags), decimals=flags.decimals,
                                separate=flags.format == 'csv')
   _print(values, flags, folder, """\
 Certified accuracy in % at l2 radius r, with its 95% interval over images.
-ACR: average certified radius; abstains: in %; draws, seconds: mean an image.""")
+ACR: average certified radius, ≥ where only a grid of radii was decided; abstains: in %;
+draws, seconds: mean an image.""")
 
 
 def envelope(flags):
@@ -149,7 +149,8 @@ def plot(flags):
   curves.check_output(flags.output)
   found = _without(_collect(flags), _empty)
   _warn(sources.mixed(found))
-  _warn(line for line in sources.differences(found) if line.startswith(('name ', 'radii ')))
+  _warn(line for line in sources.differences(found) if not line.startswith(('sigma ', 'radii ')))
+  _warn(sources.ending(found))
   folder, names = sources.names([source.path for source in found])
   curves.write(flags.output, *curves.draw([source.log for source in found], names,
                                           intervals=flags.intervals))

@@ -8,24 +8,54 @@ import numpy as np
 from scipy import special
 
 
+def decided_radii(log):
+  """[num_radii], ascending: the grid that the certifier has decided; None where it had none."""
+  radii = log.settings.get('radii')
+  return None if radii is None else np.sort(np.asarray(radii, np.float64))
+
+
+def certified_images(log, radius):
+  """Which images are correct with a certified radius of at least r.
+
+  Args:
+    log: the log of one model.
+    radius: r, in the units of the log.
+
+  Returns:
+    [num_images] bool; None beyond the largest radius of a grid that was decided, of which nothing
+    is known. Between two radii of a grid the larger one decides.
+  """
+  return None if radius > _limit(log) else log.correct & (log.radius >= radius)
+
+
+def _limit(log):
+  """The largest radius that the log says something of."""
+  grid = decided_radii(log)
+  return np.inf if grid is None else grid.max() + 1e-9
+
+
 def certified_accuracy(log, radii):
   """The fraction of images that are correct with a certified radius of at least r.
 
   Args:
     log: the log of one model.
-    radii: [num_radii], in the units of the log.
+    radii: [...], in the units of the log.
 
   Returns:
-    [num_radii] in [0, 1]. At r = 0 it is the accuracy of the smoothed classifier.
+    [...] in [0, 1], NaN where `certified_images` is None. At r = 0 it is the accuracy of the
+    smoothed classifier.
   """
   radii = np.asarray(radii, np.float64)
   if not len(log.radius):
     return np.full(radii.shape, np.nan)
-  return np.mean(log.correct & (log.radius >= radii[..., None]), axis=-1)
+  accuracy = np.mean(log.correct & (log.radius >= radii[..., None]), axis=-1)
+  return np.where(radii > _limit(log), np.nan, accuracy)
 
 
 def average_certified_radius(log):
   """ACR = mean(correct * radius): a wrong or abstained image counts as radius 0.
+
+  Of a grid of radii that was decided it is a lower bound: each is rounded down to one of them.
 
   Reference: Zhai et al. 2020, MACER, section 5.
   """
@@ -73,7 +103,7 @@ def envelope(logs, radii):
     radii: [num_radii].
 
   Returns:
-    [num_radii]; NaN where every log is empty.
+    [num_radii]; NaN where nothing is known of any.
   """
-  curves = [certified_accuracy(log, radii) for log in logs if len(log.radius)]
-  return np.max(curves, axis=0) if curves else np.full(np.shape(radii), np.nan)
+  none = np.full(np.shape(radii), np.nan)
+  return np.fmax.reduce([none, *(certified_accuracy(log, radii) for log in logs)])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from robust_jax.analysis.certified import accuracy_interval, certified_accuracy
+from robust_jax.analysis.certified import accuracy_interval, certified_accuracy, decided_radii
 from robust_jax.certification.log import Log
 from robust_jax.errors import UserError
 
@@ -44,10 +44,12 @@ def draw(logs: Sequence[Log], names: Sequence[str], *, intervals=False):
   """
   # A little further than the largest radius, so that every curve is seen to end.
   limit = 1.02 * max(log.radius[log.correct].max(initial=0.) for log in logs) or 1.
-  radii = np.linspace(0, limit, 601)
+  even = np.linspace(0, limit, 601)
   shapes, to_x, to_y = _axes(limit, 'certified accuracy', 'l2 radius')
   curves = []
   for log, (colour, dash) in zip(logs, _styles(len(logs))):
+    grid = decided_radii(log)
+    radii = even if grid is None else np.union1d(even[even < grid.max()], grid)
     accuracy = certified_accuracy(log, radii)
     # To where it is zero; from there on the axis says so.
     end = np.count_nonzero(accuracy) + 1

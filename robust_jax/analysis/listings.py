@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from robust_jax.analysis.certified import (
-    abstention_rate,
-    accuracy_interval,
-    average_certified_radius,
-    certified_accuracy,
+  abstention_rate,
+  accuracy_interval,
+  average_certified_radius,
+  certified_accuracy,
+  certified_images,
+  decided_radii,
 )
 from robust_jax.analysis.images import common_images, on_images
 from robust_jax.analysis.means import paired_difference
@@ -44,7 +46,8 @@ def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decima
   """One row a log: certified accuracy at each radius, ACR, abstention, draws, seconds.
 
   Accuracies and abstention are in per cent; draws and seconds are means over the images. The
-  interval is that of `accuracy_interval`, 95%.
+  interval is that of `accuracy_interval`, 95%. The ACR of a grid of radii has a ≥ before it, but
+  not where it is for programs.
   """
   titles = [f'r={radius:g}' for radius in radii]
   if separate:
@@ -56,16 +59,16 @@ def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decima
     cells = []
     for value, low, high in zip(accuracy, *accuracy_interval(accuracy, num_images)):
       value, low, high = (_percent(each, decimals) for each in (value, low, high))
-      if not num_images:
+      if value is None:
         cells += [None] * (3 if separate else 1)
       else:
         cells += [value, low, high] if separate else [f'{value} ({low}–{high})']
     rows.append([
         name, _text(source.sigma, 'g'), str(num_images), *cells,
-        _text(average_certified_radius(log), '.3f'),
+        acr_text(log, at_least='' if separate else '≥ '),
         # Where the label was tested, wrong and abstained are one.
         None if log.settings.get('choose') == 'label' else _percent(abstention_rate(log), decimals),
-        _text(_mean_draws(source), '.0f'),
+        _text(mean_draws(source.votes), '.0f'),
         _text(np.mean(log.time) if num_images else None, '.3g')])
   return Table(['log', 'sigma', 'images', *titles, 'ACR', 'abstains', 'draws', 'seconds'], rows)
 
@@ -79,11 +82,15 @@ def envelope_table(sources: Sequence[Source], names: Sequence[str], radii, *,
   curves = np.array([certified_accuracy(source.log, radii) for source in sources])
   rows = []
   for radius, column in zip(radii, curves.T):
-    best = np.flatnonzero(column == column.max())
+    largest = np.fmax.reduce(column)
+    if np.isnan(largest):
+      rows.append([f'{radius:g}', None, None, None])
+      continue
+    best = np.flatnonzero(column == largest)
     alike = f' (and {len(best) - 1} more)' if len(best) > 1 else ''
-    rows.append([f'{radius:g}', _percent(column.max(), decimals),
+    rows.append([f'{radius:g}', _percent(largest, decimals),
                  str(len(sources[best[0]].log.idx)),
-                 f'{names[best[0]]}{alike}' if column.max() > 0 else None])
+                 f'{names[best[0]]}{alike}' if largest > 0 else None])
   return Table(['radius', 'certified', 'images', 'attained by'], rows)
 
 
@@ -104,29 +111,41 @@ def comparison_table(sources: Sequence[Source], names: Sequence[str], radii, *, 
     raise UserError(f'no image is in all {len(sources)} logs ({short.path} has '
                     f'{len(short.log.idx)}); logs that share images are allowed')
   cut = [on_images(source.log, idx) for source in sources]
-  # [num_logs, num_images, num_radii + 1], the last column for ACR.
-  values = np.stack([np.concatenate([
-      100. * (log.correct[:, None] & (log.radius[:, None] >= np.asarray(radii))),
-      (log.correct * log.radius)[:, None]], axis=1) for log in cut])
+  # [num_logs, num_radii + 1, num_images], the last column for ACR.
+  values = np.stack([[*(_percents(certified_images(log, radius), len(idx)) for radius in radii),
+                      log.correct * log.radius] for log in cut])
   digits = [decimals] * len(radii) + [3]
   titles = [*(f'r={radius:g}' for radius in radii), 'ACR']
   if separate:
     titles = [text for title in titles for text in (title, f'{title} ±')]
   rows = []
   for i, name in enumerate(names):
-    figures = [f'{value:.{digit}f}' for value, digit in zip(values[i].mean(axis=0), digits)]
+    figures = [_text(value, f'.{digit}f') for value, digit in zip(values[i].mean(axis=1), digits)]
     images = f'{len(idx)} of {len(sources[i].log.idx)}'
     rows.append([name, images, 'itself', *_with_interval(figures, [None] * len(digits), separate)])
     if i:
-      pairs = [paired_difference(first, second) for first, second in zip(values[i].T, values[0].T)]
+      pairs = [paired_difference(first, second) for first, second in zip(values[i], values[0])]
       figures = [f'{difference:+.{digit}f}' for (difference, _), digit in zip(pairs, digits)]
       halves = [f'{half:.{digit}f}' if half > 0 else None
                 for (_, half), digit in zip(pairs, digits)]
-      alike = comparable(sources, radii)
+      alike = comparable([sources[0], sources[i]], radii)
       figures = [figure if same else None for figure, same in zip(figures, alike)]
       halves = [half if same else None for half, same in zip(halves, alike)]
       rows.append([name, images, 'minus the first', *_with_interval(figures, halves, separate)])
   return Table(['log', 'images', 'figure', *titles], rows)
+
+
+def acr_text(log, at_least='≥ '):
+  """The average certified radius; of a grid of radii, which round it down, after `at_least`."""
+  text = _text(average_certified_radius(log), '.3f')
+  return text if text is None or decided_radii(log) is None else f'{at_least}{text}'
+
+
+def mean_draws(votes):
+  """Draws an image, those that chose its class included; None without votes."""
+  if votes is None:
+    return None
+  return np.mean(votes.counts0.sum(axis=-1) + votes.counts.sum(axis=-1))
 
 
 def _with_interval(figures, halves, separate):
@@ -135,10 +154,8 @@ def _with_interval(figures, halves, separate):
   return [f'{figure} ± {half}' if half else figure for figure, half in zip(figures, halves)]
 
 
-def _mean_draws(source):
-  if source.votes is None:
-    return None
-  return np.mean(source.votes.counts0.sum(axis=-1) + source.votes.counts.sum(axis=-1))
+def _percents(images, num_images):
+  return np.full(num_images, np.nan) if images is None else 100. * images
 
 
 def _percent(fraction, decimals):

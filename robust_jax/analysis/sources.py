@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robust_jax.analysis.certified import decided_radii
 from robust_jax.certification import log as logs
 from robust_jax.errors import UserError
 
@@ -30,7 +31,7 @@ _SIZES = {'mnist': 10_000, 'fashionmnist': 10_000, 'cifar10': 10_000, 'cifar100'
           'svhn': 26_032, 'tinyimagenet': 10_000, 'imagenet': 50_000}
 # Settings that say which images and network, not how an image is certified.
 FREE = {'seed', 'dataset', 'split', 'stride', 'num_images', 'num_classes', 'batch_size',
-         'checkpoint_step', 'classifier_sha256'}
+         'checkpoint_step', 'classifier_sha256', 'training_noise'}
 
 
 class Source(NamedTuple):
@@ -99,15 +100,13 @@ def load(path) -> Source:
   dataset = settings.get('dataset', _in_path(_DATASET, absolute))
   split = settings.get('split', _split_in_path(absolute))
   sigma = settings.get('sigma', _in_path(_SIGMA, absolute))
-  stages = _stages(path)
   return Source(
       path=path, log=log, votes=logs.read_votes(path),
       # Any images may be in a 'folder'.
       dataset=None if dataset in (None, 'folder') else _plain(str(dataset)),
       train_split=str(split).startswith('train'), sigma=_number(sigma),
-      training_noise=(_number(_in_path(_NOISE, absolute)) if stages is None
-                      else _training_noise(stages)),
-      remarks=_remarks(path, log, stages))
+      training_noise=_number(settings.get('training_noise', _in_path(_NOISE, absolute))),
+      remarks=_remarks(path, log))
 
 
 def check_dataset(sources: Sequence[Source]):
@@ -203,13 +202,22 @@ def off_grid(sources: Sequence[Source], radii) -> list[str]:
   """A line for each log that has decided some radii only, and not all of these."""
   lines = []
   for source in sources:
-    others = [radius for radius, on in zip(radii, _on_grid(source, radii)) if not on]
-    if others:
-      grid = ', '.join(f'{radius:g}' for radius in source.log.settings['radii'])
-      lines.append(f'{source.path}: the radii {grid} were decided, not '
-                   f'{", ".join(f"{radius:g}" for radius in others)}, where at least the accuracy '
-                   'of the next larger one is certified')
+    others = np.asarray(radii)[~_on_grid(source, radii)]
+    if not len(others):
+      continue
+    grid = decided_radii(source.log)
+    between, beyond = others[others < grid.max()], others[others > grid.max()]
+    lines.append(f'{source.path}: the radii {_listed(grid)} were decided'
+                 + (f'; {_listed(between)}: at least the accuracy of the next larger one'
+                    if len(between) else '')
+                 + (f'; {_listed(beyond)}: nothing is known' if len(beyond) else ''))
   return lines
+
+
+def ending(sources: Sequence[Source]) -> list[str]:
+  """A line for each log whose certifier has not asked for any radius beyond its grid."""
+  return [f'{source.path}: radii up to {decided_radii(source.log).max():g} were decided, where its '
+          'curve ends' for source in sources if decided_radii(source.log) is not None]
 
 
 def comparable(sources: Sequence[Source], radii) -> list[bool]:
@@ -224,7 +232,7 @@ def comparable(sources: Sequence[Source], radii) -> list[bool]:
 
 def _on_grid(source, radii):
   """[num_radii] bool: whether the log's certifier has decided it."""
-  grid = source.log.settings.get('radii')
+  grid = decided_radii(source.log)
   if grid is None:
     return np.full(len(radii), True)
   return np.isclose(np.asarray(radii)[:, None], grid, rtol=0, atol=1e-9).any(axis=1)
@@ -348,33 +356,22 @@ def _number(value):
     return None
 
 
-def _stages(path):
-  """The stages of the workdir that a log is in; None where it is in none."""
+def _is_finished(path):
+  """Whether the certify stage of the workdir that a log is in, if it is in one, is done."""
   if path.name not in LOG_NAMES:
-    return None
+    return True
   try:
     stages = json.loads((path.parent / 'stages.json').read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    return None
-  return stages if isinstance(stages, dict) else None
+    return stages['certify']['status'] == 'done'
+  except (OSError, ValueError, KeyError, TypeError):
+    return True
 
 
-def _training_noise(stages):
-  """The noise that a workdir's network was trained with; None where it was trained elsewhere."""
-  try:
-    config = stages['train']['config']
-    own = config['method'].get('sigma', 0.)
-    return float(config['sigma'] if own is None else own)
-  except (AttributeError, KeyError, TypeError, ValueError):
-    return None
-
-
-def _remarks(path, log, stages):
+def _remarks(path, log):
   remarks = []
   if logs.is_cut_off(path):
     remarks.append(f'{path}: the last line is cut off, and dropped')
-  if stages and isinstance(stages.get('certify'), dict) and (
-      stages['certify'].get('status') != 'done'):
+  if not _is_finished(path):
     remarks.append(f'{path}: the certification is not finished ({len(log.idx)} images so far)')
   gaps = _gaps(np.sort(log.idx), log.settings.get('stride'))
   return remarks + [f'{path}: {gap}' for gap in gaps]
@@ -427,6 +424,10 @@ def _differing(name, values):
     return []
   each = ', '.join(f'{text} in {same[0].path}{_and_more(same)}' for text, same in groups.items())
   return [f'{name} differs: {each}']
+
+
+def _listed(radii):
+  return ', '.join(f'{radius:g}' for radius in radii)
 
 
 def _and_more(sources):

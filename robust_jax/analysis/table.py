@@ -111,7 +111,7 @@ def _cells(table, escape=str, mark='{}'):
 
 def _is_number(text):
   # 57.0%, 8/255, 52.1–61.4, 57.0 (52.1–61.4), +1.2 ± 0.3, 427 of 500 and 97.1 (n=2) are too.
-  return re.fullmatch(r'[-+−]?[\d.,]+(e[+-]?\d+)?%?([–/][\d.,]+| \([\d.]+–[\d.]+\)'
+  return re.fullmatch(r'(≥ )?[-+−]?[\d.,]+(e[+-]?\d+)?%?([–/][\d.,]+| \([\d.]+–[\d.]+\)'
                       r'| ± [\d.,]+| of \d+)?( \(n=\d+\))?|–|nan|-?inf', text) is not None
 
 
@@ -127,7 +127,7 @@ def _padded(cells, widths, right):
 _LATEX = {char: '\\' + char for char in '&%$#_{}'}
 _LATEX |= {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
            '–': '--', '−': '$-$', '×': r'$\times$', '±': r'$\pm$', 'Δ': r'$\Delta$',
-           'ε': r'$\varepsilon$', 'σ': r'$\sigma$', 'ℓ': r'$\ell$',
+           '≥': r'$\geq$', 'ε': r'$\varepsilon$', 'σ': r'$\sigma$', 'ℓ': r'$\ell$',
            '₁': '$_1$', '₂': '$_2$', '∞': r'$_\infty$'}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from robust_jax.certification import bounds, sequential, sources
 from robust_jax.certification.sequential import AtLeastOne, BelowOne
-from robust_jax.types import Count, NonNegative, Positive, Probability
+from robust_jax.types import Count, Index, NonNegative, Positive, Probability
 
 Choice = Literal['majority', 'label']
 
@@ -57,7 +57,7 @@ def sequential_rule(
   *,
   sigma: Positive,
   radii: tuple[NonNegative, ...] | None = None,
-  n0: Count = 100,
+  n0: Index = 100,
   n: Count = 100_000,
   alpha: Probability = 0.001,
   cap_share: Probability = 0.8,
@@ -78,7 +78,7 @@ def sequential_rule(
   Args:
     sigma: standard deviation of the noise, pixel units.
     radii: grid of l2 radii, pixel units; None: 0.25, 0.5, ..., as far as n draws can certify.
-    n0: draws an image that choose the class, where the label does not.
+    n0: draws an image that choose the class; unused where the label does.
     n: the cap, draws an image.
     alpha: probability that a certificate is false, an image.
     cap_share, futility, indifference, first_look, look_growth: see `sequential.make_plan`.
@@ -108,7 +108,7 @@ def sequential_rule(
 def anytime_rule(
   *,
   sigma: Positive,
-  n0: Count = 100,
+  n0: Index = 100,
   n: Count = 100_000,
   alpha: Probability = 0.001,
   cap_share: Probability = 0.8,
@@ -161,11 +161,12 @@ def replay(rule, looks):
 
 
 def _rule(plan, sigma, n0, choose, batch_size, source, alpha, *functions):
-  for name, value in (('n0', n0), ('batch_size', batch_size)):
-    if value < 1:
-      raise ValueError(f'{name}={value}; at least 1 is allowed')
   if choose not in ('majority', 'label'):
     raise ValueError(f"choose={choose!r}; 'majority' or 'label' is allowed")
+  if n0 < 1 and choose == 'majority':
+    raise ValueError(f"n0={n0}; at least 1, or choose='label', is allowed")
+  if batch_size < 1:
+    raise ValueError(f'batch_size={batch_size}; at least 1 is allowed')
   return Rule(sigma, 0 if choose == 'label' else n0, batch_size, source, alpha,
               plan, *functions)
 

@@ -179,6 +179,10 @@ def _differing_settings(found, certified, attacked):
   if len({tuple(sorted(header['epsilons'])) for header in headers}) > 1:
     notes.append('The attacks measured different radii. An image counts at ε if it is right at '
                  'every smaller ε measured as well, so a longer list is a little stricter.')
+  logs = [log for row in certified for log in row if log is not None]
+  if any(analysis.decided_radii(log) is not None for log in logs):
+    notes.append('Where only the radii of a grid were tested, the ACR is a lower bound: every '
+                 'certified radius is rounded down to one of them.')
   devices = {results.device_text(run) for group in found for run in group.runs
              if 'device' in {**run.record, **run.stages.get('train', {})}}
   if len(devices) > 1:
@@ -279,7 +283,7 @@ def _certified(certified, alike):
   logs = [log for row in certified for log in row if log is not None]
   if not logs:
     return []
-  at = lambda radius: _map(lambda log: log.correct & (log.radius >= radius), certified)
+  at = lambda radius: _map(lambda log: analysis.certified_images(log, radius), certified)
   return [*(Column(f'certified {radius:g}', at(radius), compared=alike)
             for radius in radii(logs)),
           Column('ACR', _map(lambda log: log.correct * log.radius, certified), scale=1.,

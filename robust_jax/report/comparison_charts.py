@@ -47,14 +47,19 @@ def _certified_chart(panel, styles, looks):
   logs = [log for row in panel.certified for log in row if log is not None]
   if not logs:
     return ''
-  radii = np.unique(np.concatenate([[0.], *(log.radius[log.correct] for log in logs)]))
+  grids = [grid for grid in map(analysis.decided_radii, logs) if grid is not None]
+  radii = np.unique(np.concatenate([[0.], *grids, *(log.radius[log.correct] for log in logs)]))
   most = _points(len(logs))
   if len(radii) > most:
-    radii = np.linspace(0, radii[-1], most)
-  # Beyond the largest radius nothing is certified.
-  ends = lambda log: np.append(analysis.certified_accuracy(log, radii), 0.)
-  lines = _lines(panel, styles, panel.certified, lambda log: (np.append(radii, radii[-1] + 1e-9),
-                                                              ends(log)), steps=True)
+    radii = np.unique(np.concatenate([np.linspace(0, radii[-1], most), *grids]))
+  radii = np.append(radii, radii[-1] + 1e-6)  # Where the largest radius is seen to end.
+
+  def curve(log):
+    accuracies = analysis.certified_accuracy(log, radii)
+    known = ~np.isnan(accuracies)
+    return radii[known], accuracies[known]
+
+  lines = _lines(panel, styles, panel.certified, curve, steps=True)
   return plots.chart(lines, title='Certified accuracy', x_label='ℓ₂ radius of the perturbation',
                      x_limits=(0, 1.04 * radii[-1] or 1.), y_limits=(0, 1), percent=True,
                      width=520, height=340, **looks)

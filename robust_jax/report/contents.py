@@ -26,6 +26,8 @@ class Contents(NamedTuple):
     metrics: {'train' | 'test': list of dicts}, by step; a resume's repeated steps once.
     attack: `analysis.AttackLog`, or None.
     certified: `certification.log.Log`, or None.
+    votes: its `certification.log.Votes`, or None.
+    verified: what `--stages=verify` has left of it ({} if absent).
     gallery: {name: array}, or None.
     radii: {name: array} of training that learns a radius for each example, or None.
   """
@@ -37,6 +39,8 @@ class Contents(NamedTuple):
   metrics: dict[str, list[dict[str, Any]]]
   attack: analysis.AttackLog | None
   certified: log.Log | None
+  votes: log.Votes | None
+  verified: dict[str, Any]
   gallery: dict[str, np.ndarray] | None
   radii: dict[str, np.ndarray] | None
 
@@ -49,7 +53,6 @@ class Contents(NamedTuple):
       return self.attack.header['sigma'] or None
     own = self.config.get('certify', {}).get('sigma')
     return (self.config.get('sigma') if own is None else own) or None
-
 
 
 def load(workdir) -> Contents:
@@ -72,6 +75,8 @@ def load(workdir) -> Contents:
       metrics=_metrics(path / 'metrics.jsonl'),
       attack=analysis.read_attack(attack) if attack.exists() else None,
       certified=log.read(certified) if certified else None,
+      votes=log.read_votes(certified) if certified else None,
+      verified=_json(path / 'verify.json'),
       gallery=_arrays(gallery) if gallery.exists() else None,
       radii=_arrays(radii) if radii.exists() else None,
   )

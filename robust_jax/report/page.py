@@ -1,5 +1,6 @@
 """The page of a run: the figures, charts and pictures of a workdir put into page.html."""
 
+import shlex
 from html import escape
 
 import numpy as np
@@ -123,16 +124,18 @@ def _accuracy_chart(lines, title, x_label):
 
 
 def _certified_series(log):
-  radii = np.unique(log.radius[log.correct])
+  grid = analysis.decided_radii(log)
+  radii = np.unique(log.radius[log.correct]) if grid is None else grid
   if len(radii) > plots.MAX_POINTS:
     radii = np.linspace(0, radii[-1], plots.MAX_POINTS)
   radii = np.unique(np.concatenate([[0.0], radii]))
   accuracies = analysis.certified_accuracy(log, radii)
   low, high = analysis.accuracy_interval(accuracies, len(log.idx))
-  end = lambda values: np.append(values, 0.0)  # beyond the largest radius nothing is certified
-  return plots.Series(
-      'certified (95% band)', 'certified', np.append(radii, radii[-1] + 1e-9), end(accuracies),
-      (end(low), end(high)), steps=True)
+  if grid is None:  # Beyond the largest radius nothing is certified.
+    radii = np.append(radii, radii[-1] + 1e-9)
+    accuracies, low, high = (np.append(values, 0.0) for values in (accuracies, low, high))
+  return plots.Series('certified (95% band)', 'certified', radii, accuracies, (low, high),
+                      steps=True)
 
 
 def _attack_series(attack):
@@ -274,13 +277,15 @@ def _soundness(run):
         if log.settings.get('noise') == 'integer' else
         'The noise and the network are in float32, while the theorem speaks of real numbers; such '
         'a certificate is not a formal proof (Voráček &amp; Hein 2022).')
-    if log.settings.get('radii') is not None:
+    if analysis.decided_radii(log) is not None:
         notes.append('Only the radii of a grid were tested. Every certified radius is rounded down '
-                     'to one of them, and so is the average.')
+                     'to one of them, so the average is a lower bound.')
     notes += [
         f'The statistics are exact and in float64. {arithmetic}',
         'A certificate speaks of the smoothed classifier with this noise, network, precision and '
         'batch shape, in ℓ₂, with pixels in [0, 1]. It says nothing about other norms.']
+  if run.verified:
+    notes.append(_verified(run.verified))
   if attack and len(attack.idx):
     notes.append('Accuracy under attack is an <b>upper bound</b> of robust accuracy, up to the '
                  'sampling of votes: a stronger attack may find more.')
@@ -292,6 +297,15 @@ def _soundness(run):
   notes.append('Intervals are Clopper–Pearson at 95%, over the choice of test images, each point '
                'for itself; not over training runs.')
   return f'<ul>{"".join(f"<li><p>{note}</p></li>" for note in notes)}</ul>'
+
+
+def _verified(record):
+  """A sentence on what `--stages=verify` has found."""
+  words = (f'On {markup.date(record["finished"])} {record["images"]:,} certificates were computed '
+           f'anew from their counts, and {record["drawn_again"]:,} of them drawn for again: ')
+  wrong = len(record['problems'])
+  return escape(words + ('all are as logged.' if not wrong else
+                         f'{wrong} are not as logged (verify.json).'))
 
 
 def _provenance(run):
@@ -337,10 +351,8 @@ def _unfinished(run, stage, num_images=None):
 
 
 def _command(run, stage):
-  """The run's own command with only this stage."""
-  command = run.record.get('command', f'python -m launch --workdir={run.path}')
-  words = [word for word in command.split() if not word.startswith(('--stages=', '--redo='))]
-  return ' '.join([*words, f'--stages={stage}'])
+  """What runs a stage of a run by the config that its workdir holds."""
+  return f'python -m launch --workdir={shlex.quote(str(run.path))} --stages={stage}'
 
 
 def _table(name, tables):

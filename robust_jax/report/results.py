@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_jax import analysis
-from robust_jax.analysis import Table
+from robust_jax.analysis import Table, listings
 from robust_jax.report.contents import Contents
 
 
@@ -29,9 +29,12 @@ def key_figures(run: Contents) -> list[Figure]:
                        _measured(accuracy, len(log.idx)))
                 for radius, accuracy in zip(radii, accuracies)]
     figures.append(Figure(
-        'Average certified radius', f'{analysis.average_certified_radius(log):.3f}',
+        'Average certified radius', listings.acr_text(log),
         '' if log.settings.get('choose') == 'label'
         else f'abstains on {percent(analysis.abstention_rate(log))}'))
+    if run.votes is not None:
+      figures.append(Figure('Draws for a certificate', f'{listings.mean_draws(run.votes):,.0f}',
+                            f'mean an image; {duration(np.mean(log.time))} an image'))
   if attack and len(attack.idx) and len(attack.epsilons):
     largest = int(np.argmax(attack.epsilons))
     accuracy = analysis.robust_accuracy(attack)[largest]
@@ -57,7 +60,7 @@ def _headline_radii(run):
   log, grid = run.certified, radius_grid(run.certified)
   step = run.sigma or grid[min(1, len(grid) - 1)]
   radii = [step, 2 * step]
-  if log.settings.get('radii') is not None:
+  if analysis.decided_radii(log) is not None:
     radii = [grid[grid <= radius + 1e-9].max() for radius in radii]
   return sorted({float(radius) for radius in radii if 0 < radius <= log.radius.max()})
 
@@ -158,8 +161,9 @@ def radius_grid(log):
 
   Of a log that has tested the radii of a grid, these.
   """
-  if log.settings.get('radii') is not None:
-    return np.array(log.settings['radii'], float)
+  grid = analysis.decided_radii(log)
+  if grid is not None:
+    return grid
   largest = log.radius.max(initial=0.0)
   step = next((step for step in (0.25, 0.1, 0.05) if largest >= 2.999 * step), 0.01)
   while largest / step > 20:

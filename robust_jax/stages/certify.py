@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax import certification, monitoring, parallel
+from robust_jax import analysis, certification, monitoring, parallel
 from robust_jax import workdir as workdirs
+from robust_jax.analysis import listings
 from robust_jax.certification import integer, log, sources, stream
 from robust_jax.errors import UserError
 from robust_jax.stages import classifier, images
@@ -35,7 +36,18 @@ def certify(run, workdir):
       writer.write(finished, each.unfinished)
       bar.update(len(finished))
     bar.close()
+  print(_result(Path(workdir) / 'certify.jsonl'), flush=True)
   return {'origin': origin}
+
+
+def _result(path):
+  """A line on what is certified by now, and what it took."""
+  logged = log.read(path)
+  draws = listings.mean_draws(log.read_votes(path)) or 0.
+  return (f'certify: {len(logged.idx):,} images, {draws:,.0f} draws and '
+          f'{np.mean(logged.time) if len(logged.idx) else 0.:.3g} s an image; '
+          f'{analysis.certified_accuracy(logged, [0.])[0]:.1%} right, average certified radius '
+          f'{listings.acr_text(logged)}')
 
 
 def settings(run, origin):

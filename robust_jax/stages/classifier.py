@@ -118,7 +118,8 @@ def load(run, workdir):
   """The classifier that is attacked and certified.
 
   Returns:
-    (logits_fn, origin): images -> logits, and a dict that says which parameters these are.
+    (logits_fn, origin): images -> logits, and a dict that says which parameters these are, and
+    with what noise, in pixel units, they were trained (None: nothing tells).
 
   Raises:
     UserError: there are none, or they are damaged.
@@ -126,16 +127,18 @@ def load(run, workdir):
   if not run.trainable:
     source = models.external.source(run.model.function)
     return run.network.eval_logits({'params': {}, 'batch_stats': {}}), {
-        'checkpoint_step': None, 'classifier_sha256': source and _sha256(source)}
+        'checkpoint_step': None, 'classifier_sha256': source and _sha256(source),
+        'training_noise': None}
   step = _last_step(workdir)
   if step is None:
-    variables, identity = _brought(run)
+    variables, identity, noise = _brought(run)
     return run.network.eval_logits(variables), {
-        'checkpoint_step': None, 'classifier_sha256': identity}
+        'checkpoint_step': None, 'classifier_sha256': identity, 'training_noise': noise}
   chosen = 'best' if run.config['checkpoint'] == 'best' else step
   network, variables, info = checkpoint.load(workdir, step=chosen)
   return network.eval_logits(variables), {
-      'checkpoint_step': info['step'], 'classifier_sha256': info['sha256']}
+      'checkpoint_step': info['step'], 'classifier_sha256': info['sha256'],
+      'training_noise': info.get('training_noise')}
 
 
 def _last_step(workdir):
@@ -145,7 +148,7 @@ def _last_step(workdir):
 
 
 def _brought(run):
-  """(variables, sha256) of config.weights, with the number of classes that they have."""
+  """(variables, sha256, training noise) of config.weights, with as many classes as they have."""
   path, dataset = Path(run.config['weights']), run.test_data
   if not path.is_dir():
     arrays = torch_weights.read(path)
@@ -153,7 +156,8 @@ def _brought(run):
     num_classes = torch_weights.num_classes(arrays, run.model, dataset.image_shape, path=path)
     _check_alike(run, 'num_classes', num_classes, dataset.num_classes)
     model = run.model.clone(num_classes=num_classes)
-    return torch_weights.convert(arrays, model, dataset.image_shape, path=path), _sha256(path)
+    variables = torch_weights.convert(arrays, model, dataset.image_shape, path=path)
+    return variables, _sha256(path), None
   last = _last_step(path)
   if last is None and 'train' in workdirs.stages(path):
     raise UserError(f'config.weights is {str(path)!r}, whose training is not finished; a finished '
@@ -167,7 +171,7 @@ def _brought(run):
   for name, value in here.items():
     _check_alike(run, name, there[name], value)
   _check_normalisation(path, (info['mean'], info['std']), dataset)
-  return variables, info['sha256']
+  return variables, info['sha256'], info.get('training_noise')
 
 
 def _check_alike(run, name, there, here):

@@ -136,7 +136,7 @@ def _save(run, checkpoints, state, metrics, accuracy):
       'num_classes': dataset.num_classes, 'class_names': list(dataset.class_names),
       'image_shape': list(dataset.image_shape), 'mean': _listed(dataset.mean),
       'std': _listed(dataset.std), 'sigma': run.sigma, 'epsilon': config['epsilon'],
-      'examples': run.examples},
+      'training_noise': run.training_noise, 'examples': run.examples},
       progress=progress, accuracy=accuracy)
 
 

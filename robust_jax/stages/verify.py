@@ -23,7 +23,8 @@ def verify(run, workdir):
 
   Of every image the class, radius and p_lower are computed from the logged counts; a rule that
   stops by itself goes through its looks again. Then config.verify.sample of the images, spread
-  over the log, are drawn for again from the parameters, config and seed; all of them for 0.
+  over the log, are drawn for again from the parameters, config and seed; all of them for 0. What
+  was found is kept in verify.json.
 
   Raises:
     UserError: there is no log, it is malformed, or its settings are others.
@@ -38,7 +39,6 @@ def verify(run, workdir):
   _check_origin(path, logged.settings, origin)
   log.check_settings(path, logged.settings, settings(run, origin))
   problems = {}
-  _check_table(path, logged, problems)
   for entry, found in zip(entries, _from_counts(run, entries)):
     _note(problems, entry, found)
   entries_of_images = _check_images(run, workdir, entries, problems)
@@ -50,9 +50,17 @@ def verify(run, workdir):
         _note(problems, entry, _again(chosen[entry['idx']], log.plain(entry)))
     bar.update(len(each.index))
   bar.close()
-  _say(run, logged, entries, chosen, problems)
+  in_table = _check_table(path, logged)
+  _say(run, logged, entries, chosen, problems, in_table)
+  workdirs.write_json(Path(workdir) / 'verify.json', {
+      'finished': workdirs.now(), 'images': len(entries), 'drawn_again': len(chosen),
+      'problems': problems, 'problems_in_table': in_table,
+      'environment': workdirs.environment(run.devices)})
   if problems:
     raise MismatchError(f'{path}: {len(problems)} of {len(entries)} images are not as logged')
+  if in_table:
+    raise MismatchError(f'{path.with_suffix(".tsv")}: {len(in_table)} of {len(entries)} images are '
+                        f'not as in {path.name}')
 
 
 def _check_images(run, workdir, entries, problems):
@@ -90,18 +98,20 @@ def _check_origin(path, logged, origin):
                           f'there, {now} now')
 
 
-def _check_table(path, logged, problems):
-  """Notes the lines of the table that are not those of the JSON lines."""
+def _check_table(path, logged):
+  """{idx: [line]} of the lines of the table that are not those of the JSON lines."""
+  problems = {}
   table = log.read(path.with_suffix('.tsv'))
   lines = dict(zip(table.idx.tolist(), zip(*(column.tolist() for column in table[1:5]))))
   for idx in lines.keys() - set(logged.idx.tolist()):
-    problems.setdefault(idx, []).append(f'it is in {path.stem}.tsv alone')
+    problems[idx] = [f'it is in {path.stem}.tsv alone']
   for idx, *row in zip(*(column.tolist() for column in logged[:5])):
     label, predict, radius, correct = lines.get(idx, (None, None, np.inf, None))
     if [label, predict, correct] != [row[0], row[1], row[3]] or not (
         row[2] - 1.0001e-5 <= radius <= row[2]):
-      problems.setdefault(idx, []).append(
-          f'{path.stem}.tsv has another line: class {predict}, radius {radius}')
+      problems[idx] = ([f'{path.stem}.tsv has another line: class {predict}, radius {radius}']
+                       if idx in lines else [f'it is not in {path.stem}.tsv'])
+  return problems
 
 
 def _note(problems, entry, found):
@@ -196,18 +206,26 @@ def _again(entry, now):
                    if not np.isclose(entry[name], now[name], **_TOLERANCE)]
 
 
-def _say(run, logged, entries, chosen, problems, most=20):
+def _say(run, logged, entries, chosen, problems, in_table, most=20):
   """Prints what was found, in lines."""
-  lines = [f'image {idx}: {text}' for idx, found in sorted(problems.items())
-           for text in dict.fromkeys(found)]
+  lines = [f'image {idx}: {text}' for each in (problems, in_table)
+           for idx, found in sorted(each.items()) for text in dict.fromkeys(found)]
   print(*lines[:most], sep='\n', end='\n' if lines else '')
   if len(lines) > most:
     print(f'and {len(lines) - most} lines more')
   here = workdirs.environment(run.devices)
   others = sorted({name for there in logged.environments for name in here
-                   if there.get(name) != log.plain(here[name])})
+                   if _essential(name, there.get(name)) != _essential(name, log.plain(here[name]))})
   note = f' (the log was made with other {", ".join(others)})' if others else ''
   again = [idx for idx in chosen if idx not in problems]
   print(f'verify: {len(again)} of {len(chosen)} images drawn for again are identical: class, '
         f'counts at every look, radius, p_lower{note}; {len(entries) - len(problems)} of '
-        f'{len(entries)} agree with their own counts', flush=True)
+        f'{len(entries)} agree with their own counts, {len(entries) - len(in_table)} with the '
+        'table', flush=True)
+
+
+def _essential(name, value):
+  """An entry of the environment; of compiler flags, those that may change a result."""
+  if name != 'flags' or value is None:
+    return value
+  return [flag for flag in value.split() if 'device_count' not in flag]

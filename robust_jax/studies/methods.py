@@ -131,7 +131,7 @@ def _columns(panel):
   certified = lambda function: [
       [None if log is None else function(log) for log in row] for row in panel.certified]
   columns += [Column(f'certified {radius:g}',
-                     certified(lambda log, radius=radius: log.correct & (log.radius >= radius)))
+                     certified(lambda log, radius=radius: analysis.certified_images(log, radius)))
               for radius in _radii(panel)]
   columns.append(Column('ACR', certified(lambda log: log.correct * log.radius), scale=1.,
                         decimals=3))
