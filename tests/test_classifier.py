@@ -53,13 +53,14 @@ def test_weights_of_a_workdir_are_judged_until_something_is_trained(data_dir, tm
   other, folder = tmp_path / 'other', tmp_path / 'here'
   folder.mkdir()
   run = make_run(data_dir, weights=str(other))
-  brought = save(run, other, seed=1)
+  brought = save(run, other, seed=1, training_noise=0.25)
   stages.check(run, folder, {'certify'})
   found, origin = logits(run, folder)
   expected = models.logits_fn(run.model, brought)(np.full((1, 8, 8, 1), 0.5, np.float32))
   np.testing.assert_array_equal(found, expected)
   jax.tree.map(np.testing.assert_array_equal, classifier.initial_variables(run), brought)
   assert origin['checkpoint_step'] is None and len(origin['classifier_sha256']) == 64
+  assert origin['training_noise'] == 0.25
   # The finished certificates of these weights do not stand beside another training.
   record = {'status': 'done', 'origin': origin, 'config': run.config}
   workdir.write_json(folder / 'stages.json', {'certify': record})
@@ -68,6 +69,7 @@ def test_weights_of_a_workdir_are_judged_until_something_is_trained(data_dir, tm
   records = workdir.stages(folder)
   workdir.write_json(folder / 'stages.json', {**records, 'certify': record})
   now, trained = logits(run, folder)
+  assert trained['training_noise'] is None, 'nothing tells'
   assert trained['checkpoint_step'] == 3 and np.abs(now - expected).max() > 1e-3
   with pytest.raises(UserError, match='has judged another classifier .*--redo=certify'):
     stages.run_stage('certify', run, folder)

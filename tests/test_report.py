@@ -89,7 +89,9 @@ def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=
                 'num_images': 0}
     with log.open_for_append(path / 'certify', settings, {'device': 'cpu'}) as writer:
       writer.write([{'idx': i, 'label': labels[i], 'predict': predict[i], 'radius': radius[i],
-                     'correct': int(predict[i] == labels[i]), 'time': 1.5}
+                     'correct': int(predict[i] == labels[i]), 'time': 1.5,
+                     'counts0': 100 * np.eye(10, dtype=int)[labels[i]],
+                     'counts': 9_000 * np.eye(10, dtype=int)[labels[i]]}
                     for i in range(num_images)])
 
   y, x = np.mgrid[:side, :side] / side
@@ -186,6 +188,7 @@ def test_the_figures_are_those_of_analysis(workdir):
                  for value in analysis.certified_accuracy(one, [0.0, 0.25, 0.5])]
     expected += [f'{analysis.average_certified_radius(one):.3f}',
                  f'{100 * analysis.abstention_rate(one):.1f}%']
+    expected.append('9,100')
     assert 'at most 0.3 are expected to be false' in page and 'not finished' not in page
   else:
     assert 'ertified' not in page and 'certificate' not in page and '--stages=' not in page
@@ -232,6 +235,17 @@ def test_every_missing_part_is_said(tmp_path):
   report.build(whole)
   assert f'python -m launch --workdir={whole} --stages=certify' in read_page(whole).text
   assert page.name == 'report.html'
+
+
+def test_what_verify_found_is_told(tmp_path):
+  write_workdir(tmp_path, **KINDS['smoothed'], num_images=20, num_epochs=2)
+  record = {'finished': '2026-11-21T10:00:00+00:00', 'images': 20, 'drawn_again': 5, 'problems': {}}
+  for problems, words in (({}, 'all are as logged'), ({'3': ['x'], '5': ['y']}, '2 are not as')):
+    (tmp_path / 'verify.json').write_text(json.dumps({**record, 'problems': problems}))
+    report.build(tmp_path)
+    text = read_page(tmp_path).text
+    assert 'On 2026-11-21 10:00 UTC 20 certificates' in text and '5 of them drawn for' in text
+    assert words in text
 
 
 def test_unfinished_stages_and_empty_logs(tmp_path):

@@ -199,7 +199,11 @@ def moved(counts):
 @ALL
 def test_a_log_that_is_right(name, make, tmp_path, capsys):
   certify(make(name), tmp_path)
-  capsys.readouterr()
+  draws = log.read_votes(tmp_path / 'certify.jsonl')
+  line = capsys.readouterr().out.splitlines()[-1]
+  assert re.fullmatch(
+      rf'certify: 10 images, {np.mean(np.sum(draws, axis=(0, 2))):,.0f} draws and [0-9.e-]+ s an '
+      r'image; [0-9.]+% right, average certified radius (≥ )?[0-9.]+', line)
   verify(make(name, '--config.certify_images.images_per_call=3', devices=1), tmp_path)
   assert '10 of 10 images drawn for again are identical' in capsys.readouterr().out
   verify(make(name, '--config.verify.sample=3'), tmp_path)
