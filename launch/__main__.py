@@ -7,11 +7,12 @@ from absl import logging
 
 from launch import command_line, sweep
 from robust_jax import errors, experiment, interrupts, parallel, report, stages, workdir
+from robust_jax.configuration import resolve
 
 
 def main(argv):
   config, folder, chosen, redo, num_devices, points = command_line.parse(argv)
-  config = experiment.resolve(config)
+  config = resolve(config)
   wanted = {*chosen, *redo}
   # Attacks and certificates of parameters that are trained anew are stale.
   redo = stages.STAGES if 'train' in redo else redo

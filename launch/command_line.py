@@ -7,7 +7,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import sweep
-from robust_jax import experiment, schema, stages
+from robust_jax import schema, stages
+from robust_jax.configuration import TABLES, component
 from robust_jax.errors import UserError
 
 STAGES = [*stages.STAGES, 'report']
@@ -80,15 +81,15 @@ def _load(config_file, argv):
     parent = config
     for section in sections[:-1]:
       parent = parent.get(section, {})
-    if last == 'name' and sections and sections[-1] in experiment.TABLES and sections[-1] in parent:
+    if last == 'name' and sections and sections[-1] in TABLES and sections[-1] in parent:
       kind, old = sections[-1], parent[sections[-1]]
-      if name in experiment.TABLES[kind] and name != old.name:
-        fields = schema.fields(experiment.TABLES[kind][name])
+      if name in TABLES[kind] and name != old.name:
+        fields = schema.fields(TABLES[kind][name])
         kept = {field: value for field, value in _given(old).items() if field in fields}
         if 'attack' in fields and 'attack' not in kept:
-          kept['attack'] = experiment.component('attack', **_given(config.attack))
+          kept['attack'] = component('attack', **_given(config.attack))
         with parent.unlocked():
-          parent[kind] = experiment.component(kind, name, **kept)
+          parent[kind] = component(kind, name, **kept)
   return config
 
 

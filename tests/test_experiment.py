@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, data, experiment, parallel, workdir
+from robust_jax import attacks, configuration, data, experiment, parallel, workdir
 from robust_jax.errors import UserError
 from robust_jax.training import methods
+from robust_jax.types import Attack, Count, NonNegative, Positive
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('[a-z]*_*.py'))
@@ -26,7 +27,7 @@ def in_the_checkout(monkeypatch):
 
 def parse(*words):
   config, *rest = command_line.parse(['launch', *words])
-  return experiment.resolve(config), *rest
+  return configuration.resolve(config), *rest
 
 
 @pytest.fixture
@@ -133,13 +134,13 @@ def test_leftover_fields_of_another_method_are_named():
   config.unlock()
   config.method = {'name': 'gaussian', 'sigma': 0.5, 'num_noise': 3}
   with pytest.raises(UserError, match='config.method.num_noise is not a field; allowed: sigma'):
-    experiment.resolve(config)
+    configuration.resolve(config)
   config.method = {'name': 'gaussian'}
   with pytest.raises(UserError, match='config.method.sigma is missing'):
-    experiment.resolve(config)
+    configuration.resolve(config)
   del config.certify
   with pytest.raises(UserError, match='config.certify is missing'):
-    experiment.resolve(config)
+    configuration.resolve(config)
 
 
 @pytest.mark.parametrize('field', ['train.batch_size', 'train.eval_batch_size',
@@ -188,26 +189,25 @@ def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):
   """A method is one function and one table entry: no other file knows of it."""
 
   def mine(key, network, params, batch_stats, batch, memory, progress, *,
-           attack: experiment.Attack, sigma: experiment.NonNegative,
-           weight: experiment.Positive = 2.):
+           attack: Attack, sigma: NonNegative, weight: Positive = 2.):
     del attack, sigma, weight
     return methods.standard(key, network, params, batch_stats, batch, memory, progress)
 
-  def shift(key, logits_fn, images, labels, *, epsilon, noise=None, amount: experiment.Count = 3):
+  def shift(key, logits_fn, images, labels, *, epsilon, noise=None, amount: Count = 3):
     return attacks.no_attack(key, logits_fn, images + amount, labels, epsilon=epsilon, noise=noise)
 
-  monkeypatch.setitem(experiment.TABLES['method'], 'mine', mine)
-  monkeypatch.setitem(experiment.TABLES['attack'], 'shift', shift)
+  monkeypatch.setitem(configuration.TABLES['method'], 'mine', mine)
+  monkeypatch.setitem(configuration.TABLES['attack'], 'shift', shift)
   config, *_ = command_line.parse(['launch'])
   config.unlock()
-  config.method = experiment.component('method', 'mine', attack=experiment.component(
+  config.method = configuration.component('method', 'mine', attack=configuration.component(
       'attack', 'shift', amount=5))
-  run = experiment.build(experiment.resolve(config), jax.devices()[:2])
+  run = experiment.build(configuration.resolve(config), jax.devices()[:2])
   assert run.method.keywords['weight'] == 2. and run.method.keywords['sigma'] == 0.25
   assert run.method.keywords['attack'].keywords == {'amount': 5}
   config.method.weight = -1.
   with pytest.raises(UserError, match='config.method.weight is -1.0'):
-    experiment.resolve(config)
+    configuration.resolve(config)
 
 
 def test_the_launchers_main_is_short():

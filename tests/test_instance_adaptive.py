@@ -12,7 +12,17 @@ from jax.test_util import check_grads
 from test_report import read_page
 
 from launch import command_line
-from robust_jax import attacks, checkpoint, data, experiment, keys, models, parallel, training
+from robust_jax import (
+  attacks,
+  checkpoint,
+  configuration,
+  data,
+  experiment,
+  keys,
+  models,
+  parallel,
+  training,
+)
 from robust_jax import report as reports
 from robust_jax.errors import UserError
 from robust_jax.stages import STAGES, classifier
@@ -284,7 +294,7 @@ def build(*words, config='iaat_digits', devices=2):
            '--config.train.num_epochs=3.0', '--config.train.checkpoint_every=1000',
            '--config.evaluation.gallery=3', *words]
   config, *_ = command_line.parse(['launch', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:devices])
+  return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
 
 @pytest.fixture(scope='module')
@@ -340,7 +350,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, monkeypatch, 
   plain, *_ = command_line.parse(['launch', '--config=configs/pgd_digits.py',
                                   f'--config.weights={trained}',
                                   '--config.data.train_split=train[:50%]'])
-  assert classifier.initial_memory(experiment.build(experiment.resolve(plain))) == {}
+  assert classifier.initial_memory(experiment.build(configuration.resolve(plain))) == {}
 
 
 def test_a_damaged_memory_is_one_line(trained, monkeypatch):

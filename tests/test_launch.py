@@ -16,7 +16,16 @@ import pytest
 import tiny_imagenet
 
 from launch import command_line
-from robust_jax import checkpoint, experiment, interrupts, models, stages, training, workdir
+from robust_jax import (
+  checkpoint,
+  configuration,
+  experiment,
+  interrupts,
+  models,
+  stages,
+  training,
+  workdir,
+)
 from robust_jax.certification import log
 from robust_jax.errors import NonFiniteLossError, UserError
 
@@ -185,7 +194,7 @@ def run(monkeypatch, data_dir):
   config, *_ = command_line.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]])
   config.data.data_dir = str(data_dir)
   config.train.checkpoint_every = 5
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):

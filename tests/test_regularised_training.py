@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from test_training import SmallNet
 
 from launch import command_line
-from robust_jax import attacks, experiment, keys, models, smoothing
+from robust_jax import attacks, configuration, experiment, keys, models, smoothing
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import AttackResult, Batch, Progress
@@ -296,7 +296,7 @@ def test_label_smoothing_is_of_the_cross_entropy(linear, batch):
 
 def build(*words):
   config, *_ = command_line.parse(['launch', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 @pytest.mark.parametrize('config', ['stability', 'consistency', 'macer', 'iaat_smoothadv'])

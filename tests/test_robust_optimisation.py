@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from launch import command_line
 from robust_jax import (
     attacks,
+    configuration,
     data,
     experiment,
     keys,
@@ -462,7 +463,7 @@ def test_tangents_that_cannot_be_are_refused(plane, tmp_path):
 
 def built(*words):
   config, *_ = command_line.parse(['launch', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 @pytest.mark.parametrize('words, message', [

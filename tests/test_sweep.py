@@ -14,8 +14,8 @@ import pytest
 
 from launch import command_line, sweep
 from robust_jax import interrupts, report, workdir
+from robust_jax.configuration import component
 from robust_jax.errors import UserError
-from robust_jax.experiment import component
 
 ROOT = Path(__file__).parents[1]
 ALL = {'train', 'attack', 'certify', 'report'}
@@ -77,7 +77,7 @@ def calls(tmp_path):
 
 def write_config(path, points, extra=''):
   path.write_text('import numpy as np\nfrom configs import smoothadv_digits\n'
-                  'from robust_jax.experiment import component\n'
+                  'from robust_jax.configuration import component\n'
                   'get_config = smoothadv_digits.get_config\n'
                   f'def sweep():\n  return {points}\n{extra}')
   return f'--config={path}'
@@ -281,7 +281,7 @@ def test_redo_puts_the_results_of_all_aside_at_once(tmp_path, stand_in):
 
 TINY = '''
 from configs import base
-from robust_jax.experiment import component
+from robust_jax.configuration import component
 
 def get_config():
   config = base.get_config()

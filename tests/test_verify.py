@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import experiment, stages, workdir
+from robust_jax import configuration, experiment, stages, workdir
 from robust_jax.certification import integer, log
 from robust_jax.errors import MismatchError, UserError
 from robust_jax.stages.certify import certify
@@ -54,7 +54,7 @@ def make(tmp_path, monkeypatch):
              '--config.certify_images.num_images=10', '--config.certify_images.images_per_call=4',
              *words]
     config, *_ = command_line.parse(['launch', *words])
-    return experiment.build(experiment.resolve(config), jax.devices()[:devices])
+    return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
   return build
 
@@ -212,7 +212,7 @@ def test_a_sample_is_taken_once(make, tmp_path):
   run = make('fixed', '--config.verify.sample=3')
   assert run.verify.sample == 3
   workdir.describe(run, tmp_path, 'launch')
-  assert experiment.saved_config(tmp_path).verify.sample == 0
+  assert configuration.saved_config(tmp_path).verify.sample == 0
 
 
 @ALL
@@ -388,7 +388,7 @@ def test_configs_of_certification(name):
   words = [f'--config=configs/certify_{name}.py', '--stages=certify,verify,report']
   config, _, wanted, *_ = command_line.parse(['launch', *words])
   assert wanted == ['certify', 'verify', 'report']
-  config = experiment.resolve(config)
+  config = configuration.resolve(config)
   assert config['certify']['name'] == 'sequential'
   rule = experiment.certifier(config)
   assert rule.plan.radii[-1] in (1.5, 1.75)
