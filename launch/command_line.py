@@ -2,9 +2,10 @@
 
 import difflib
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from launch import sweep
 from robust_jax import schema, stages
@@ -16,6 +17,26 @@ CHOICES = [*stages.STAGES, *stages.CHECKS, 'report']
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
 
 
+class CommandLine(NamedTuple):
+  """What a command line asks for.
+
+  Attributes:
+    config: ConfigDict, the overrides applied.
+    workdir: Path.
+    stages: names, of `CHOICES`.
+    redo: names of the stages to run anew.
+    devices: how many; 0 for all.
+    points: with --sweep, list of (point, resolved config); else None.
+  """
+
+  config: ConfigDict
+  workdir: Path
+  stages: list[str]
+  redo: list[str]
+  devices: int
+  points: list[tuple[dict, dict]] | None
+
+
 def parse(argv):
   """Parses the command line.
 
@@ -25,8 +46,7 @@ def parse(argv):
     argv: list of words, the program's name first.
 
   Returns:
-    (config, workdir, stages, redo, devices, points): ConfigDict, Path, two lists of names, an int;
-    points is None, or with --sweep the list of (point, resolved config).
+    CommandLine.
 
   Raises:
     UserError: a flag, a field or a value that there is not.
@@ -142,7 +162,7 @@ def _parse(config_file, argv):
     points = sweep.read_points(config_file)
     overridden = config_flags.get_override_values(values['config'])
     points = list(zip(points, sweep.expand(config.value, points, overridden)))
-  return config.value, folder, chosen.value, redo.value, devices.value, points
+  return CommandLine(config.value, folder, chosen.value, redo.value, devices.value, points)
 
 
 def _unknown_field(error, argv):

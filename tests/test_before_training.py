@@ -19,7 +19,7 @@ def in_the_checkout(monkeypatch):
 
 
 def build(config, *words):
-  config, *_ = command_line.parse(['launch', f'--config=configs/{config}.py', *words])
+  config = command_line.parse(['launch', f'--config=configs/{config}.py', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 

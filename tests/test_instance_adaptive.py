@@ -293,7 +293,7 @@ def build(*words, config='iaat_digits', devices=2):
            '--config.method.attack.num_steps=1', '--config.method.warmup_epochs=1',
            '--config.train.num_epochs=3.0', '--config.train.checkpoint_every=1000',
            '--config.evaluation.gallery=3', *words]
-  config, *_ = command_line.parse(['launch', *words])
+  config = command_line.parse(['launch', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
 
@@ -347,9 +347,9 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, monkeypatch, 
                      r"and the config now gives 721 .*; those there, or --redo=train, are allowed"):
     STAGES['train'](build('--config.data.train_split=train[:50%]'), trained)
   # A method without radii has nothing to compare.
-  plain, *_ = command_line.parse(['launch', '--config=configs/pgd_digits.py',
-                                  f'--config.weights={trained}',
-                                  '--config.data.train_split=train[:50%]'])
+  plain = command_line.parse(['launch', '--config=configs/pgd_digits.py',
+                              f'--config.weights={trained}',
+                              '--config.data.train_split=train[:50%]']).config
   assert classifier.initial_memory(experiment.build(configuration.resolve(plain))) == {}
 
 

@@ -191,7 +191,7 @@ def test_foreign_folders_are_refused(tmp_path):
 @pytest.fixture
 def run(monkeypatch, data_dir):
   monkeypatch.chdir(ROOT)
-  config, *_ = command_line.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]])
+  config = command_line.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]]).config
   config.data.data_dir = str(data_dir)
   config.train.checkpoint_every = 5
   return experiment.build(configuration.resolve(config), jax.devices()[:2])

@@ -295,7 +295,7 @@ def test_label_smoothing_is_of_the_cross_entropy(linear, batch):
 
 
 def build(*words):
-  config, *_ = command_line.parse(['launch', *words])
+  config = command_line.parse(['launch', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 

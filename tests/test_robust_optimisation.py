@@ -462,7 +462,7 @@ def test_tangents_that_cannot_be_are_refused(plane, tmp_path):
 
 
 def built(*words):
-  config, *_ = command_line.parse(['launch', *words])
+  config = command_line.parse(['launch', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 

@@ -29,7 +29,7 @@ def no_data(monkeypatch):
 
 
 def build(name, *words):
-  config, *_ = command_line.parse(['launch', f'--config=configs/{name}.py', *words])
+  config = command_line.parse(['launch', f'--config=configs/{name}.py', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 

@@ -64,7 +64,7 @@ def stand_in(tmp_path):
 
 def parse(*words):
   """What the launcher makes of a command line: (points, configs)."""
-  points = command_line.parse(['launch', '--sweep', *words])[-1]
+  points = command_line.parse(['launch', '--sweep', *words]).points
   return tuple(map(list, zip(*points)))
 
 
@@ -144,10 +144,10 @@ def test_a_field_is_set_in_one_place_and_a_sweep_has_to_be_there():
     parse('--config.seed=3')
   with pytest.raises(UserError, match=r'configs/standard_mnist.py has no sweep\(\)'):
     parse('--config=configs/standard_mnist.py')
-  *_, folder, _, _, _, points = command_line.parse(['launch', '--sweep'])
-  assert folder == Path('runs/smoothadv_digits_sweep') and len(points) == 3
-  *_, folder, _, _, _, points = command_line.parse(['launch'])
-  assert folder == Path('runs/smoothadv_digits') and points is None
+  parsed = command_line.parse(['launch', '--sweep'])
+  assert parsed.workdir == Path('runs/smoothadv_digits_sweep') and len(parsed.points) == 3
+  parsed = command_line.parse(['launch'])
+  assert parsed.workdir == Path('runs/smoothadv_digits') and parsed.points is None
 
 
 # Running, with the stand-in.
