@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 from jax.test_util import check_grads
 from test_report import read_page
 
@@ -79,17 +80,9 @@ def radius():
 
 def run(method, network, params, batch, radius, progress=LATE, key=KEY, **kwargs):
   """The method's output and the gradient of its mean loss."""
-
-  @jax.jit
-  def apply(params, key):
-    def loss(params):
-      output = functools.partial(method, **{**RULE, **kwargs})(
-          keys.fold_in(key, batch.index), network, params, {}, batch, {'radius': radius}, progress)
-      return jnp.mean(output.loss), output
-    return jax.grad(loss, has_aux=True)(params)
-
-  gradient, output = apply(params, key)
-  return output, gradient
+  return tiny_training.run_method(
+      functools.partial(method, **{**RULE, **kwargs}), network, params, batch, progress=progress,
+      key=key, memory={'radius': radius})
 
 
 def expected_rule(batch, radius, variant, epoch, *, gamma, beta, warmup_epochs, warmup_epsilon):
