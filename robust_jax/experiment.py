@@ -139,7 +139,7 @@ def build(config, devices=None):
   """Everything that the stages need, from a resolved config.
 
   Args:
-    config: nested dicts from `resolve`.
+    config: nested dicts from `configuration.resolve`.
     devices: list of devices; all local ones if None.
 
   Raises:
