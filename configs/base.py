@@ -1,13 +1,13 @@
 """The fields that every experiment shares. Lengths and radii are in [0, 1] pixel units."""
 
-from robust_jax import experiment
-from robust_jax.experiment import component
+from robust_jax import configuration
+from robust_jax.configuration import component
 
 
 def get_config():
   """The base; each experiment overrides what differs."""
-  config = experiment.section(
-      experiment.Experiment,
+  config = configuration.section(
+      configuration.ExperimentSettings,
       # Decides everything random: initialisation, order, augmentation, noise, attacks,
       # certificates.
       seed=0,
@@ -25,8 +25,8 @@ def get_config():
       checkpoint='last',
   )
 
-  config.data = experiment.section(
-      experiment.DataSettings,
+  config.data = configuration.section(
+      configuration.DataSettings,
       # A TFDS dataset of images with classes, as 'cifar100' or 'imagenet_resized/32x32', or
       # 'folder': data_dir/SPLIT/CLASS/IMAGE.
       name='digits',
@@ -57,8 +57,8 @@ def get_config():
       test_split=None,
   )
   # Examples of a second source in every training batch, for self-training with pseudo-labels.
-  config.extra = experiment.section(
-      experiment.ExtraSettings,
+  config.extra = configuration.section(
+      configuration.ExtraSettings,
       # A dataset, as data.name, or a file .npz with arrays images and labels.
       name=None,
       # Which split of the dataset, and the folder that it is in; None: data.data_dir.
@@ -73,8 +73,8 @@ def get_config():
       # training count every example alike.
       weight=1.,
   )
-  config.train = experiment.section(
-      experiment.TrainSettings,
+  config.train = configuration.section(
+      configuration.TrainSettings,
       # Images a step, over all devices.
       batch_size=256,
       # Length of the training that schedules refer to.
@@ -101,8 +101,8 @@ def get_config():
       profile_steps=0,
   )
   # The empirical stage: accuracy under config.attack at each radius.
-  config.evaluation = experiment.section(
-      experiment.EvaluationSettings,
+  config.evaluation = configuration.section(
+      configuration.EvaluationSettings,
       epsilons=(0.25, 0.5, 0.75, 1.),
       # Noise of the smoothed classifier that is attacked; None: that of certification, 0: the
       # network itself is attacked.
@@ -121,10 +121,10 @@ def get_config():
       gallery=8,
   )
   # Which test images are certified, and how many in one call.
-  config.certify_images = experiment.section(
-      experiment.ImagesSettings, stride=1, num_images=0, images_per_call=50)
+  config.certify_images = configuration.section(
+      configuration.ImagesSettings, stride=1, num_images=0, images_per_call=50)
   # --stages=verify: how many of the logged certificates are made again, 0: all.
-  config.verify = experiment.section(experiment.VerifySettings, sample=0)
+  config.verify = configuration.section(configuration.VerifySettings, sample=0)
 
   # The fields of a component are the arguments of its function, where they are documented.
   config.model = component('model', 'lenet')

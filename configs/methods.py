@@ -12,8 +12,8 @@ without noise; certified is its smoothed version, with the same noise whatever i
 
 import importlib
 
-from robust_jax import experiment
-from robust_jax.experiment import component
+from robust_jax import configuration
+from robust_jax.configuration import component
 
 
 def get_config(name='smoothadv_digits'):
@@ -21,9 +21,9 @@ def get_config(name='smoothadv_digits'):
   config = importlib.import_module(f'configs.{name}').get_config()
   config.train.update(num_epochs=20., num_steps=0, eval_every_epochs=5., log_every=23)
   config.attack = component('attack', 'pgd', norm='l2', num_steps=20, random_start=True)
-  config.evaluation = experiment.section(
-      experiment.EvaluationSettings, sigma=0., epsilons=(0.25, 0.5), gallery=0)
+  config.evaluation = configuration.section(
+      configuration.EvaluationSettings, sigma=0., epsilons=(0.25, 0.5), gallery=0)
   # The largest radius that 1,000 draws can certify is 0.616.
   config.certify = component('certify', 'fixed', sigma=0.25, n=1000)
-  config.certify_images = experiment.section(experiment.ImagesSettings)
+  config.certify_images = configuration.section(configuration.ImagesSettings)
   return config

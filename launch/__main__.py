@@ -8,16 +8,17 @@ from absl import logging
 
 from launch import command_line, sweep
 from robust_jax import errors, experiment, interrupts, parallel, report, stages, workdir
+from robust_jax.configuration import resolve
 
 
 def main(argv):
-  config, folder, chosen, redo, num_devices, points = command_line.parse(argv)
-  config = experiment.resolve(config)
-  wanted = {*chosen, *redo}
+  given = command_line.parse(argv)
+  config, folder, num_devices = resolve(given.config), given.workdir, given.devices
+  wanted = {*given.stages, *given.redo}
   # Attacks and certificates of parameters that are trained anew are stale.
-  redo = stages.STAGES if 'train' in redo else redo
-  if points is not None:
-    return sweep.run(folder, *zip(*points), wanted, redo, flags=[f'--devices={num_devices}'])
+  redo = stages.STAGES if 'train' in given.redo else given.redo
+  if given.points is not None:
+    return sweep.run(folder, *zip(*given.points), wanted, redo, flags=[f'--devices={num_devices}'])
   if wanted != {'report'}:
     run_stages(config, folder, wanted, redo, num_devices,
                shlex.join(['python', '-m', 'launch', *argv[1:]]))

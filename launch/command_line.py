@@ -2,17 +2,39 @@
 
 import difflib
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from launch import sweep
-from robust_jax import experiment, schema, stages
+from robust_jax import schema, stages
+from robust_jax.configuration import TABLES, component
 from robust_jax.errors import UserError
 
 STAGES = [*stages.STAGES, 'report']
 CHOICES = [*stages.STAGES, *stages.CHECKS, 'report']
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
+
+
+class CommandLine(NamedTuple):
+  """What a command line asks for.
+
+  Attributes:
+    config: ConfigDict, the overrides applied.
+    workdir: Path.
+    stages: names, of `CHOICES`.
+    redo: names of the stages to run anew.
+    devices: how many; 0 for all.
+    points: with --sweep, list of (point, resolved config); else None.
+  """
+
+  config: ConfigDict
+  workdir: Path
+  stages: list[str]
+  redo: list[str]
+  devices: int
+  points: list[tuple[dict, dict]] | None
 
 
 def parse(argv):
@@ -24,8 +46,7 @@ def parse(argv):
     argv: list of words, the program's name first.
 
   Returns:
-    (config, workdir, stages, redo, devices, points): ConfigDict, Path, two lists of names, an int;
-    points is None, or with --sweep the list of (point, resolved config).
+    CommandLine.
 
   Raises:
     UserError: a flag, a field or a value that there is not.
@@ -80,15 +101,15 @@ def _load(config_file, argv):
     parent = config
     for section in sections[:-1]:
       parent = parent.get(section, {})
-    if last == 'name' and sections and sections[-1] in experiment.TABLES and sections[-1] in parent:
+    if last == 'name' and sections and sections[-1] in TABLES and sections[-1] in parent:
       kind, old = sections[-1], parent[sections[-1]]
-      if name in experiment.TABLES[kind] and name != old.name:
-        fields = schema.fields(experiment.TABLES[kind][name])
+      if name in TABLES[kind] and name != old.name:
+        fields = schema.fields(TABLES[kind][name])
         kept = {field: value for field, value in _given(old).items() if field in fields}
         if 'attack' in fields and 'attack' not in kept:
-          kept['attack'] = experiment.component('attack', **_given(config.attack))
+          kept['attack'] = component('attack', **_given(config.attack))
         with parent.unlocked():
-          parent[kind] = experiment.component(kind, name, **kept)
+          parent[kind] = component(kind, name, **kept)
   return config
 
 
@@ -141,7 +162,7 @@ def _parse(config_file, argv):
     points = sweep.read_points(config_file)
     overridden = config_flags.get_override_values(values['config'])
     points = list(zip(points, sweep.expand(config.value, points, overridden)))
-  return config.value, folder, chosen.value, redo.value, devices.value, points
+  return CommandLine(config.value, folder, chosen.value, redo.value, devices.value, points)
 
 
 def _unknown_field(error, argv):

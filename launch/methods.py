@@ -103,7 +103,7 @@ def read_rows(name, num_seeds, words):
   Raises:
     UserError: a field or value that is not allowed, or that a sweep() or --seeds sets as well.
   """
-  config, *_ = command_line.parse(['launch', f'--config={SETTINGS}:{name}', *words])
+  config = command_line.parse(['launch', f'--config={SETTINGS}:{name}', *words]).config
   points = []
   swept = hasattr(importlib.import_module(f'configs.{name}'), 'sweep')
   for point in sweep.read_points(f'configs/{name}.py') if swept else [{}]:

@@ -14,17 +14,17 @@ DEFAULT_CONFIG = 'configs/robust_digits.py'
 
 
 def main(argv):
-  given = any(word.lstrip('-').partition('=')[0] == 'config' for word in argv[1:])
-  words = argv if given else [*argv, f'--config={DEFAULT_CONFIG}']
-  config, folder, _, redo, num_devices, points = command_line.parse(
-      [*words, '--sweep', '--stages=train'])
-  shaham.names([point for _, point in points])  # Before any of them is trained.
-  redo = stages.STAGES if 'train' in redo else redo
-  status = sweep.run(folder, *zip(*points), {'train'}, redo, flags=[f'--devices={num_devices}'])
+  named = any(word.lstrip('-').partition('=')[0] == 'config' for word in argv[1:])
+  words = argv if named else [*argv, f'--config={DEFAULT_CONFIG}']
+  given = command_line.parse([*words, '--sweep', '--stages=train'])
+  shaham.names([point for _, point in given.points])  # Before any of them is trained.
+  redo = stages.STAGES if 'train' in given.redo else given.redo
+  status = sweep.run(given.workdir, *zip(*given.points), {'train'}, redo,
+                     flags=[f'--devices={given.devices}'])
   if status:
     return status
-  devices = parallel.choose_devices(num_devices, [config.evaluation.batch_size])
-  summary, page = shaham.compare(folder, devices)
+  devices = parallel.choose_devices(given.devices, [given.config.evaluation.batch_size])
+  summary, page = shaham.compare(given.workdir, devices)
   print('', summary, f'report: {page}', sep='\n')
   return 0
 

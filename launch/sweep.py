@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_jax import experiment, interrupts, report, stages, workdir
+from robust_jax import configuration, interrupts, report, stages, workdir
 from robust_jax.errors import UserError
 
 LAUNCHER = (sys.executable, '-m', 'launch')
@@ -65,7 +65,7 @@ def expand(config, points, overridden=()):
       _check_not_overridden(field, overridden)
       _set(changed, field, value.item() if isinstance(value, np.generic) else value, number)
     try:
-      resolved = experiment.resolve(changed)
+      resolved = configuration.resolve(changed)
     except UserError as error:
       raise UserError(f'sweep() point {number} ({describe(point)}): {error}') from error
     if resolved in configs:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import jax
 
-from robust_jax import __version__, experiment
+from robust_jax import __version__, configuration
 from robust_jax.errors import UserError
 
 LOCK = '.lock'
@@ -64,7 +64,7 @@ def check(workdir, config, redo=()):
   for stage, record in stages(workdir).items():
     if not any((workdir / name).exists() for name in OUTPUTS[stage]):
       continue  # It ended before it had any result.
-    changed = experiment.changed_fields(record['config'], config, stage)
+    changed = configuration.changed_fields(record['config'], config, stage)
     if changed and stage not in redo and record['status'] != REDO:
       raise UserError(f'{workdir}: the {stage} stage ran with another config '
                       f'({"; ".join(changed)}); the same values, another --workdir, or '

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, data, experiment, stages, workdir
+from robust_jax import attacks, configuration, data, experiment, stages, workdir
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
 
@@ -19,8 +19,8 @@ def in_the_checkout(monkeypatch):
 
 
 def build(config, *words):
-  config, *_ = command_line.parse(['launch', f'--config=configs/{config}.py', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  config = command_line.parse(['launch', f'--config=configs/{config}.py', *words]).config
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 @pytest.mark.parametrize('words, message', [

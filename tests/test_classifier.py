@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from robust_jax import checkpoint, experiment, models, stages, training, workdir
+from robust_jax import checkpoint, configuration, experiment, models, stages, training, workdir
+from robust_jax.configuration import component
 from robust_jax.errors import UserError
-from robust_jax.experiment import component
 from robust_jax.stages import classifier
 
 
@@ -27,7 +27,7 @@ def make_run(data_dir, model=None, **fields):
   with config.ignore_type():
     config.update_from_flattened_dict(
         {name.replace('__', '.'): value for name, value in fields.items()})
-  return experiment.build(experiment.resolve(config), jax.devices()[:1])
+  return experiment.build(configuration.resolve(config), jax.devices()[:1])
 
 
 def save(run, folder, *, seed=0, step=3, done=True, **info):
@@ -146,6 +146,6 @@ def test_the_best_checkpoint_is_judged_where_it_was_asked_for(data_dir, tmp_path
 def test_of_a_folder_of_images_the_place_is_the_name(data_dir):
   config = make_run(data_dir).config
   elsewhere = {**config, 'data': {**config['data'], 'data_dir': '/elsewhere'}}
-  assert experiment.changed_fields(config, elsewhere, 'certify') == []
+  assert configuration.changed_fields(config, elsewhere, 'certify') == []
   config, elsewhere = ({**c, 'data': {**c['data'], 'name': 'folder'}} for c in (config, elsewhere))
-  assert 'config.data.data_dir' in experiment.changed_fields(config, elsewhere, 'certify')[0]
+  assert 'config.data.data_dir' in configuration.changed_fields(config, elsewhere, 'certify')[0]

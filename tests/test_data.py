@@ -15,7 +15,7 @@ import tiny_imagenet
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from robust_jax import data, experiment
+from robust_jax import configuration, data
 from robust_jax.data import digits, images, lazy, prepared
 from robust_jax.errors import UserError
 
@@ -269,8 +269,8 @@ def test_a_tiny_imagenet_in_the_files_of_the_real_one(imagenet_dir):
   assert part.split == 'validation[25%:50%]'
   np.testing.assert_array_equal(part.images, test.images[3:6])
   np.testing.assert_array_equal(part.labels, test.labels[3:6])
-  settings = experiment.DataSettings('imagenet2012', imagenet_dir, image_size=16,
-                                     train_split='train[:10]', mean=(0.5,))
+  settings = configuration.DataSettings('imagenet2012', imagenet_dir, image_size=16,
+                                        train_split='train[:10]', mean=(0.5,))
   assert settings.load('train').num_examples == 10 and settings.load('test').mean == (0.5,)
   assert 'tensorflow' not in sys.modules
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, experiment, keys, losses, smoothing, threat_models
-from robust_jax.experiment import component
+from robust_jax import attacks, configuration, keys, losses, smoothing, threat_models
+from robust_jax.configuration import component
 
 KEY = jax.random.key(3)
 
@@ -290,4 +290,4 @@ def test_ddn_is_a_component():
   config = component('attack', 'ddn', num_steps=2)
   assert (config.init_norm, config.gamma, config.rounding) == (1., 0.05, 'inside')
   assert component('attack', 'ddn', init_norm=0., gamma=0.).gamma == 0
-  assert experiment.TABLES['attack']['ddn'] is attacks.ddn
+  assert configuration.TABLES['attack']['ddn'] is attacks.ddn

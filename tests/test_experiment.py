@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, data, experiment, parallel, workdir
+from robust_jax import attacks, configuration, data, experiment, parallel, workdir
 from robust_jax.errors import UserError
 from robust_jax.training import methods
+from robust_jax.types import Attack, Count, NonNegative, Positive
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('[a-z]*_*.py'))
@@ -25,8 +26,8 @@ def in_the_checkout(monkeypatch):
 
 
 def parse(*words):
-  config, *rest = command_line.parse(['launch', *words])
-  return experiment.resolve(config), *rest
+  """The resolved config of a command line."""
+  return configuration.resolve(command_line.parse(['launch', *words]).config)
 
 
 @pytest.fixture
@@ -51,8 +52,9 @@ def test_the_configs_are_there():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_config_loads_validates_and_builds(name, no_data):
-  config, folder, *_ = parse(f'--config=configs/{name}.py')
-  assert folder == Path(f'runs/{name}')
+  parsed = command_line.parse(['launch', f'--config=configs/{name}.py'])
+  assert parsed.workdir == Path(f'runs/{name}')
+  config = configuration.resolve(parsed.config)
   run = experiment.build(config, jax.devices()[:2])
   assert (run.certify is None) == (run.sigma == 0)
   assert run.learning_rate()(0) > 0
@@ -66,31 +68,31 @@ def test_config_loads_validates_and_builds(name, no_data):
 
 
 def test_published_hyper_parameters():
-  config, *_ = parse('--config=configs/smoothadv_mnist.py')
+  config = parse('--config=configs/smoothadv_mnist.py')
   assert config['epsilon'] == 255 / 256 and config['sigma'] == 0.5
   assert config['method']['num_noise'] == 4 and config['method']['attack']['num_steps'] == 10
   assert config['certify'] | {'sigma': None} == {
       'name': 'fixed', 'sigma': None, 'n0': 100, 'n': 100_000, 'alpha': 0.001,
       'batch_size': config['certify']['batch_size'], 'bound': 'one_vs_rest', 'noise': 'gaussian'}
-  config, *_ = parse('--config=configs/pgd_mnist.py')
+  config = parse('--config=configs/pgd_mnist.py')
   assert config['method']['attack']['step_size'] == 0.01 and config['epsilon'] == 0.3
 
 
 def test_shared_fields_reach_every_function_that_has_them(no_data):
-  config, *_ = parse('--config.epsilon=0.75', '--config.sigma=0.125')
+  config = parse('--config.epsilon=0.75', '--config.sigma=0.125')
   run = experiment.build(config, jax.devices()[:2])
   assert run.method.keywords['epsilon'] == 0.75 and run.method.keywords['sigma'] == 0.125
   assert run.method.keywords['attack'].keywords['sigma'] == 0.125
   assert run.certify.keywords['sigma'] == 0.125
-  config, *_ = parse('--config.certify.sigma=0.5', '--config.method.sigma=0.1')
+  config = parse('--config.certify.sigma=0.5', '--config.method.sigma=0.1')
   run = experiment.build(config, jax.devices()[:2])
   assert run.sigma == run.attack.keywords['sigma'] == 0.5
   assert run.method.keywords['sigma'] == run.method.keywords['attack'].keywords['sigma'] == 0.1
 
 
 def test_overrides_reach_nested_attacks(no_data):
-  config, *_ = parse('--config.method.attack.num_steps=7',
-                     '--config.evaluation.epsilons=(0.1, 0.2)')
+  config = parse('--config.method.attack.num_steps=7',
+                 '--config.evaluation.epsilons=(0.1, 0.2)')
   run = experiment.build(config, jax.devices()[:2])
   assert run.method.keywords['attack'].keywords['num_steps'] == 7
   assert run.evaluation.epsilons == (0.1, 0.2)
@@ -129,23 +131,23 @@ def test_mistakes_are_one_line(words, message):
 
 
 def test_leftover_fields_of_another_method_are_named():
-  config, *_ = command_line.parse(['launch'])
+  config = command_line.parse(['launch']).config
   config.unlock()
   config.method = {'name': 'gaussian', 'sigma': 0.5, 'num_noise': 3}
   with pytest.raises(UserError, match='config.method.num_noise is not a field; allowed: sigma'):
-    experiment.resolve(config)
+    configuration.resolve(config)
   config.method = {'name': 'gaussian'}
   with pytest.raises(UserError, match='config.method.sigma is missing'):
-    experiment.resolve(config)
+    configuration.resolve(config)
   del config.certify
   with pytest.raises(UserError, match='config.certify is missing'):
-    experiment.resolve(config)
+    configuration.resolve(config)
 
 
 @pytest.mark.parametrize('field', ['train.batch_size', 'train.eval_batch_size',
                                    'evaluation.batch_size'])
 def test_batches_must_divide_by_the_devices(field, no_data):
-  config, *_ = parse(f'--config.{field}=100')
+  config = parse(f'--config.{field}=100')
   message = f'config.{field} is 100; a multiple of 8 is allowed .8 devices'
   with pytest.raises(UserError, match=message):
     experiment.build(config, jax.devices())
@@ -163,24 +165,24 @@ def test_too_many_devices_are_refused():
     (['--config.certify_images.images_per_call=1000000'], 'config.certify and'),
 ])
 def test_combinations_are_checked_before_any_work(words, message, no_data):
-  config, *_ = parse(*words)
+  config = parse(*words)
   with pytest.raises(UserError, match=message):
     experiment.build(config, jax.devices()[:2])
 
 
 def test_a_workdir_after_a_space_is_found(tmp_path):
-  config, *_ = parse('--config.certify.n=77')
+  config = parse('--config.certify.n=77')
   workdir.write_json(tmp_path / 'config.json', config)
-  assert parse('--workdir', str(tmp_path))[0]['certify']['n'] == 77
+  assert parse('--workdir', str(tmp_path))['certify']['n'] == 77
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_saved_config_is_the_same_config(name, tmp_path):
-  config, *_ = parse(f'--config=configs/{name}.py', '--config.data.data_dir=/data')
+  config = parse(f'--config=configs/{name}.py', '--config.data.data_dir=/data')
   workdir.write_json(tmp_path / 'config.json', config)
-  assert parse(f'--workdir={tmp_path}')[0] == config
-  changed, *_ = parse(f'--workdir={tmp_path}', '--config.certify.n=77',
-                      '--config.certify.sigma=2.0')
+  assert parse(f'--workdir={tmp_path}') == config
+  changed = parse(f'--workdir={tmp_path}', '--config.certify.n=77',
+                  '--config.certify.sigma=2.0')
   assert changed['certify']['n'] == 77 and changed['certify']['sigma'] == 2.
 
 
@@ -188,26 +190,25 @@ def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):
   """A method is one function and one table entry: no other file knows of it."""
 
   def mine(key, network, params, batch_stats, batch, memory, progress, *,
-           attack: experiment.Attack, sigma: experiment.NonNegative,
-           weight: experiment.Positive = 2.):
+           attack: Attack, sigma: NonNegative, weight: Positive = 2.):
     del attack, sigma, weight
     return methods.standard(key, network, params, batch_stats, batch, memory, progress)
 
-  def shift(key, logits_fn, images, labels, *, epsilon, noise=None, amount: experiment.Count = 3):
+  def shift(key, logits_fn, images, labels, *, epsilon, noise=None, amount: Count = 3):
     return attacks.no_attack(key, logits_fn, images + amount, labels, epsilon=epsilon, noise=noise)
 
-  monkeypatch.setitem(experiment.TABLES['method'], 'mine', mine)
-  monkeypatch.setitem(experiment.TABLES['attack'], 'shift', shift)
-  config, *_ = command_line.parse(['launch'])
+  monkeypatch.setitem(configuration.TABLES['method'], 'mine', mine)
+  monkeypatch.setitem(configuration.TABLES['attack'], 'shift', shift)
+  config = command_line.parse(['launch']).config
   config.unlock()
-  config.method = experiment.component('method', 'mine', attack=experiment.component(
+  config.method = configuration.component('method', 'mine', attack=configuration.component(
       'attack', 'shift', amount=5))
-  run = experiment.build(experiment.resolve(config), jax.devices()[:2])
+  run = experiment.build(configuration.resolve(config), jax.devices()[:2])
   assert run.method.keywords['weight'] == 2. and run.method.keywords['sigma'] == 0.25
   assert run.method.keywords['attack'].keywords == {'amount': 5}
   config.method.weight = -1.
   with pytest.raises(UserError, match='config.method.weight is -1.0'):
-    experiment.resolve(config)
+    configuration.resolve(config)
 
 
 def test_the_launchers_main_is_short():
@@ -215,24 +216,25 @@ def test_the_launchers_main_is_short():
 
 
 def test_another_name_on_the_command_line_brings_its_own_fields():
-  config, *_ = parse('--config.model.name=wide_resnet', '--config.model.depth=10',
-                     '--config.model.width=1', '--config.attack.name=fgsm',
-                     '--config.method.attack.num_steps=7', '--config.schedule.name=constant')
+  config = parse('--config.model.name=wide_resnet', '--config.model.depth=10',
+                 '--config.model.width=1', '--config.attack.name=fgsm',
+                 '--config.method.attack.num_steps=7', '--config.schedule.name=constant')
   assert config['model']['name'] == 'wide_resnet' and config['model']['depth'] == 10
   assert 'widths' not in config['model']
   # A field that both have keeps its value.
   assert config['attack']['name'] == 'fgsm' and config['attack']['norm'] == 'l2'
   assert 'num_steps' not in config['attack']
   assert config['method']['attack']['num_steps'] == 7
-  default, *_ = parse()
+  default = parse()
   assert config['schedule']['learning_rate'] == default['schedule']['learning_rate']
-  nested, *_ = parse('--config.method.attack.name=fgsm')
+  nested = parse('--config.method.attack.name=fgsm')
   assert nested['method']['attack']['name'] == 'fgsm'
   assert nested['method']['num_noise'] == default['method']['num_noise']
-  same, *_ = parse(f'--config.model.name={default["model"]["name"]}')
+  same = parse(f'--config.model.name={default["model"]["name"]}')
   assert same == default
 
 
 def test_the_config_may_be_a_word_of_its_own():
-  config, folder, *_ = parse('--config', 'configs/pgd_mnist.py', '--workdir', 'runs/x')
-  assert config['data']['name'] == 'mnist' and folder == Path('runs/x')
+  parsed = command_line.parse(
+      ['launch', '--config', 'configs/pgd_mnist.py', '--workdir', 'runs/x'])
+  assert parsed.config.data.name == 'mnist' and parsed.workdir == Path('runs/x')

@@ -10,6 +10,7 @@ import pytest
 from configs import base
 from robust_jax import (
   checkpoint,
+  configuration,
   data,
   experiment,
   models,
@@ -19,8 +20,8 @@ from robust_jax import (
   training,
 )
 from robust_jax import workdir as workdirs
+from robust_jax.configuration import component
 from robust_jax.errors import UserError
-from robust_jax.experiment import component
 from robust_jax.training import methods
 from robust_jax.types import Batch
 
@@ -292,7 +293,7 @@ def make_run(data_dir, num_devices=1, **fields):
   with config.ignore_type():
     config.update_from_flattened_dict(
         {name.replace('__', '.'): value for name, value in fields.items()})
-  return experiment.build(experiment.resolve(config), jax.devices()[:num_devices])
+  return experiment.build(configuration.resolve(config), jax.devices()[:num_devices])
 
 
 def train(run, folder):

@@ -20,6 +20,8 @@ LAYERS = [
     {'training'},
     {'runtime', 'parallel'},
     {'evaluation', 'checkpoint', 'torch_weights'},
+    {'configuration'},
+    {'combinations'},
     {'experiment'},
     {'workdir'},
     {'stages', 'report', 'pseudo_labels'},
@@ -74,11 +76,11 @@ def test_the_maths_imports_few_packages(part):
     assert packages <= MATHS_MAY_IMPORT, path
 
 
-def test_only_parallel_says_pmap_and_only_experiment_reads_configs():
+def test_only_parallel_says_pmap_and_only_configuration_reads_configs():
   for path in PACKAGE.rglob('*.py'):
     text = path.read_text()
     assert 'pmap(' not in text or path.name == 'parallel.py', path
-    assert 'ml_collections' not in text or path.name == 'experiment.py', path
+    assert 'ml_collections' not in text or path.name == 'configuration.py', path
 
 
 def test_the_core_imports_without_data_or_config_packages():

@@ -8,11 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 from jax.test_util import check_grads
 from test_report import read_page
 
 from launch import command_line
-from robust_jax import attacks, checkpoint, data, experiment, keys, models, parallel, training
+from robust_jax import (
+  attacks,
+  checkpoint,
+  configuration,
+  data,
+  experiment,
+  keys,
+  models,
+  parallel,
+  training,
+)
 from robust_jax import report as reports
 from robust_jax.errors import UserError
 from robust_jax.stages import STAGES, classifier
@@ -69,17 +80,9 @@ def radius():
 
 def run(method, network, params, batch, radius, progress=LATE, key=KEY, **kwargs):
   """The method's output and the gradient of its mean loss."""
-
-  @jax.jit
-  def apply(params, key):
-    def loss(params):
-      output = functools.partial(method, **{**RULE, **kwargs})(
-          keys.fold_in(key, batch.index), network, params, {}, batch, {'radius': radius}, progress)
-      return jnp.mean(output.loss), output
-    return jax.grad(loss, has_aux=True)(params)
-
-  gradient, output = apply(params, key)
-  return output, gradient
+  return tiny_training.run_method(
+      functools.partial(method, **{**RULE, **kwargs}), network, params, batch, progress=progress,
+      key=key, memory={'radius': radius})
 
 
 def expected_rule(batch, radius, variant, epoch, *, gamma, beta, warmup_epochs, warmup_epsilon):
@@ -283,8 +286,8 @@ def build(*words, config='iaat_digits', devices=2):
            '--config.method.attack.num_steps=1', '--config.method.warmup_epochs=1',
            '--config.train.num_epochs=3.0', '--config.train.checkpoint_every=1000',
            '--config.evaluation.gallery=3', *words]
-  config, *_ = command_line.parse(['launch', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:devices])
+  config = command_line.parse(['launch', *words]).config
+  return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
 
 @pytest.fixture(scope='module')
@@ -337,10 +340,10 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, monkeypatch, 
                      r"and the config now gives 721 .*; those there, or --redo=train, are allowed"):
     STAGES['train'](build('--config.data.train_split=train[:50%]'), trained)
   # A method without radii has nothing to compare.
-  plain, *_ = command_line.parse(['launch', '--config=configs/pgd_digits.py',
-                                  f'--config.weights={trained}',
-                                  '--config.data.train_split=train[:50%]'])
-  assert classifier.initial_memory(experiment.build(experiment.resolve(plain))) == {}
+  plain = command_line.parse(['launch', '--config=configs/pgd_digits.py',
+                              f'--config.weights={trained}',
+                              '--config.data.train_split=train[:50%]']).config
+  assert classifier.initial_memory(experiment.build(configuration.resolve(plain))) == {}
 
 
 def test_a_damaged_memory_is_one_line(trained, monkeypatch):

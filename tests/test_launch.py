@@ -17,7 +17,16 @@ import pytest
 import tiny_imagenet
 
 from launch import command_line
-from robust_jax import checkpoint, experiment, interrupts, models, stages, training, workdir
+from robust_jax import (
+  checkpoint,
+  configuration,
+  experiment,
+  interrupts,
+  models,
+  stages,
+  training,
+  workdir,
+)
 from robust_jax.certification import log
 from robust_jax.errors import NonFiniteLossError, UserError
 
@@ -183,10 +192,10 @@ def test_foreign_folders_are_refused(tmp_path):
 @pytest.fixture
 def run(monkeypatch, data_dir):
   monkeypatch.chdir(ROOT)
-  config, *_ = command_line.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]])
+  config = command_line.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]]).config
   config.data.data_dir = str(data_dir)
   config.train.checkpoint_every = 5
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):

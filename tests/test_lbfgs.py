@@ -127,13 +127,13 @@ def test_it_says_that_it_cannot_be_compiled(mlp_fn, images, labels):
 
 def test_a_run_is_attacked_with_it(tmp_path):
   from launch import command_line
-  from robust_jax import experiment, stages, workdir
-  config, *_ = command_line.parse([
+  from robust_jax import configuration, experiment, stages, workdir
+  config = command_line.parse([
       'launch', '--config=configs/robust_digits.py', '--config.train.num_steps=20',
       '--config.attack.name=lbfgs', '--config.attack.num_constants=3',
       '--config.evaluation.epsilons=(0.5,)', '--config.evaluation.num_images=6',
-      '--config.evaluation.batch_size=6'])
-  run = experiment.build(experiment.resolve(config), jax.devices()[:2])
+      '--config.evaluation.batch_size=6']).config
+  run = experiment.build(configuration.resolve(config), jax.devices()[:2])
   workdir.describe(run, tmp_path, '')
   for stage in ('train', 'attack'):
     stages.run_stage(stage, run, tmp_path)

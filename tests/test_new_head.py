@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from configs import base
-from robust_jax import checkpoint, data, experiment, models, stages, torch_weights
+from robust_jax import checkpoint, configuration, data, experiment, models, stages, torch_weights
 from robust_jax import workdir as workdirs
+from robust_jax.configuration import component
 from robust_jax.errors import UserError
-from robust_jax.experiment import component
 from robust_jax.models import resnet
 from robust_jax.stages import classifier
 
@@ -29,7 +29,7 @@ def make_run(data_dir, model=None, **fields):
   with config.ignore_type():
     config.update_from_flattened_dict(
         {name.replace('__', '.'): value for name, value in fields.items()})
-  return experiment.build(experiment.resolve(config), jax.devices()[:1])
+  return experiment.build(configuration.resolve(config), jax.devices()[:1])
 
 
 def train(run, folder):

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 
 from robust_jax import attacks, keys, models, smoothing
 from robust_jax.training import methods
-from robust_jax.types import Batch, Progress
+from robust_jax.types import Progress
 
 KEY = jax.random.key(8)
 PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
@@ -22,10 +23,7 @@ PARAMS = models.init(KEY, MODEL, (4, 4, 1))['params']
 
 @pytest.fixture(scope='module')
 def batch():
-  rng = np.random.default_rng(0)
-  return Batch(images=jnp.asarray(rng.uniform(size=(6, 4, 4, 1)), jnp.float32),
-               labels=jnp.asarray(rng.integers(0, 3, 6), jnp.int32),
-               index=jnp.asarray(rng.permutation(40)[:6], jnp.int32), mask=jnp.ones(6))
+  return tiny_training.random_batch(6)
 
 
 def method_of(order, **kwargs):
@@ -37,16 +35,7 @@ def method_of(order, **kwargs):
 
 def run(method, batch, params=PARAMS, key=KEY):
   """The method's output, and the gradient of its mean loss."""
-
-  @jax.jit
-  def both(params, batch):
-    def loss(params):
-      output = method(keys.fold_in(key, batch.index), NETWORK, params, {}, batch, {}, PROGRESS)
-      return jnp.mean(output.loss), output
-    return jax.grad(loss, has_aux=True)(params)
-
-  gradient, output = both(params, batch)
-  return output, gradient
+  return tiny_training.run_method(method, NETWORK, params, batch, progress=PROGRESS, key=key)
 
 
 def numpy_loss(params, images, labels):

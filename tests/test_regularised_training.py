@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+import tiny_training
 from jax.test_util import check_grads
-from test_training import SmallNet
 
 from launch import command_line
-from robust_jax import attacks, experiment, keys, models, smoothing
+from robust_jax import attacks, configuration, experiment, keys, models, smoothing
 from robust_jax.errors import UserError
 from robust_jax.training import methods
-from robust_jax.types import AttackResult, Batch, Progress
+from robust_jax.types import AttackResult, Progress
 
 ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(5)
@@ -43,10 +43,7 @@ METHODS = {
 
 @pytest.fixture(scope='module')
 def batch():
-  rng = np.random.default_rng(0)
-  return Batch(images=jnp.asarray(rng.uniform(size=(16, 4, 4, 1)), jnp.float32),
-               labels=jnp.asarray(rng.integers(0, 3, 16), jnp.int32),
-               index=jnp.asarray(rng.permutation(40)[:16], jnp.int32), mask=jnp.ones(16))
+  return tiny_training.random_batch(16)
 
 
 @pytest.fixture(scope='module')
@@ -57,19 +54,7 @@ def linear():
   return models.network(model), jax.tree.map(lambda w: 3 * w, params)
 
 
-def run(method, network, params, batch, progress=PROGRESS, batch_stats=None, key=KEY):
-  """The method's output and the gradient of its mean loss."""
-
-  @jax.jit
-  def apply(params, batch, progress):
-    def loss(params):
-      output = method(keys.fold_in(key, batch.index), network, params, batch_stats or {}, batch, {},
-                      progress)
-      return jnp.mean(output.loss), output
-    return jax.grad(loss, has_aux=True)(params)
-
-  gradient, output = apply(params, batch, progress)
-  return output, gradient
+run = functools.partial(tiny_training.run_method, progress=PROGRESS, key=KEY)
 
 
 def log_probs(linear, images, scale=1.):
@@ -154,7 +139,7 @@ def test_macers_second_term_can_begin_later(linear, batch):
   kwargs = dict(start_epoch=3)
   early, _ = run(functools.partial(METHODS['macer'], **kwargs), *linear, batch)
   late, _ = run(functools.partial(METHODS['macer'], **kwargs), *linear, batch,
-                Progress(jnp.asarray(40), jnp.asarray(3)))
+                progress=Progress(jnp.asarray(40), jnp.asarray(3)))
   close(early.loss, run(functools.partial(METHODS['macer'], weight=0.), *linear, batch)[0].loss)
   close(late.loss, run(METHODS['macer'], *linear, batch)[0].loss)
   assert np.mean(late.loss) > np.mean(early.loss)
@@ -271,8 +256,7 @@ def test_an_example_does_not_depend_on_its_batch(name, linear, batch):
 @pytest.mark.parametrize('name, rows', [('trades', 32), ('stability', 32), ('consistency', 48),
                                         ('macer', 80)])
 def test_batch_norm_sees_all_copies_together(name, rows, batch):
-  model = SmallNet()
-  variables = dict(model.init(KEY, jnp.zeros((1, 4, 4, 1)), train=False))
+  model, variables = tiny_training.small_net(KEY)
   network, seen = models.network(model), []
   spy = network._replace(train_logits=lambda p, s, x, k: (
       seen.append((x.shape, k.shape)), network.train_logits(p, s, x, k))[1])
@@ -295,8 +279,8 @@ def test_label_smoothing_is_of_the_cross_entropy(linear, batch):
 
 
 def build(*words):
-  config, *_ = command_line.parse(['launch', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  config = command_line.parse(['launch', *words]).config
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 @pytest.mark.parametrize('config', ['stability', 'consistency', 'macer', 'iaat_smoothadv'])

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from configs import base
-from robust_jax import checkpoint, experiment, interrupts, models, training, workdir
+from robust_jax import checkpoint, configuration, interrupts, models, training, workdir
 from robust_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -224,7 +224,7 @@ def test_an_interrupted_redo_is_finished_by_the_next_run(tmp_path, monkeypatch):
 
 
 def test_a_stage_without_results_binds_nothing(tmp_path):
-  old, new = ({**json.loads(json.dumps(experiment.resolve(base.get_config()))), 'seed': seed}
+  old, new = ({**json.loads(json.dumps(configuration.resolve(base.get_config()))), 'seed': seed}
               for seed in (0, 1))
   workdir.write_json(tmp_path / 'config.json', old)
   workdir.write_json(tmp_path / 'stages.json', {'certify': {'status': 'running', 'config': old}})

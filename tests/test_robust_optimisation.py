@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 from jax.test_util import check_grads
 
 from launch import command_line
 from robust_jax import (
     attacks,
+    configuration,
     data,
     experiment,
     keys,
@@ -60,18 +62,7 @@ def mlp():
   return models.network(model), models.init(KEY, model, (3, 4, 1))['params']
 
 
-def run_method(method, network, params, batch, progress=PROGRESS):
-  """The method's output and the gradient of its mean loss."""
-
-  @jax.jit
-  def run(params):
-    def loss(params):
-      output = method(keys.fold_in(KEY, batch.index), network, params, {}, batch, {}, progress)
-      return jnp.mean(output.loss), output
-    return jax.grad(loss, has_aux=True)(params)
-
-  gradient, output = run(params)
-  return output, gradient
+run_method = functools.partial(tiny_training.run_method, progress=PROGRESS, key=KEY)
 
 
 def logits_of(net):
@@ -461,8 +452,8 @@ def test_tangents_that_cannot_be_are_refused(plane, tmp_path):
 
 
 def built(*words):
-  config, *_ = command_line.parse(['launch', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  config = command_line.parse(['launch', *words]).config
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 @pytest.mark.parametrize('words, message', [

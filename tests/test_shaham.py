@@ -22,8 +22,8 @@ SMALL = ['--config.train.num_steps=60', '--config.evaluation.stride=3',
 def folder(tmp_path_factory):
   """The sweep of robust_digits, with little training."""
   path = tmp_path_factory.mktemp('sweep')
-  *_, points = command_line.parse(
-      ['launch', '--config=configs/robust_digits.py', '--sweep', *SMALL])
+  points = command_line.parse(
+      ['launch', '--config=configs/robust_digits.py', '--sweep', *SMALL]).points
   for number, (_, config) in enumerate(points):
     run = experiment.build(config, jax.devices()[:2])
     place = path / f'{number:03d}'
@@ -168,7 +168,7 @@ def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkey
 
   sweep = tmp_path / 'gaussian.py'
   sweep.write_text('from configs.robust_digits import get_config\n'
-                   'from robust_jax.experiment import component\n'
+                   'from robust_jax.configuration import component\n'
                    "sweep = lambda: [{'method': component('method', name, **kwargs)} for name, "
                    "kwargs in (('standard', {}), ('gaussian', {'sigma': 0.5}))]\n")
   monkeypatch.setattr(command.sweep, 'run', train)
@@ -179,8 +179,8 @@ def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkey
 
 @pytest.mark.parametrize('name', ['shaham_mnist', 'shaham_cifar10'])
 def test_published_hyper_parameters(name):
-  config, *_, points = command_line.parse(
-      ['launch', f'--config=configs/{name}.py', '--sweep'])
+  parsed = command_line.parse(['launch', f'--config=configs/{name}.py', '--sweep'])
+  config, points = parsed.config, parsed.points
   std = config.data.std[0]
   radii = {c['method'].get('attack', {}).get('norm'): c['epsilon'] / std for _, c in points}
   del radii[None]

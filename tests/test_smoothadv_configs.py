@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, data, experiment
+from robust_jax import attacks, configuration, data, experiment
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 
@@ -29,8 +29,8 @@ def no_data(monkeypatch):
 
 
 def build(name, *words):
-  config, *_ = command_line.parse(['launch', f'--config=configs/{name}.py', *words])
-  return experiment.build(experiment.resolve(config), jax.devices()[:2])
+  config = command_line.parse(['launch', f'--config=configs/{name}.py', *words]).config
+  return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 def test_ddn_begins_at_the_warmed_up_epsilon():
@@ -105,6 +105,6 @@ def test_self_training_mixes_what_it_names(monkeypatch):
   assert seen[0]['name'] == 'digits' and seen[0]['split'] == 'train[300:]'
   assert seen[0]['labels'].endswith('.tsv') and seen[0]['data_dir'] == '/there'
   changed = dict(run.config, extra=dict(run.config['extra'], weight=1.))
-  assert experiment.changed_fields(run.config, changed, 'train') == [
+  assert configuration.changed_fields(run.config, changed, 'train') == [
       'config.extra.weight: 0.5 there, 1.0 now']
-  assert not experiment.changed_fields(run.config, changed, 'certify')
+  assert not configuration.changed_fields(run.config, changed, 'certify')

@@ -14,8 +14,8 @@ import pytest
 
 from launch import command_line, sweep
 from robust_jax import interrupts, report, workdir
+from robust_jax.configuration import component
 from robust_jax.errors import UserError
-from robust_jax.experiment import component
 
 ROOT = Path(__file__).parents[1]
 ALL = {'train', 'attack', 'certify', 'report'}
@@ -64,7 +64,7 @@ def stand_in(tmp_path):
 
 def parse(*words):
   """What the launcher makes of a command line: (points, configs)."""
-  points = command_line.parse(['launch', '--sweep', *words])[-1]
+  points = command_line.parse(['launch', '--sweep', *words]).points
   return tuple(map(list, zip(*points)))
 
 
@@ -77,7 +77,7 @@ def calls(tmp_path):
 
 def write_config(path, points, extra=''):
   path.write_text('import numpy as np\nfrom configs import smoothadv_digits\n'
-                  'from robust_jax.experiment import component\n'
+                  'from robust_jax.configuration import component\n'
                   'get_config = smoothadv_digits.get_config\n'
                   f'def sweep():\n  return {points}\n{extra}')
   return f'--config={path}'
@@ -144,10 +144,10 @@ def test_a_field_is_set_in_one_place_and_a_sweep_has_to_be_there():
     parse('--config.seed=3')
   with pytest.raises(UserError, match=r'configs/standard_mnist.py has no sweep\(\)'):
     parse('--config=configs/standard_mnist.py')
-  *_, folder, _, _, _, points = command_line.parse(['launch', '--sweep'])
-  assert folder == Path('runs/smoothadv_digits_sweep') and len(points) == 3
-  *_, folder, _, _, _, points = command_line.parse(['launch'])
-  assert folder == Path('runs/smoothadv_digits') and points is None
+  parsed = command_line.parse(['launch', '--sweep'])
+  assert parsed.workdir == Path('runs/smoothadv_digits_sweep') and len(parsed.points) == 3
+  parsed = command_line.parse(['launch'])
+  assert parsed.workdir == Path('runs/smoothadv_digits') and parsed.points is None
 
 
 # Running, with the stand-in.
@@ -281,7 +281,7 @@ def test_redo_puts_the_results_of_all_aside_at_once(tmp_path, stand_in):
 
 TINY = '''
 from configs import base
-from robust_jax.experiment import component
+from robust_jax.configuration import component
 
 def get_config():
   config = base.get_config()

@@ -6,36 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 from flax import linen as nn
 
 from robust_jax import attacks, keys, losses, models, parallel, smoothing, training
 from robust_jax.training import methods, schedules
-from robust_jax.types import Batch, MethodOutput, Progress
+from robust_jax.types import MethodOutput, Progress
 
 KEY = jax.random.key(5)
 PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
 PGD = functools.partial(attacks.pgd_attack, norm='l2', num_steps=2)
 
 
-class SmallNet(nn.Module):
-  """Convolution, BatchNorm, dense: the smallest network with batch statistics."""
-
-  axis_name: str | None = None
-
-  @nn.compact
-  def __call__(self, images, *, train):
-    x = nn.Conv(4, (3, 3), name='conv')(images)
-    x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name,
-                     name='norm')(x)
-    return nn.Dense(3, name='dense')(nn.relu(x).mean((1, 2)))
-
-
 @pytest.fixture(scope='module')
 def batch():
-  rng = np.random.default_rng(0)
-  return Batch(images=jnp.asarray(rng.uniform(size=(16, 4, 4, 1)), jnp.float32),
-               labels=jnp.asarray(rng.integers(0, 3, 16), jnp.int32),
-               index=jnp.asarray(rng.permutation(40)[:16], jnp.int32), mask=jnp.ones(16))
+  return tiny_training.random_batch(16)
 
 
 @pytest.fixture(scope='module')
@@ -48,24 +33,11 @@ def linear():
 @pytest.fixture(scope='module')
 def small_net():
   """A network with BatchNorm: (network, variables)."""
-  model = SmallNet()
-  variables = dict(model.init(KEY, jnp.zeros((1, 4, 4, 1)), train=False))
+  model, variables = tiny_training.small_net(KEY)
   return models.network(model), variables
 
 
-def run_method(method, network, params, batch, batch_stats=None, progress=PROGRESS, key=KEY):
-  """The method's output and the gradient of its mean loss."""
-
-  @jax.jit
-  def run(params, key):
-    def loss(params):
-      output = method(keys.fold_in(key, batch.index), network, params, batch_stats or {}, batch, {},
-                      progress)
-      return jnp.mean(output.loss), output
-    return jax.grad(loss, has_aux=True)(params)
-
-  gradient, output = run(params, key)
-  return output, gradient
+run_method = functools.partial(tiny_training.run_method, progress=PROGRESS, key=KEY)
 
 
 def test_gaussian_without_noise_is_standard(linear, batch):
@@ -354,7 +326,7 @@ def test_memory_is_kept_per_example(num_devices, linear, batch):
 
 def train_20_steps(num_devices, variables, batch):
   devices = jax.devices()[:num_devices]
-  network = models.network(SmallNet(), axis_name=parallel.AXIS)
+  network = models.network(tiny_training.SmallNet(), axis_name=parallel.AXIS)
   optimizer = training.OPTIMIZERS['sgd'](0.1)
   method = functools.partial(
       methods.smoothadv, epsilon=0.3, sigma=0.2, num_noise=2, epsilon_warmup_epochs=2,

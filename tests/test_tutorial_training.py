@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, experiment, keys, losses
+from robust_jax import attacks, configuration, experiment, keys, losses
 from robust_jax.training import methods
 from robust_jax.types import Batch, Network, Progress
 
@@ -96,7 +96,7 @@ def test_a_share_of_clean_loss_goes_with_both(network, batch):
 def test_their_configs_say_so(monkeypatch):
   monkeypatch.chdir(ROOT)
   for name, field, value in (('pgd_restarts', 'restarts', 4), ('pgd_targeted', 'target', 'random')):
-    config, *_ = command_line.parse(['launch', f'--config=configs/{name}_digits.py'])
-    run = experiment.build(experiment.resolve(config), jax.devices()[:2])
+    config = command_line.parse(['launch', f'--config=configs/{name}_digits.py']).config
+    run = experiment.build(configuration.resolve(config), jax.devices()[:2])
     assert run.method.keywords['attack'].keywords[field] == value
     assert run.method.keywords['clean_share'] == (0.3 if name == 'pgd_restarts' else 0)

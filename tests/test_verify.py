@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import experiment, stages, workdir
+from robust_jax import configuration, experiment, stages, workdir
 from robust_jax.certification import integer, log
 from robust_jax.errors import MismatchError, UserError
 from robust_jax.stages.certify import certify
@@ -53,8 +53,8 @@ def make(tmp_path, monkeypatch):
              '--config.certify.n0=30', '--config.certify.batch_size=100',
              '--config.certify_images.num_images=10', '--config.certify_images.images_per_call=4',
              *words]
-    config, *_ = command_line.parse(['launch', *words])
-    return experiment.build(experiment.resolve(config), jax.devices()[:devices])
+    config = command_line.parse(['launch', *words]).config
+    return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
   return build
 
@@ -219,7 +219,7 @@ def test_a_sample_is_taken_once(make, tmp_path):
   run = make('fixed', '--config.verify.sample=3')
   assert run.verify.sample == 3
   workdir.describe(run, tmp_path, 'launch')
-  assert experiment.saved_config(tmp_path).verify.sample == 0
+  assert configuration.saved_config(tmp_path).verify.sample == 0
 
 
 @ALL
@@ -400,14 +400,14 @@ def test_mistakes_are_found_before_anything_runs(words, message, make):
 @pytest.mark.parametrize('name', ['mnist', 'cifar10', 'imagenet'])
 def test_configs_of_certification(name):
   words = [f'--config=configs/certify_{name}.py', '--stages=certify,verify,report']
-  config, _, wanted, *_ = command_line.parse(['launch', *words])
-  assert wanted == ['certify', 'verify', 'report']
-  config = experiment.resolve(config)
+  parsed = command_line.parse(['launch', *words])
+  assert parsed.stages == ['certify', 'verify', 'report']
+  config = configuration.resolve(parsed.config)
   assert config['certify']['name'] == 'sequential'
   rule = experiment.certifier(config)
   assert rule.plan.radii[-1] in (1.5, 1.75)
 
 
 def test_verification_is_no_part_of_a_run_unless_asked_for():
-  assert 'verify' not in command_line.parse(['launch'])[2]
+  assert 'verify' not in command_line.parse(['launch']).stages
   assert 'verify' in stages.CHECKS and 'verify' not in stages.STAGES

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax import checkpoint, experiment, models, torch_weights
+from robust_jax import checkpoint, configuration, models, torch_weights
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
 
@@ -166,7 +166,7 @@ def _brought(run):
   here = {'model': run.config['model'], 'num_classes': dataset.num_classes,
           'image_shape': list(dataset.image_shape)}
   # A model field that the other run did not know yet is at its default.
-  there = {**info, 'model': json.loads(experiment.component(
+  there = {**info, 'model': json.loads(configuration.component(
       'model', **info['model']).to_json())}
   for name, value in here.items():
     _check_alike(run, name, there[name], value)

@@ -20,6 +20,7 @@ import numpy as np
 
 from robust_jax import (
     analysis,
+    configuration,
     experiment,
     keys,
     losses,
@@ -161,7 +162,7 @@ def load(folder, devices):
   """
   record = workdir.read_json(Path(folder) / report.SWEEP)
   places = [Path(folder) / entry['workdir'] for entry in record['runs']]
-  configs = [experiment.resolve(experiment.saved_config(place)) for place in places]
+  configs = [configuration.resolve(configuration.saved_config(place)) for place in places]
   nets = []
   for name, config, place in zip(names(configs), configs, places):
     run = experiment.build(config, devices)
