@@ -50,6 +50,14 @@ def test_beyond_a_grid_nothing_is_known():
       [[0.75, 0.5], [0.25, 0.25], [np.nan, np.nan]])
   assert analysis.certified_images(grid, 0.25).tolist() == [False, True, True, False]
   assert analysis.certified_images(grid, 0.51) is None
+  # Radii that a caller has computed, a little beside those of the grid.
+  fine = make_log([0.7, 64 / 255], [1, 1], [1, 1])._replace(settings={'radii': [64 / 255, 0.7]})
+  np.testing.assert_array_equal(
+      analysis.certified_accuracy(fine, 0.1 * np.arange(9))[[2, 7, 8]], [1., 0.5, np.nan])
+  assert analysis.certified_images(fine, 0.1 * 7).tolist() == [True, False]
+  assert analysis.is_decided(fine, [0.1 * 7, 64 / 255, 0.25, 0.8]).tolist() == [
+      True, True, False, False]
+  assert analysis.is_decided(EMPTY, [3.]).all() and analysis.decided_radii(EMPTY) is None
   free = make_log([0.1], [1], [1])
   np.testing.assert_array_equal(analysis.envelope([grid, free], [0.1, 1.]), [1., 0.])
   np.testing.assert_array_equal(analysis.envelope([grid], [0.5, 1.]), [0.25, np.nan])

@@ -516,6 +516,10 @@ def test_certifiers_that_decide_other_radii_are_not_compared(tmp_path, capsys):
   assert all(again[3::2]) and all(first[3::2])
   assert [bool(text) for text in itself[3::2]] == [True, True, False, True]
   assert [bool(text) for text in grid[3::2]] == [True, False, False, False]
+  # Those of one grid compare between its radii, and nothing is known beyond.
+  _, out, _ = run(capsys, 'compare', *grids[1:], '--radii=0.25,0.5,0.75')
+  assert out.splitlines()[-1].split()[-4:] == ['+0.0', '+0.0', '–', '+0.000']
+  assert out.splitlines()[-2].split()[-3:-1] == ['–', '≥']
   assert any(line.endswith('were decided; 0.4: at least the accuracy of the next larger one; 0.75: '
                            'nothing is known') for line in err)
 
@@ -541,6 +545,16 @@ def test_every_setting_that_changes_certificates_is_named_beside_a_table(tmp_pat
     write_run(tmp_path / name, **{'noise': 'gaussian', **changes})
   err = run(capsys, 'table', tmp_path)[2]
   assert [line.split(':')[1] for line in err] == [' n differs', ' noise differs']
+  # What follows from sigma says nothing more.
+  both = [write_run(tmp_path / 'd' / name, name='sequential', radii=[0.25], sigma=sigma,
+                    cap_hits=[hits]) for name, sigma, hits in (('a', 0.25, 90), ('b', 0.5, 80))]
+  assert run(capsys, 'table', *both)[2] == []
+
+
+def test_a_log_without_a_grid_of_its_own(tmp_path, capsys):
+  for radii in ([], None):
+    folder = write_run(tmp_path / str(radii), radii=radii)
+    assert run(capsys, 'table', folder)[0] == 0
 
 
 def test_abstention_has_no_meaning_where_the_label_was_tested(tmp_path, capsys):

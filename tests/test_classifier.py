@@ -45,7 +45,7 @@ def save(run, folder, *, seed=0, step=3, done=True, **info):
 
 
 def logits(run, folder):
-  logits_fn, origin = classifier.load(run, folder)
+  logits_fn, origin, _ = classifier.load(run, folder)
   return np.asarray(logits_fn(np.full((1, 8, 8, 1), 0.5, np.float32))), origin
 
 
@@ -60,7 +60,7 @@ def test_weights_of_a_workdir_are_judged_until_something_is_trained(data_dir, tm
   np.testing.assert_array_equal(found, expected)
   jax.tree.map(np.testing.assert_array_equal, classifier.initial_variables(run), brought)
   assert origin['checkpoint_step'] is None and len(origin['classifier_sha256']) == 64
-  assert origin['training_noise'] == 0.25
+  assert classifier.load(run, folder).training_noise == 0.25
   # The finished certificates of these weights do not stand beside another training.
   record = {'status': 'done', 'origin': origin, 'config': run.config}
   workdir.write_json(folder / 'stages.json', {'certify': record})
@@ -69,7 +69,7 @@ def test_weights_of_a_workdir_are_judged_until_something_is_trained(data_dir, tm
   records = workdir.stages(folder)
   workdir.write_json(folder / 'stages.json', {**records, 'certify': record})
   now, trained = logits(run, folder)
-  assert trained['training_noise'] is None, 'nothing tells'
+  assert classifier.load(run, folder).training_noise is None, 'nothing tells'
   assert trained['checkpoint_step'] == 3 and np.abs(now - expected).max() > 1e-3
   with pytest.raises(UserError, match='has judged another classifier .*--redo=certify'):
     stages.run_stage('certify', run, folder)

@@ -162,6 +162,46 @@ def test_other_draws_are_shown_but_not_compared(runs, tmp_path):
   assert 'certified 0.5' not in comparison_tables.tables(panel)['differences'][1].columns
 
 
+def with_grid(folder, radii):
+  """Turns the log of a run into that of a certifier that has decided these radii."""
+  path = folder / 'certify.jsonl'
+  header, *rows = map(json.loads, path.read_text().splitlines())
+  header['header']['settings'] |= {'name': 'sequential', 'radii': radii}
+  for row in rows:
+    row['radius'] = max(radius for radius in [0., *radii] if radius <= row['radius'])
+  path.write_text(''.join(json.dumps(row) + '\n' for row in [header, *rows]))
+  return folder
+
+
+def test_only_what_a_grid_has_decided_is_shown(runs, tmp_path):
+  one = with_grid(make(tmp_path / 'one', num_noise=8), [64 / 255, 128 / 255])
+  other = with_grid(make(tmp_path / 'other', num_noise=2), [0.25, 0.5, 1.5])
+  both = contents.load_all([one, other])
+  radii = comparison.radii([run.certified for run in both])
+  np.testing.assert_allclose(radii, [0.25, 64 / 255, 0.5, 128 / 255, 1.5], atol=1e-9)
+  panel = panel_of(runs[0], one, other)
+  accuracy = 100 * np.mean(both[0].certified.correct & (both[0].certified.radius >= 128 / 255))
+  assert 0 < accuracy < 100
+  shown = column(panel, 'certified 0.501961')
+  assert shown['num_noise=8'] == f'{accuracy:.1f}' and shown['num_noise=2'] is None
+  assert column(panel, 'certified 1.5')['num_noise=8'] is None, 'nothing is known'
+  assert column(panel, 'certified 0.25')['num_noise=8'] is None, 'only a bound is known'
+  assert all(column(panel, 'certified 0.25')[f'num_noise={m}'] is not None for m in (2, 4))
+  assert any('the ACR is a lower bound' in note for note in panel.notes)
+  # A log without a grid has round radii, however few another one has decided.
+  alone = with_grid(make(tmp_path / 'alone', num_noise=8), [2.])
+  assert {0.25, 0.5, 2.} <= set(comparison.radii(
+      [run.certified for run in contents.load_all([runs[0], alone])]))
+
+
+def test_nothing_certified_has_an_axis_all_the_same(runs, tmp_path):
+  folders = [make(tmp_path / name, num_noise=m, better=-9.) for name, m in (('a', 2), ('b', 4))]
+  page, _ = report.compare(folders, tmp_path / 'compare.html')
+  chart = re.search(r'<svg[^>]*>(?:(?!</svg>).)*of the perturbation(?:(?!</svg>).)*</svg>',
+                    page.read_text(), re.DOTALL)
+  assert chart and '>0.4</text>' in chart.group(0)
+
+
 def test_another_attack_is_another_column(runs, tmp_path):
   other = make(tmp_path / 'other', num_noise=8)
   lines = (other / 'attack.jsonl').read_text().splitlines()

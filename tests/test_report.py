@@ -239,13 +239,20 @@ def test_every_missing_part_is_said(tmp_path):
 
 def test_what_verify_found_is_told(tmp_path):
   write_workdir(tmp_path, **KINDS['smoothed'], num_images=20, num_epochs=2)
-  record = {'finished': '2026-11-21T10:00:00+00:00', 'images': 20, 'drawn_again': 5, 'problems': {}}
-  for problems, words in (({}, 'all are as logged'), ({'3': ['x'], '5': ['y']}, '2 are not as')):
-    (tmp_path / 'verify.json').write_text(json.dumps({**record, 'problems': problems}))
+  record = {'finished': '2026-11-21T10:00:00+00:00', 'images': 20, 'drawn_again': 5, 'problems': {},
+            'problems_in_table': {}}
+  found = {'3': ['x'], '5': ['y']}
+  for problems, words in (
+      ({}, 'all are as logged'), ({'problems': found}, '2 are not as logged (verify.json)'),
+      ({'problems_in_table': found}, '2 are not as in the table (verify.json)')):
+    (tmp_path / 'verify.json').write_text(json.dumps({**record, **problems}))
     report.build(tmp_path)
     text = read_page(tmp_path).text
     assert 'On 2026-11-21 10:00 UTC 20 certificates' in text and '5 of them drawn for' in text
     assert words in text
+  (tmp_path / 'verify.json').write_text('{"images": 3}')
+  with pytest.raises(UserError, match='verify.json: without drawn_again; what --stages=verify'):
+    report.build(tmp_path)
 
 
 def test_unfinished_stages_and_empty_logs(tmp_path):

@@ -1,6 +1,7 @@
 """Sequential certification as a stage: its log, interruptions, and its verification."""
 
 import json
+import os
 import re
 import sys
 
@@ -210,9 +211,36 @@ def test_a_log_that_is_right(name, make, tmp_path, capsys):
   printed = capsys.readouterr().out
   assert '3 of 3 images drawn for again are identical' in printed
   assert '10 of 10 agree with their own counts, 10 with the table' in printed
-  assert 'the log was made with other' not in printed, 'the number of devices changes nothing'
   record = json.loads((tmp_path / 'verify.json').read_text())
   assert (record['images'], record['drawn_again'], record['problems']) == (10, 3, {})
+
+
+def test_other_flags_are_told_but_for_the_number_of_devices(make, tmp_path, capsys):
+  run = make('fixed')
+  certify(run, tmp_path)
+  path = tmp_path / 'certify.jsonl'
+  lines = path.read_text().splitlines()
+  for flags, told in (('--xla_force_host_platform_device_count=7', False),
+                      ('--xla_cpu_enable_fast_math=true', True)):
+    header = json.loads(lines[0])
+    header['header']['environment']['flags'] = ' '.join(
+        [*(flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag), flags])
+    path.write_text('\n'.join([json.dumps(header), *lines[1:], '']))
+    verify(run, tmp_path)
+    assert ('(the log was made with other flags)' in capsys.readouterr().out) == told
+
+
+def test_a_log_that_tells_nothing_of_the_training(make, tmp_path, capsys):
+  run = make('fixed')
+  certify(run, tmp_path)
+  path = tmp_path / 'certify.jsonl'
+  lines = path.read_text().splitlines()
+  header = json.loads(lines[0])
+  del header['header']['settings']['training_noise']
+  path.write_text('\n'.join([json.dumps(header), *lines[1:-2], '']))
+  certify(run, tmp_path)
+  verify(run, tmp_path)
+  assert '10 of 10 images drawn for again are identical' in capsys.readouterr().out
 
 
 def test_a_sample_is_taken_once(make, tmp_path):

@@ -19,6 +19,7 @@ from robust_jax.analysis.certified import (
     certified_images,
     decided_radii,
     envelope,
+    is_decided,
 )
 from robust_jax.analysis.images import common_images, on_images
 from robust_jax.analysis.means import mean_interval, paired_difference, welch_difference
@@ -28,7 +29,7 @@ from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown
 __all__ = [
     'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval',
     'average_certified_radius', 'certified_accuracy', 'certified_images', 'clean_accuracy',
-    'common_images', 'decided_radii', 'envelope', 'mean_interval', 'on_images', 'paired_difference',
-    'read_attack', 'robust', 'robust_accuracy', 'simultaneous', 'to_csv', 'to_latex', 'to_markdown',
-    'to_text', 'welch_difference',
+    'common_images', 'decided_radii', 'envelope', 'is_decided', 'mean_interval', 'on_images',
+    'paired_difference', 'read_attack', 'robust', 'robust_accuracy', 'simultaneous', 'to_csv',
+    'to_latex', 'to_markdown', 'to_text', 'welch_difference',
 ]

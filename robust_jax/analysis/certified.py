@@ -7,11 +7,22 @@ gives NaN, never zero.
 import numpy as np
 from scipy import special
 
+# Two radii of a grid are further apart; what a caller computes may be off by rounding.
+_ALIKE = 1e-9
+
 
 def decided_radii(log):
   """[num_radii], ascending: the grid that the certifier has decided; None where it had none."""
   radii = log.settings.get('radii')
-  return None if radii is None else np.sort(np.asarray(radii, np.float64))
+  return np.sort(np.asarray(radii, np.float64)) if radii else None
+
+
+def is_decided(log, radii):
+  """[...] bool, for radii [...]: whether the certifier has decided them; all, without a grid."""
+  radii, grid = np.asarray(radii, np.float64), decided_radii(log)
+  if grid is None:
+    return np.full(radii.shape, True)
+  return (np.abs(radii[..., None] - grid) <= _ALIKE).any(axis=-1)
 
 
 def certified_images(log, radius):
@@ -25,13 +36,19 @@ def certified_images(log, radius):
     [num_images] bool; None beyond the largest radius of a grid that was decided, of which nothing
     is known. Between two radii of a grid the larger one decides.
   """
-  return None if radius > _limit(log) else log.correct & (log.radius >= radius)
+  return None if _is_beyond(log, radius) else log.correct & _at_least(log, radius)
 
 
-def _limit(log):
-  """The largest radius that the log says something of."""
+def _is_beyond(log, radii):
+  """Whether the log says nothing of radii [...]."""
   grid = decided_radii(log)
-  return np.inf if grid is None else grid.max() + 1e-9
+  return np.asarray(radii) > (np.inf if grid is None else grid[-1] + _ALIKE)
+
+
+def _at_least(log, radii):
+  """[..., num_images] bool, for radii [...]."""
+  slack = 0. if decided_radii(log) is None else _ALIKE
+  return log.radius >= np.asarray(radii, np.float64)[..., None] - slack
 
 
 def certified_accuracy(log, radii):
@@ -48,8 +65,8 @@ def certified_accuracy(log, radii):
   radii = np.asarray(radii, np.float64)
   if not len(log.radius):
     return np.full(radii.shape, np.nan)
-  accuracy = np.mean(log.correct & (log.radius >= radii[..., None]), axis=-1)
-  return np.where(radii > _limit(log), np.nan, accuracy)
+  accuracy = np.mean(log.correct & _at_least(log, radii), axis=-1)
+  return np.where(_is_beyond(log, radii), np.nan, accuracy)
 
 
 def average_certified_radius(log):

@@ -30,7 +30,7 @@ def default_radii(sources: Sequence[Source]) -> list[float]:
   Nine at most, for which the distance grows to 0.5, 1, 2.5, ...; it is smaller than 0.25 where no
   radius of 0.5 is certified.
   """
-  grids = {tuple(source.log.settings.get('radii', ())) for source in sources}
+  grids = {tuple(source.log.settings.get('radii') or ()) for source in sources}
   if len(grids) == 1 and len(min(grids)) in range(1, 10):
     return list(min(grids))
   certified = [source.log.radius[source.log.correct] for source in sources]
@@ -121,11 +121,12 @@ def comparison_table(sources: Sequence[Source], names: Sequence[str], radii, *, 
   rows = []
   for i, name in enumerate(names):
     figures = [_text(value, f'.{digit}f') for value, digit in zip(values[i].mean(axis=1), digits)]
+    figures[-1] = acr_text(cut[i], at_least='' if separate else '≥ ')
     images = f'{len(idx)} of {len(sources[i].log.idx)}'
     rows.append([name, images, 'itself', *_with_interval(figures, [None] * len(digits), separate)])
     if i:
       pairs = [paired_difference(first, second) for first, second in zip(values[i], values[0])]
-      figures = [f'{difference:+.{digit}f}' for (difference, _), digit in zip(pairs, digits)]
+      figures = [_text(difference, f'+.{digit}f') for (difference, _), digit in zip(pairs, digits)]
       halves = [f'{half:.{digit}f}' if half > 0 else None
                 for (_, half), digit in zip(pairs, digits)]
       alike = comparable([sources[0], sources[i]], radii)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robust_jax.analysis.certified import decided_radii
+from robust_jax.analysis.certified import certified_accuracy, decided_radii, is_decided
 from robust_jax.certification import log as logs
 from robust_jax.errors import UserError
 
@@ -32,6 +32,10 @@ _SIZES = {'mnist': 10_000, 'fashionmnist': 10_000, 'cifar10': 10_000, 'cifar100'
 # Settings that say which images and network, not how an image is certified.
 FREE = {'seed', 'dataset', 'split', 'stride', 'num_images', 'num_classes', 'batch_size',
          'checkpoint_step', 'classifier_sha256', 'training_noise'}
+
+
+# Those that the certifier has worked out of others, of sigma for one.
+DERIVED = {'alpha_cap', 'alpha_anytime', 'cap_hits', 'noise_loss'}
 
 
 class Source(NamedTuple):
@@ -183,7 +187,8 @@ def differences(sources: Sequence[Source]) -> list[str]:
   the class; this radius, in units of sigma, tells whether n and alpha are those of another log.
   """
   lines = []
-  settings = [{name: value for name, value in source.log.settings.items() if name not in FREE}
+  settings = [{name: value for name, value in source.log.settings.items()
+               if name not in FREE | DERIVED}
               | ({} if source.sigma is None else {'sigma': source.sigma}) for source in sources]
   for name in dict.fromkeys(name for each in settings for name in each):
     of = [(each, source) for each, source in zip(settings, sources)
@@ -202,7 +207,7 @@ def off_grid(sources: Sequence[Source], radii) -> list[str]:
   """A line for each log that has decided some radii only, and not all of these."""
   lines = []
   for source in sources:
-    others = np.asarray(radii)[~_on_grid(source, radii)]
+    others = np.asarray(radii)[~is_decided(source.log, radii)]
     if not len(others):
       continue
     grid = decided_radii(source.log)
@@ -215,9 +220,12 @@ def off_grid(sources: Sequence[Source], radii) -> list[str]:
 
 
 def ending(sources: Sequence[Source]) -> list[str]:
-  """A line for each log whose certifier has not asked for any radius beyond its grid."""
-  return [f'{source.path}: radii up to {decided_radii(source.log).max():g} were decided, where its '
-          'curve ends' for source in sources if decided_radii(source.log) is not None]
+  """A line for each log that has a grid of radii, and certificates at the largest of them."""
+  last = [None if decided_radii(source.log) is None else decided_radii(source.log)[-1]
+          for source in sources]
+  return [f'{source.path}: radii up to {radius:g} were decided, where its curve ends'
+          for source, radius in zip(sources, last)
+          if radius is not None and certified_accuracy(source.log, radius) > 0]
 
 
 def comparable(sources: Sequence[Source], radii) -> list[bool]:
@@ -227,15 +235,7 @@ def comparable(sources: Sequence[Source], radii) -> list[bool]:
   """
   if len({json.dumps(source.log.settings.get('radii')) for source in sources}) == 1:
     return [True] * (len(radii) + 1)
-  return [*np.all([_on_grid(source, radii) for source in sources], axis=0).tolist(), False]
-
-
-def _on_grid(source, radii):
-  """[num_radii] bool: whether the log's certifier has decided it."""
-  grid = decided_radii(source.log)
-  if grid is None:
-    return np.full(len(radii), True)
-  return np.isclose(np.asarray(radii)[:, None], grid, rtol=0, atol=1e-9).any(axis=1)
+  return [*np.all([is_decided(source.log, radii) for source in sources], axis=0).tolist(), False]
 
 
 def names(paths: Sequence[Path]) -> tuple[str, list[str]]:

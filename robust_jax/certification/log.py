@@ -272,11 +272,14 @@ def records(idx, labels, certificate: types.Certificate, seconds) -> list[dict[s
 
 
 def check_settings(path, logged, settings):
-  """Raises UserError, naming each difference, unless the settings of the log `path` are these."""
+  """Raises UserError, naming each difference, unless the settings of the log `path` are these.
+
+  The noise of the training is no setting of the certificates: a log may tell nothing of it.
+  """
   settings = plain(settings)
   absent = object()
-  names = [name for name in {**logged, **settings}
-           if logged.get(name, absent) != settings.get(name, absent)]
+  names = [name for name in {**logged, **settings} if name != 'training_noise'
+           and logged.get(name, absent) != settings.get(name, absent)]
   if names:
     show = lambda values, name: json.dumps(values[name]) if name in values else 'absent'
     each = ', '.join(f'{name} is {show(settings, name)} but {show(logged, name)} in the log'

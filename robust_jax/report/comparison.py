@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_jax import analysis
-from robust_jax.analysis.sources import FREE
+from robust_jax.analysis.sources import DERIVED, FREE
 from robust_jax.errors import UserError
 from robust_jax.report import groups, results
 from robust_jax.report.contents import Contents
@@ -199,8 +199,7 @@ def _differing_certifiers(certified):
   """
   logs = [log for row in certified for log in row if log is not None]
   names = dict.fromkeys(name for log in logs for name in log.settings)
-  derived = {'sigma', 'alpha_cap', 'alpha_anytime', 'cap_hits', 'noise_loss'}
-  return [name for name in names if name not in FREE | derived and len({
+  return [name for name in names if name not in FREE | DERIVED | {'sigma'} and len({
       json.dumps(log.settings.get(name)) for log in logs
       if name in log.settings or name == 'radii'}) > 1]
 
@@ -283,7 +282,8 @@ def _certified(certified, alike):
   logs = [log for row in certified for log in row if log is not None]
   if not logs:
     return []
-  at = lambda radius: _map(lambda log: analysis.certified_images(log, radius), certified)
+  at = lambda radius: _map(lambda log: analysis.certified_images(log, radius)
+                           if analysis.is_decided(log, radius) else None, certified)
   return [*(Column(f'certified {radius:g}', at(radius), compared=alike)
             for radius in radii(logs)),
           Column('ACR', _map(lambda log: log.correct * log.radius, certified), scale=1.,
@@ -291,14 +291,19 @@ def _certified(certified, alike):
 
 
 def radii(logs):
-  """Round radii up to the largest certified one of all, at most `_MAX_RADII`, without zero."""
-  largest = max(logs, key=lambda log: log.radius.max())
-  if not largest.radius.max():
-    return []
-  grid = results.radius_grid(largest)
-  while len(grid) - 1 > _MAX_RADII:
-    grid = grid[::2]
-  return [float(f'{radius:.6g}') for radius in grid[1:]]
+  """The radii that were decided, and round ones up to the largest certified of logs without a grid.
+
+  At most `_MAX_RADII`, without zero.
+  """
+  grids = [analysis.decided_radii(log) for log in logs]
+  free = [log for log, grid in zip(logs, grids) if grid is None and log.radius.any()]
+  if free:
+    grids.append(results.radius_grid(max(free, key=lambda log: log.radius.max())))
+  found = np.unique(np.round(np.concatenate(
+      [[0.], *(grid for grid in grids if grid is not None)]), 9))
+  while len(found) - 1 > _MAX_RADII:
+    found = found[::2]
+  return found[1:].tolist()
 
 
 def _training_time(found):

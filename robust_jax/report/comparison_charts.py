@@ -52,6 +52,7 @@ def _certified_chart(panel, styles, looks):
   most = _points(len(logs))
   if len(radii) > most:
     radii = np.unique(np.concatenate([np.linspace(0, radii[-1], most), *grids]))
+  end = 1.04 * radii[-1] or 1.
   radii = np.append(radii, radii[-1] + 1e-6)  # Where the largest radius is seen to end.
 
   def curve(log):
@@ -61,7 +62,7 @@ def _certified_chart(panel, styles, looks):
 
   lines = _lines(panel, styles, panel.certified, curve, steps=True)
   return plots.chart(lines, title='Certified accuracy', x_label='ℓ₂ radius of the perturbation',
-                     x_limits=(0, 1.04 * radii[-1] or 1.), y_limits=(0, 1), percent=True,
+                     x_limits=(0, end), y_limits=(0, 1), percent=True,
                      width=520, height=340, **looks)
 
 

@@ -76,7 +76,7 @@ def load(workdir) -> Contents:
       attack=analysis.read_attack(attack) if attack.exists() else None,
       certified=log.read(certified) if certified else None,
       votes=log.read_votes(certified) if certified else None,
-      verified=_json(path / 'verify.json'),
+      verified=_verified(path / 'verify.json'),
       gallery=_arrays(gallery) if gallery.exists() else None,
       radii=_arrays(radii) if radii.exists() else None,
   )
@@ -116,6 +116,14 @@ def _json(path):
   if not isinstance(value, dict):
     raise UserError(f'{path}: a {type(value).__name__}; a JSON object is allowed')
   return value
+
+
+def _verified(path):
+  record = _json(path)
+  missing = {'finished', 'images', 'drawn_again', 'problems', 'problems_in_table'} - record.keys()
+  if record and missing:
+    raise UserError(f'{path}: without {min(missing)}; what --stages=verify writes is allowed')
+  return record
 
 
 def _metrics(path):

@@ -303,9 +303,10 @@ def _verified(record):
   """A sentence on what `--stages=verify` has found."""
   words = (f'On {markup.date(record["finished"])} {record["images"]:,} certificates were computed '
            f'anew from their counts, and {record["drawn_again"]:,} of them drawn for again: ')
-  wrong = len(record['problems'])
-  return escape(words + ('all are as logged.' if not wrong else
-                         f'{wrong} are not as logged (verify.json).'))
+  found = [f'{len(record[name])} are not as {where}' for name, where in (
+      ('problems', 'logged'), ('problems_in_table', 'in the table')) if record[name]]
+  return escape(words + (f'{" and ".join(found)} (verify.json).' if found else
+                         'all are as logged.'))
 
 
 def _provenance(run):

@@ -20,7 +20,7 @@ def attack(run, workdir):
   A smoothed classifier (run.attacked_sigma > 0) is attacked through num_noise fixed draws an image
   and judged by `certification.predict` on fresh ones, where an abstention counts as wrong.
   """
-  logits_fn, origin = classifier.load(run, workdir)
+  logits_fn, origin, _ = classifier.load(run, workdir)
   settings = run.evaluation
   find, predict = _attacker(run), _predictor(run, logits_fn)
   header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),

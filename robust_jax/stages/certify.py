@@ -22,40 +22,41 @@ def certify(run, workdir):
   if run.certify is None:
     print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset)')
     return {}
-  logits_fn, origin = classifier.load(run, workdir)
-  with log.open_for_append(Path(workdir) / 'certify', settings(run, origin),
+  loaded = classifier.load(run, workdir)
+  with log.open_for_append(Path(workdir) / 'certify', settings(run, loaded),
                            workdirs.environment(run.devices)) as writer:
     everything = images.chosen(run.test_data, run.certify_images.stride,
                                run.certify_images.num_images)
     left = [index for index in everything if index not in writer.done]
     bar = monitoring.bar(desc='certify', initial=len(everything) - len(left),
                          total=len(everything), unit='image')
-    for each in rounds(run, logits_fn, left, writer.begun):
+    for each in rounds(run, loaded.logits_fn, left, writer.begun):
       finished = [] if each.certificate is None else log.records(
           each.index, each.labels, each.certificate, each.seconds)
       writer.write(finished, each.unfinished)
       bar.update(len(finished))
     bar.close()
   print(_result(Path(workdir) / 'certify.jsonl'), flush=True)
-  return {'origin': origin}
+  return {'origin': loaded.origin}
 
 
 def _result(path):
   """A line on what is certified by now, and what it took."""
   logged = log.read(path)
-  draws = listings.mean_draws(log.read_votes(path)) or 0.
-  return (f'certify: {len(logged.idx):,} images, {draws:,.0f} draws and '
-          f'{np.mean(logged.time) if len(logged.idx) else 0.:.3g} s an image; '
-          f'{analysis.certified_accuracy(logged, [0.])[0]:.1%} right, average certified radius '
-          f'{listings.acr_text(logged)}')
+  if not len(logged.idx):
+    return 'certify: no images'
+  draws = listings.mean_draws(log.read_votes(path))
+  return (f'certify: {len(logged.idx):,} images, {draws:,.0f} draws and {np.mean(logged.time):.3g} '
+          f's an image; {analysis.certified_accuracy(logged, 0.):.1%} right, average certified '
+          f'radius {listings.acr_text(logged)}')
 
 
-def settings(run, origin):
+def settings(run, loaded):
   """Everything that a certificate depends on, for the header of the log.
 
   Args:
     run: the Run.
-    origin: which parameters these are, from `classifier.load`.
+    loaded: the `classifier.Classifier`.
   """
   chosen, dataset, derived = run.certify_images, run.test_data, {}
   if isinstance(run.certify, certification.Rule):
@@ -66,7 +67,8 @@ def settings(run, origin):
         pixels=math.prod(dataset.image_shape))
   return {**run.config['certify'], **derived, 'sigma': run.sigma, 'seed': run.config['seed'],
           'dataset': run.data.name, 'split': dataset.split, 'stride': chosen.stride,
-          'num_images': chosen.num_images, 'num_classes': dataset.num_classes, **origin}
+          'num_images': chosen.num_images, 'num_classes': dataset.num_classes,
+          'training_noise': loaded.training_noise, **loaded.origin}
 
 
 def rounds(run, logits_fn, indices, begun=None):

@@ -4,12 +4,29 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_jax import checkpoint, configuration, models, torch_weights
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
+from robust_jax.types import LogitsFn
+
+
+class Classifier(NamedTuple):
+  """What is attacked and certified.
+
+  Attributes:
+    logits_fn: images -> logits.
+    origin: a dict that says which parameters these are.
+    training_noise: standard deviation of the noise that they were trained with, pixel units; None
+      where nothing tells.
+  """
+
+  logits_fn: LogitsFn
+  origin: dict[str, Any]
+  training_noise: float | None
 
 
 def check(run, workdir, wanted):
@@ -44,7 +61,7 @@ def check(run, workdir, wanted):
 def check_same(run, workdir, stage):
   """Raises UserError where a finished stage has judged another classifier than this one."""
   origin = workdirs.stages(workdir)[stage].get('origin')
-  now = load(run, workdir)[1]
+  now = load(run, workdir).origin
   if origin not in (None, now):
     raise UserError(f'{workdir}: the {stage} stage has judged another classifier ({origin} there, '
                     f'{now} now); --redo={stage} is allowed')
@@ -118,27 +135,26 @@ def load(run, workdir):
   """The classifier that is attacked and certified.
 
   Returns:
-    (logits_fn, origin): images -> logits, and a dict that says which parameters these are, and
-    with what noise, in pixel units, they were trained (None: nothing tells).
+    `Classifier`.
 
   Raises:
     UserError: there are none, or they are damaged.
   """
   if not run.trainable:
     source = models.external.source(run.model.function)
-    return run.network.eval_logits({'params': {}, 'batch_stats': {}}), {
-        'checkpoint_step': None, 'classifier_sha256': source and _sha256(source),
-        'training_noise': None}
+    return Classifier(
+        run.network.eval_logits({'params': {}, 'batch_stats': {}}),
+        {'checkpoint_step': None, 'classifier_sha256': source and _sha256(source)}, None)
   step = _last_step(workdir)
   if step is None:
     variables, identity, noise = _brought(run)
-    return run.network.eval_logits(variables), {
-        'checkpoint_step': None, 'classifier_sha256': identity, 'training_noise': noise}
+    return Classifier(run.network.eval_logits(variables),
+                      {'checkpoint_step': None, 'classifier_sha256': identity}, noise)
   chosen = 'best' if run.config['checkpoint'] == 'best' else step
   network, variables, info = checkpoint.load(workdir, step=chosen)
-  return network.eval_logits(variables), {
-      'checkpoint_step': info['step'], 'classifier_sha256': info['sha256'],
-      'training_noise': info.get('training_noise')}
+  return Classifier(network.eval_logits(variables),
+                    {'checkpoint_step': info['step'], 'classifier_sha256': info['sha256']},
+                    info.get('training_noise'))
 
 
 def _last_step(workdir):

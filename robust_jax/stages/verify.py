@@ -34,25 +34,26 @@ def verify(run, workdir):
   if run.certify is None or not path.exists():
     raise UserError(f'--stages=verify: {workdir} has no {path.name}; a workdir with certificates '
                     'is allowed')
-  logits_fn, origin = classifier.load(run, workdir)
+  loaded = classifier.load(run, workdir)
   logged, entries = log.read(path), log.read_entries(path)
-  _check_origin(path, logged.settings, origin)
-  log.check_settings(path, logged.settings, settings(run, origin))
-  problems = {}
+  _check_origin(path, logged.settings, loaded.origin)
+  log.check_settings(path, logged.settings, settings(run, loaded))
+  record = Path(workdir) / 'verify.json'
+  record.unlink(missing_ok=True)  # It tells of the last time.
+  problems, in_table = {}, _check_table(path, logged)
   for entry, found in zip(entries, _from_counts(run, entries)):
     _note(problems, entry, found)
   entries_of_images = _check_images(run, workdir, entries, problems)
   chosen = _sample(entries_of_images, run.verify.sample)
   bar = monitoring.bar(desc='verify', total=len(chosen), unit='image')
-  for each in rounds(run, logits_fn, sorted(chosen)):
+  for each in rounds(run, loaded.logits_fn, sorted(chosen)):
     if each.certificate is not None:
       for entry in log.records(each.index, each.labels, each.certificate, each.seconds):
         _note(problems, entry, _again(chosen[entry['idx']], log.plain(entry)))
     bar.update(len(each.index))
   bar.close()
-  in_table = _check_table(path, logged)
   _say(run, logged, entries, chosen, problems, in_table)
-  workdirs.write_json(Path(workdir) / 'verify.json', {
+  workdirs.write_json(record, {
       'finished': workdirs.now(), 'images': len(entries), 'drawn_again': len(chosen),
       'problems': problems, 'problems_in_table': in_table,
       'environment': workdirs.environment(run.devices)})

@@ -160,10 +160,13 @@ def _notes(panel):
   if settings:
     n, alpha, sigma = (settings[name] for name in ('n', 'alpha', 'sigma'))
     limit = bounds.certified_radius(bounds.clopper_pearson_lower(n, n, alpha), sigma)
+    # Of a grid the largest radius ends it.
+    most = '' if settings.get('radii') else (
+        f' With n = {n:,} draws no radius can exceed {float(limit):.3f}.')
     notes.insert(0, (
         f'Attacked, and clean, is the network itself, without noise. Certified is its smoothed '
         f'version, σ = {sigma:g} for all, whatever noise it was trained with; an abstention counts '
-        f'as wrong. With n = {n:,} draws no radius can exceed {float(limit):.3f}.'))
+        f'as wrong.{most}'))
   return notes
 
 

@@ -166,7 +166,7 @@ def load(folder, devices):
   nets = []
   for name, config, place in zip(names(configs), configs, places):
     run = experiment.build(config, devices)
-    nets.append(Net(name, run, classifier.load(run, place)[0]))
+    nets.append(Net(name, run, classifier.load(run, place).logits_fn))
   return sorted(nets, key=lambda net: net.name != BASELINE)
 
 
