@@ -14,16 +14,12 @@ import importlib
 import re
 import shlex
 import sys
-import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from launch import command_line, sweep
 from launch.__main__ import run as run_process
-from launch.__main__ import run_stages
-from robust_jax import errors, stages, workdir
+from robust_jax import interrupts, stages, workdir
 from robust_jax.errors import UserError
 from robust_jax.studies import methods
 
@@ -52,8 +48,7 @@ class Row(NamedTuple):
 def main(argv):
   options, words = parse(argv)
   rows = [row for name in options.configs for row in read_rows(name, options.seeds, words)]
-  failed = run(options.workdir, rows, options.devices, shlex.join(
-      ['python', '-m', 'launch.methods', *argv[1:]]))
+  failed = run(options.workdir, rows, options.devices)
   if len(failed) < sum(len(row.configs) for row in rows):
     table = methods.compare(options.workdir, {row.name: row.folders(options.workdir)
                                               for row in rows}, failed)
@@ -120,8 +115,11 @@ def read_rows(name, num_seeds, words):
   return rows
 
 
-def run(folder, rows, num_devices, command):
-  """Trains, attacks and certifies what is not finished, all in this process.
+def run(folder, rows, num_devices):
+  """Trains, attacks and certifies what is not finished, each run in a process of its own.
+
+  One process for all would not last: what oneDNN compiles leaves memory maps behind, of which the
+  system allows 65,530, some 70 runs' worth.
 
   Returns:
     {workdir: message} of what failed.
@@ -134,27 +132,26 @@ def run(folder, rows, num_devices, command):
     todo = [(row.name, place, config) for row in rows
             for place, config in zip(row.folders(folder), row.configs)]
     for _, place, config in todo:
-      if place.exists():
-        with workdir.locked(place):
-          workdir.check(place, config)
+      with workdir.locked(place):
+        workdir.check(place, config)
     failed = {}
     for number, (name, place, config) in enumerate(todo, 1):
       title = f'[{number}/{len(todo)}] {name}, seed {config["seed"]}'
-      records = workdir.stages(place)
-      if all(records.get(stage, {}).get('status') == 'done' for stage in stages.STAGES):
+      if sweep.finished(place, stages.STAGES.keys()):
         print(f'{title}: done already')
         continue
       print(title, flush=True)
-      try:
-        run_stages(config, place, stages.STAGES, (), num_devices, command)
-      except (errors.UserError, errors.NonFiniteLossError) as error:
-        failed[place] = str(error)
-      except Exception as error:  # A row that fails must not cost the others.
-        traceback.print_exc()
-        failed[place] = f'{type(error).__name__}: {" ".join(str(error).split())}'
-      if place in failed:
-        print(f'{title} failed, the others go on: {failed[place]}', file=sys.stderr, flush=True)
-      jax.clear_caches()  # Each run compiles its own programs.
+      with workdir.locked(place):
+        workdir.write_json(place / 'config.json', config)
+        command = [*sweep.LAUNCHER, f'--workdir={place}', f'--stages={",".join(stages.STAGES)}',
+                   f'--devices={num_devices}']
+      status = sweep.run_child(command)
+      if status == interrupts.Interrupted.exit_status:
+        raise interrupts.Interrupted(str(place))
+      if status:
+        failed[place] = (f'exit status {status}, of which python -m launch '
+                         f'{shlex.quote(f"--workdir={place}")} tells the reason')
+        print(f'{title} failed, the others go on', file=sys.stderr, flush=True)
   return failed
 
 

@@ -114,11 +114,11 @@ def _run(folder, points, configs, wanted, redo, flags, launcher):
   failed = []
   for number, (place, point) in enumerate(zip(folders, points), 1):
     title = f'[{number}/{len(points)}] {place}: {describe(point)}'
-    if _finished(place, wanted):
+    if finished(place, wanted):
       print(f'{title}: done already')
       continue
     print(title, flush=True)
-    status = _run_child([*launcher, f'--workdir={place}', f'--stages={",".join(order)}', *flags])
+    status = run_child([*launcher, f'--workdir={place}', f'--stages={",".join(order)}', *flags])
     if status == interrupts.Interrupted.exit_status:
       raise interrupts.Interrupted(str(place))
     if status:
@@ -177,7 +177,7 @@ def _prepare(folder, folders, points, configs, wanted, redo):
   for place, config in zip(folders, configs):
     with workdir.locked(place):
       workdir.set_aside(place, redo)
-      if not _finished(place, wanted):
+      if not finished(place, wanted):
         workdir.write_json(place / 'config.json', config)
 
 
@@ -186,13 +186,14 @@ def _plain(value):
   return value.item() if isinstance(value, np.generic) else value.to_dict()
 
 
-def _finished(place, wanted):
+def finished(place, wanted):
+  """Whether a run has all the wanted stages behind it, and no check is wanted."""
   done = {stage for stage, record in workdir.stages(place).items() if record['status'] == 'done'}
   return (not wanted & stages.CHECKS.keys() and wanted & stages.STAGES.keys() <= done
           and ('report' not in wanted or (place / 'report.html').exists()))
 
 
-def _run_child(words):
+def run_child(words):
   """The exit status of a process; what this one is signalled meanwhile, that one is too.
 
   Raises:

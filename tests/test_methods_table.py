@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from scipy import stats
 
 from launch import methods as command
-from robust_jax import experiment, stages
+from launch import sweep
+from robust_jax import experiment, interrupts
 from robust_jax.errors import UserError
 from robust_jax.studies import methods
 from robust_jax.training.methods import METHODS
@@ -95,7 +97,8 @@ def test_every_row_is_judged_alike(folder):
 def test_what_fails_is_named_and_the_others_are_there(folder, capsys):
   page = (folder / 'table.html').read_text()
   for seed in range(2):
-    assert f'self_training, {folder / "self_training" / str(seed)} failed: nowhere.tsv' in page
+    place = folder / 'self_training' / str(seed)
+    assert f'self_training, {place} failed: exit status 2, of which python -m launch' in page
   for words in ('<b>PGD ℓ₂</b>', 'Certified accuracy', 'The first row is trained without noise',
                 f'no radius can exceed {0.25 * stats.norm.ppf(0.001**(1 / 200)):.3f}',
                 'href="table.csv"'):
@@ -110,7 +113,7 @@ def test_what_fails_is_named_and_the_others_are_there(folder, capsys):
   assert image.shape[1] > 1500 and np.ptp(image) > 200
 
 
-def test_the_same_command_goes_on(folder, capsys, monkeypatch):
+def test_the_same_command_goes_on(folder, capfd):
   before = (folder / 'table.csv').read_text()
   lost = folder / 'vat' / '1'
   records = json.loads((lost / 'stages.json').read_text())
@@ -118,17 +121,13 @@ def test_the_same_command_goes_on(folder, capsys, monkeypatch):
   (lost / 'stages.json').write_text(json.dumps(records))
   for name in ('certify.jsonl', 'certify.tsv'):
     (lost / name).unlink()
-  ran = []
-  run_stage = stages.run_stage
-  monkeypatch.setattr(stages, 'run_stage', lambda stage, run, place: (
-      ran.append((stage, place)), run_stage(stage, run, place)))
   assert command.main(['methods', f'--workdir={folder}', *SMALL]) == 1
-  printed = capsys.readouterr()
+  printed = capfd.readouterr()
   assert printed.out.count('done already') == 3 + 2  # Runs, and the stages of the one.
-  assert {place for _, place in ran if 'vat' in str(place)} == {lost}
-  assert not any('smoothadv' in str(place) for _, place in ran)
+  assert printed.out.count('certify: 96 images') == 1 and (lost / 'certify.jsonl').exists()
   assert (folder / 'table.csv').read_text() == before
-  assert printed.err.count('self_training/0 failed: nowhere.tsv') == 1
+  assert printed.err.count('error: nowhere.tsv') == 2  # Of each seed, by its own process.
+  assert printed.err.count('self_training/0 failed: exit status 2') == 1
 
 
 def test_other_settings_are_refused_before_anything_runs(folder):
@@ -136,16 +135,22 @@ def test_other_settings_are_refused_before_anything_runs(folder):
     command.main(['methods', f'--workdir={folder}', *SMALL, '--config.certify.n=300'])
 
 
-def test_any_error_costs_its_run_only(tmp_path, capsys, monkeypatch):
-  def fail(config, place, *rest):
-    raise ZeroDivisionError(f'of\n{config["seed"]}')
-
-  monkeypatch.setattr(command, 'run_stages', fail)
+def test_any_end_of_a_run_costs_that_run_only(tmp_path, capsys, monkeypatch):
+  end = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+  monkeypatch.setattr(sweep, 'LAUNCHER', (sys.executable, '-c', end))
   assert command.main(['methods', f'--workdir={tmp_path}', '--configs=vat_digits']) == 1
   error = capsys.readouterr().err
   for seed in range(3):
-    assert f'error: {tmp_path}/vat/{seed} failed: ZeroDivisionError: of {seed}' in error
+    assert f'error: {tmp_path}/vat/{seed} failed: exit status -11' in error
   assert not (tmp_path / 'table.html').exists()
+
+
+def test_an_interruption_ends_them_all(tmp_path, capsys, monkeypatch):
+  end = f'raise SystemExit({interrupts.Interrupted.exit_status})'
+  monkeypatch.setattr(sweep, 'LAUNCHER', (sys.executable, '-c', end))
+  with pytest.raises(interrupts.Interrupted, match='vat/0'):
+    command.main(['methods', f'--workdir={tmp_path}', '--configs=vat_digits'])
+  assert '[2/3]' not in capsys.readouterr().out
 
 
 def test_rows_are_points_of_sweeps_but_for_seeds():
