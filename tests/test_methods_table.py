@@ -192,6 +192,9 @@ def test_the_docs_get_the_table(folder, tmp_path):
   assert text.startswith('before\n<!-- measured -->\nMean ± 95%') and 'old' not in text
   assert text.endswith('<!-- end -->\nafter\n') and '20 epochs; 96 test images; 2 × cpu' in text
   assert (folder / 'table.md').read_text() in text
+  assert (tmp_path / 'methods.csv').read_text() == (folder / 'table.csv').read_text()
+  with Image.open(tmp_path / 'methods.png') as drawing, Image.open(folder / 'table.png') as whole:
+    assert drawing.size == whole.size
   methods.write_docs(table, page)
   assert page.read_text() == text
   page.write_text('no markers')

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from robust_jax import analysis, report, workdir
 from robust_jax.analysis import curves
@@ -79,7 +80,7 @@ def compare(folder, rows, failed=()):
 
 
 def write_docs(table, page):
-  """Puts the table between the markers of a Markdown page.
+  """Puts the table between the markers of a Markdown page, and as .csv and .png beside it.
 
   Raises:
     UserError: the page has no markers.
@@ -98,6 +99,9 @@ def write_docs(table, page):
       f'jax {versions["jax"]}', max(run.record['started'] for run in runs)[:10]])
   notes = ''.join(f'\n{note}\n' for note in panel.notes)
   measured = f'{caption}. {words}.\n\n{analysis.to_markdown(figures)}{notes}'
+  page.with_suffix('.csv').write_bytes(table.page.with_suffix('.csv').read_bytes())
+  with Image.open(table.page.with_suffix('.png')) as drawing:
+    drawing.quantize(64).save(page.with_suffix('.png'), optimize=True)  # A third of the size.
   workdir.write_bytes(page, f'{before}{_BEGIN}{measured}{_END}{rest.partition(_END)[2]}'.encode())
 
 
