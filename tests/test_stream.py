@@ -228,19 +228,24 @@ def test_most_draws_of_a_round():
 
 
 @pytest.mark.parametrize(('make', 'fields', 'message'), [
-  (certification.sequential_rule, {'n0': 0}, 'n0=0; at least 1 is allowed'),
+  (certification.sequential_rule, {'n0': 0}, "n0=0; at least 1, or choose='label', is allowed"),
   (certification.sequential_rule, {'n': 0}, 'n=0; n >= 1 is allowed'),
   (certification.sequential_rule, {'batch_size': 0}, 'batch_size=0; at least 1 is allowed'),
   (certification.sequential_rule, {'choose': 'best'}, "choose='best'; 'majority' or 'label'"),
   (certification.sequential_rule, {'alpha': 1.0}, r'alpha=1.0; \(0, 1\) is allowed'),
   (certification.sequential_rule, {'radii': (3.0,)}, 'radii has 3.0; less than 1.9'),
-  (certification.anytime_rule, {'n0': 0}, 'n0=0; at least 1 is allowed'),
+  (certification.anytime_rule, {'n0': 0}, "n0=0; at least 1, or choose='label', is allowed"),
   (certification.anytime_rule, {'n': 3}, 'n=3; at least 11 is allowed'),
 ])
 def test_rules_reject(make, fields, message):
   with pytest.raises(ValueError, match=message) as error:
     make(**{'sigma': 0.5, **fields})
   assert '\n' not in str(error.value)
+
+
+def test_the_label_needs_no_draws_to_choose_it():
+  for make in (certification.sequential_rule, certification.anytime_rule):
+    assert make(sigma=0.5, n0=0, choose='label').n0 == 0
 
 
 def test_distinct_ids():
