@@ -238,7 +238,7 @@ def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
     ('l.tsv', 'idx\tlabel\n0\t1\n0\t1\n', 'with the idx 0 to 1, each once'),
     ('l.tsv', 'idx\tlabel\n0\t1\n1\n', '2 columns are announced'),
     ('l.npy', 'no array', 'cannot be read as labels'),
-    ('gone.txt', None, 'No such file'),
+    ('gone.txt', None, "config.extra.labels is '.*gone.txt', which is not there; python -m robust"),
 ])
 def test_mistakes_in_labels_are_one_line(name, text, message, tmp_path, like):
   path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))

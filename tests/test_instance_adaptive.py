@@ -1,7 +1,9 @@
 """Radii of each example: the rule against NumPy, order, padding, devices, resume, the report."""
 
 import functools
+import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -317,12 +319,16 @@ def test_radii_after_a_resume_are_the_same_bits(trained, tmp_path, monkeypatch):
     np.testing.assert_array_equal(one['images'], dataset.images[one['shown']] / np.float32(255))
 
 
-def test_radii_are_taken_over_for_the_same_examples_alone(trained, monkeypatch, capsys):
+def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   same = build(f'--config.weights={trained}')
   with np.load(trained / 'radii.npz') as saved:
     np.testing.assert_array_equal(classifier.initial_memory(same)['radius'], saved['radius'])
-  assert capsys.readouterr().out == ''
+  assert re.fullmatch(f'train: the radius of each example is that of {trained}(, until .*)?\n',
+                      capsys.readouterr().out)
+  known = shutil.copytree(trained, tmp_path / 'known')
+  (known / 'stages.json').write_text(json.dumps({'train': {'config': same.config}}))
+  other_norm = build(f'--config.weights={known}', '--config.method.attack.norm=l2')
   fewer = build(f'--config.weights={trained}', '--config.data.train_split=train[:50%]')
   other = build(f'--config.weights={trained}')
   labels = np.roll(other.train_data.labels, 1)
@@ -331,7 +337,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, monkeypatch, 
   for run, num, why in (
       (fewer, 721, r"it is of 1442 examples of 'digits' \(labels \w+\), and here are 721 examples"),
       (other, 1442, r"it is of 1442 examples of .*, and here are 1442 examples"),
-      (new, 1442, 'config.new_head')):
+      (other_norm, 1442, 'it is of norm linf, and here is l2'), (new, 1442, 'config.new_head')):
     np.testing.assert_array_equal(classifier.initial_memory(run)['radius'], np.zeros(num))
     line = capsys.readouterr().out
     assert re.fullmatch(rf'train: the radius of each example .*{why}.*begins anew\n', line), line

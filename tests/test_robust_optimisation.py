@@ -429,6 +429,8 @@ def test_tangents_that_cannot_be_are_refused(plane, tmp_path):
     load(num_neighbors=30)
   with pytest.raises(UserError, match='tangent_neighbors is 1;'):
     load(num_neighbors=1)
+  with pytest.raises(UserError, match=r'config.data.tangents is 10; 1 to \d, the pixels, are'):
+    load(num_directions=10, num_neighbors=12)
   with pytest.raises(UserError, match=r'config.data.tangents is 2: a batch of 100000000 .* GiB'):
     data.load_tangents(dataset, 10**8, num_directions=2, num_neighbors=5)
   np.save(tmp_path / 'few.npy', np.zeros((59, 6, 2)))

@@ -83,6 +83,9 @@ def read_labels(path):
       raise ValueError('.npy, .txt and .tsv are known')
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
       raise ValueError(f'an array {labels.shape} of {labels.dtype}')
+  except FileNotFoundError as error:
+    raise UserError(f'config.extra.labels is {str(path)!r}, which is not there; python -m '
+                    'robust_jax.pseudo_labels WORKDIR makes such a file') from error
   except (OSError, ValueError, EOFError) as error:
     reason = ' '.join(str(error).split())
     raise UserError(f'{path} cannot be read as labels ({reason}); a file .npy, .txt or .tsv '

@@ -69,11 +69,13 @@ def load(dataset, batch_size, *, num_directions, num_neighbors, file=None):
     raise UserError(f'config.data.tangents is {k}, but {dataset.name!r} is decoded on the way or '
                     'has extra examples; a dataset that fits into memory, without any, or '
                     'config.data.tangents_file, is allowed')
+  if k > d:
+    raise UserError(f'config.data.tangents is {k}; 1 to {d}, the pixels, are allowed')
   smallest = int(np.unique(dataset.labels, return_counts=True)[1].min())
-  if not k <= num_neighbors < smallest or k > d:
+  if not k <= num_neighbors < smallest:
     raise UserError(f'config.data.tangent_neighbors is {num_neighbors}; from {k} '
-                    f'(config.data.tangents, at most the {d} pixels) to {smallest - 1}, the other '
-                    'images of the smallest class, are allowed')
+                    f'(config.data.tangents) to {smallest - 1}, the other images of the smallest '
+                    'class, are allowed')
   return Tangents(dataset, num_directions=k, num_neighbors=num_neighbors)
 
 

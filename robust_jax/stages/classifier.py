@@ -109,8 +109,8 @@ def fresh_variables(run):
 def initial_memory(run):
   """What is remembered of each training example at first: as config.weights has it, or fresh.
 
-  It is fresh, and one line says so, where config.weights was trained on other examples, or
-  config.new_head asks for other classes.
+  It is fresh where config.weights was trained on other examples or against another norm, in whose
+  units a radius is, or config.new_head asks for other classes. One line says what was done.
   """
   fresh, path = run.memory(), run.config['weights']
   if not fresh or path is None or not Path(path).is_dir():
@@ -121,14 +121,27 @@ def initial_memory(run):
   kept = fresh.keys() & there.keys()
   if not kept:
     return fresh
-  if run.config['new_head'] or examples != run.examples:
-    why = 'config.new_head' if run.config['new_head'] else (
-        f'it is of {checkpoint.describe_examples(examples)}, and here are '
-        f'{checkpoint.describe_examples(run.examples)}')
-    print(f'train: the {", ".join(sorted(kept))} of each example in {path} is not taken over '
-          f'({why}); each begins anew', flush=True)
+  names, why = ', '.join(sorted(kept)), ''
+  norm = _attack_norm(workdirs.stages(path).get('train', {}).get('config', {}))
+  if run.config['new_head']:
+    why = 'config.new_head'
+  elif examples != run.examples:
+    why = (f'it is of {checkpoint.describe_examples(examples)}, and here are '
+           f'{checkpoint.describe_examples(run.examples)}')
+  elif norm not in (None, _attack_norm(run.config)):  # A folder of checkpoints tells none.
+    why = f'it is of norm {norm}, and here is {_attack_norm(run.config)}'
+  if why:
+    print(f'train: the {names} of each example in {path} is not taken over ({why}); each begins '
+          'anew', flush=True)
     return fresh
+  warm_up = run.config['method'].get('warmup_epochs')
+  print(f'train: the {names} of each example is that of {path}'
+        + (f', until the warm-up of {warm_up} epochs sets it anew' if warm_up else ''), flush=True)
   return {name: there.get(name, values) for name, values in fresh.items()}
+
+
+def _attack_norm(config):
+  return config.get('method', {}).get('attack', {}).get('norm')
 
 
 def load(run, workdir):

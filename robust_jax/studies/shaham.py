@@ -322,7 +322,8 @@ def _page(nets, batches, found, tables, lines):
   sizes = ', '.join(f'{np.sum(found.norms == net.name)} by {net.name}' for net in robust)
   words = (f'<p>A: {len(found.labels)} one-step adversarials ({sizes}) of the {count} test images, '
            'made on the baseline from images that it classifies correctly, all misclassified by '
-           "it. The published figures are on the authors' own set.</p>")
+           'it.' + (" The published figures are on the authors' own set."
+                    if run.data.name in PUBLISHED else '') + '</p>')
   styles = [plots.palette(i) for i in range(len(nets))]
   charts = ''.join(
       plots.chart([plots.Series(each.name, style, net.epsilon * FACTORS, y, marks=True)
