@@ -1,7 +1,6 @@
 """Trains, attacks, certifies and reports: `python -m launch --config=configs/NAME.py`."""
 
 import os
-import shlex
 import sys
 
 from absl import logging
@@ -20,8 +19,7 @@ def main(argv):
   if given.points is not None:
     return sweep.run(folder, *zip(*given.points), wanted, redo, flags=[f'--devices={num_devices}'])
   if wanted != {'report'}:
-    run_stages(config, folder, wanted, redo, num_devices,
-               shlex.join(['python', '-m', 'launch', *argv[1:]]))
+    run_stages(config, folder, wanted, redo, num_devices, argv[1:])
   elif workdir.stages(folder):
     print_report(folder)  # Also of a run that still goes on, and holds the lock.
   else:
@@ -30,10 +28,10 @@ def main(argv):
   return 0
 
 
-def run_stages(config, folder, wanted, redo, num_devices, command):
+def run_stages(config, folder, wanted, redo, num_devices, words):
   """Runs the wanted stages, checks and 'report' of a resolved config in its workdir.
 
-  Stages in redo run anew; num_devices is as the flag, the command is kept in the record.
+  Stages in redo run anew; num_devices is as the flag, the command's words are kept in the record.
   """
   with workdir.locked(folder):
     workdir.check(folder, config, redo)
@@ -42,7 +40,7 @@ def run_stages(config, folder, wanted, redo, num_devices, command):
     stages.check(run, folder, wanted)
     workdir.set_aside(folder, redo)
     print(run.summary(), '->', folder, flush=True)
-    workdir.describe(run, folder, command)
+    workdir.describe(run, folder, words)
     for stage in stages.STAGES:
       if stage in wanted:
         stages.run_stage(stage, run, folder)

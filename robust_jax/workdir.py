@@ -22,6 +22,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 from pathlib import Path
 
@@ -111,8 +112,10 @@ def locked(workdir):
         path.parent.rmdir()
 
 
-def describe(run, workdir, command):
+def describe(run, workdir, words):
   """Writes config.json, and run.json on the training that the workdir holds, or will hold.
+
+  `words` are those that the launcher was given; run.json has them as a shell takes them.
 
   Which certificates are made again is said anew each time: a sample is not remembered.
   """
@@ -124,7 +127,8 @@ def describe(run, workdir, command):
   shapes = jax.eval_shape(lambda: run.model.init(
       jax.random.key(0), jax.numpy.zeros((1, *dataset.image_shape)), train=False))
   write_json(Path(workdir) / 'run.json', {
-      'command': command, 'started': now(), 'num_devices': len(devices),
+      'command': shlex.join(['python', '-m', 'launch', *words]), 'started': now(),
+      'num_devices': len(devices),
       'dataset': {'name': run.data.name, 'split': dataset.split, 'num_classes': dataset.num_classes,
                   'class_names': list(dataset.class_names),
                   'image_shape': list(dataset.image_shape)},

@@ -73,7 +73,7 @@ def test_a_refusal_in_the_train_stage_leaves_the_workdir_free(words, message, tm
   run = build(*[word.format(folder=tmp_path) for word in words])
   place = tmp_path / 'run'
   place.mkdir()
-  workdir.describe(run, place, '')
+  workdir.describe(run, place, [])
   with pytest.raises(UserError, match=message):
     stages.run_stage('train', run, place)
   assert not (place / 'checkpoints').exists()

@@ -298,7 +298,7 @@ def make_run(data_dir, num_devices=1, **fields):
 
 def train(run, folder):
   folder.mkdir(exist_ok=True)
-  workdirs.describe(run, folder, 'test')
+  workdirs.describe(run, folder, [])
   stages.run_stage('train', run, folder)
   return checkpoint.load(folder)[1]
 

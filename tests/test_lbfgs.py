@@ -134,7 +134,7 @@ def test_a_run_is_attacked_with_it(tmp_path):
       '--config.evaluation.epsilons=(0.5,)', '--config.evaluation.num_images=6',
       '--config.evaluation.batch_size=6']).config
   run = experiment.build(configuration.resolve(config), jax.devices()[:2])
-  workdir.describe(run, tmp_path, '')
+  workdir.describe(run, tmp_path, [])
   for stage in ('train', 'attack'):
     stages.run_stage(stage, run, tmp_path)
   header, *rows = map(json.loads, (tmp_path / 'attack.jsonl').read_text().splitlines())

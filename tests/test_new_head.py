@@ -35,7 +35,7 @@ def make_run(data_dir, model=None, **fields):
 def train(run, folder):
   folder.mkdir(exist_ok=True)
   stages.check(run, folder, {'train'})
-  workdirs.describe(run, folder, 'test')
+  workdirs.describe(run, folder, [])
   stages.run_stage('train', run, folder)
   return checkpoint.load(folder)[1]
 

@@ -475,7 +475,7 @@ def test_a_run_trains_with_tangents(tmp_path):
   run = built('--config=configs/tangent_digits.py', '--config.train.num_steps=3',
               '--config.train.log_every=1', '--config.data.tangents=2',
               '--config.data.tangent_neighbors=3')
-  workdir.describe(run, tmp_path, '')
+  workdir.describe(run, tmp_path, [])
   stages.run_stage('train', run, tmp_path)
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   epsilons = [line['epsilon'] for line in lines if line['split'] == 'train']

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     run = experiment.build(config, jax.devices()[:2])
     place = path / f'{number:03d}'
     place.mkdir()
-    workdir.describe(run, place, '')
+    workdir.describe(run, place, [])
     stages.run_stage('train', run, place)
   workdir.write_json(path / report.SWEEP, {
       'runs': [{'workdir': f'{number:03d}', 'point': {}} for number in range(len(points))]})

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sys
 
 import jax
@@ -246,7 +247,9 @@ def test_a_log_that_tells_nothing_of_the_training(make, tmp_path, capsys):
 def test_a_sample_is_taken_once(make, tmp_path):
   run = make('fixed', '--config.verify.sample=3')
   assert run.verify.sample == 3
-  workdir.describe(run, tmp_path, 'launch')
+  words = ['--stages=verify', '--config.certify.radii=(0.1, 0.25)']
+  workdir.describe(run, tmp_path, words)
+  assert shlex.split(json.loads((tmp_path / 'run.json').read_text())['command'])[3:] == words
   assert configuration.saved_config(tmp_path).verify.sample == 0
 
 
