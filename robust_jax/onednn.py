@@ -9,6 +9,7 @@ To verify another version, add it and run tests/test_onednn.py.
 """
 
 import json
+import math
 import platform
 
 import jax
@@ -21,9 +22,11 @@ from jax.interpreters import ad, batching, mlir
 VERIFIED = ('0.10.2',)
 """Versions of jaxlib whose custom call has been tested."""
 
-# Where the kernel's gradient is a product of windows: channels at most, and floats of a part.
+# Where the kernel's gradient is a product of windows: channels at most, floats of a part's windows,
+# and channels of the images at most for them to be copied by planes.
 _FEW_CHANNELS = 48
 _PART = 2**17
+_PLANES = 4
 
 _TARGET = '__onednn$convolution'
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -115,10 +118,14 @@ def _images_transpose(cotangent, images, kernel, *, strides, padding):
   full = phases.transpose(0, 1, 3, 2, 4, 5).reshape(
       -1, height * strides[0], width * strides[1], features)
   # Pixel i of the images is pixel i + low of the padded ones, which `full` begins with.
-  edges = [(-low, length + low - size) for (low, _), length, size in zip(
-      padding, shape[1:3], full.shape[1:3])]
-  zero = jnp.zeros((), full.dtype)
-  return lax.pad(full, zero, [(0, 0, 0), *((low, high, 0) for low, high in edges), (0, 0, 0)])
+  return _pad(full, [(-low, length + low - size) for (low, _), length, size in zip(
+      padding, shape[1:3], full.shape[1:3])])
+
+
+def _pad(images, edges):
+  """Zeros before and after rows and columns; negative edges cut."""
+  return lax.pad(images, jnp.zeros((), images.dtype),
+                 [(0, 0, 0), *((low, high, 0) for low, high in edges), (0, 0, 0)])
 
 
 def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
@@ -127,49 +134,83 @@ def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
   With few channels it is a matrix product of windows, made for a few images at a time, so that
   they stay in the cache; with many, XLA's own convolution is as fast.
   """
-  rows, columns, features, out = kernel.aval.shape
+  kernel = kernel.aval
+  rows, columns, features, out = kernel.shape
+  batch, height, width, _ = cotangent.shape
   if max(features, out) > _FEW_CHANNELS or rows * columns == 1:
     convolve = lambda k: _lax_conv(images, k, strides=strides, padding=padding)
-    return jax.linear_transpose(convolve, kernel.aval)(cotangent)[0]
-  batch, height, width, _ = cotangent.shape
-  reach = [(height - 1) * strides[0] + rows, (width - 1) * strides[1] + columns]
-  edges = [(low, size - low - length) for (low, _), size, length in zip(
-      padding, reach, images.shape[1:3])]
+    return jax.linear_transpose(convolve, kernel)(cotangent)[0]
+  if features <= _PLANES or strides[0] > 1:
+    product = _planes_product if features <= _PLANES else _windows_product
+    size = rows * columns * features * height * width
+  else:
+    product, size = _pairs_product, max(images[0].size * columns, cotangent[0].size * rows)
 
-  def of_part(part):
-    images, cotangent = part
-    images = lax.pad(images, jnp.zeros((), images.dtype),
-                     [(0, 0, 0), *((low, high, 0) for low, high in edges), (0, 0, 0)])
-    if features == 1:
-      # Windows first: memory is copied by rows, and not by single numbers.
-      windows = jnp.stack([
-          images[:, row:row + (height - 1) * strides[0] + 1:strides[0],
-                 column:column + (width - 1) * strides[1] + 1:strides[1]]
-          for row in range(rows) for column in range(columns)])
-      product = windows.reshape(rows * columns, -1) @ cotangent.reshape(-1, out)
-      return product.reshape(rows, columns, features, out)
-    across = [images[:, :, column:column + (width - 1) * strides[1] + 1:strides[1]]
-              for column in range(columns)]
-    if strides[0] == 1:
-      # Windows across of the images, windows down of the cotangent: all pairs are wanted.
-      images = jnp.concatenate(across, -1)
-      down = jnp.concatenate([jnp.pad(cotangent, ((0, 0), (row, rows - 1 - row), (0, 0), (0, 0)))
-                              for row in range(rows)], -1)
-      product = images.reshape(-1, columns * features).T @ down.reshape(-1, rows * out)
-      return product.reshape(columns, features, rows, out).transpose(2, 0, 1, 3)
-    windows = jnp.concatenate([piece[:, row:row + (height - 1) * strides[0] + 1:strides[0]]
-                               for row in range(rows) for piece in across], -1)
-    product = windows.reshape(-1, rows * columns * features).T @ cotangent.reshape(-1, out)
-    return product.reshape(rows, columns, features, out)
+  def of_part(images, cotangent):
+    return product(images, cotangent, kernel.shape, strides, padding)
 
-  size = max(images[0].size * columns, cotangent[0].size * rows)
-  count = max(_PART // size, 1)
-  count = next(n for n in range(min(count, batch), 0, -1) if batch % n == 0)
-  parts = jax.tree.map(lambda x: x.reshape((-1, count) + x.shape[1:]), (images, cotangent))
+  count = next(n for n in range(min(max(_PART // size, 1), batch), 0, -1) if batch % n == 0)
   if count == batch:
-    return of_part((images, cotangent))
-  first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
-  return lax.scan(lambda total, part: (total + of_part(part), None), of_part(first), rest)[0]
+    return of_part(images, cotangent)
+  parts = jax.tree.map(lambda x: x.reshape((-1, count) + x.shape[1:]), (images, cotangent))
+  start = jnp.zeros(kernel.shape, kernel.dtype)
+  return lax.scan(lambda total, part: (total + of_part(*part), None), start, parts)[0]
+
+
+# Three ways to the same sum over images and places, of window times cotangent: [rows, columns, in,
+# out] from images [batch, height, width, in] and cotangent [batch, height', width', out].
+
+
+def _windows_product(images, cotangent, shape, strides, padding):
+  """One product of whole windows."""
+  *taps, features, out = shape
+  images = _pad(images, [_edges(*one) for one in zip(
+      images.shape[1:3], cotangent.shape[1:3], taps, strides, padding)])
+  seen = [both for down in _seen(images, 1, taps[0], strides[0], cotangent.shape[1])
+          for both in _seen(down, 2, taps[1], strides[1], cotangent.shape[2])]
+  windows = jnp.concatenate(seen, -1).reshape(-1, math.prod(taps) * features)
+  return (windows.T @ cotangent.reshape(-1, out)).reshape(shape)
+
+
+def _planes_product(images, cotangent, shape, strides, padding):
+  """The same with channels first, so that rows of pixels are copied, not single numbers."""
+  *taps, features, out = shape
+  images = _pad(images, [_edges(*one) for one in zip(
+      images.shape[1:3], cotangent.shape[1:3], taps, strides, padding)])
+  planes = jnp.moveaxis(images, 3, 0)
+  seen = [both for down in _seen(planes, 2, taps[0], strides[0], cotangent.shape[1])
+          for both in _seen(down, 3, taps[1], strides[1], cotangent.shape[2])]
+  windows = jnp.stack(seen).reshape(math.prod(taps) * features, -1)
+  return (windows @ cotangent.reshape(-1, out)).reshape(shape)
+
+
+def _pairs_product(images, cotangent, shape, strides, padding):
+  """Windows across of the images, windows down of the cotangent: all pairs are wanted.
+
+  Both are padded before they are cut and joined, because XLA computes a concatenation of padded
+  arrays entry by entry.
+  """
+  rows, columns, features, out = shape
+  (top, _), across = padding
+  height, width = images.shape[1], cotangent.shape[2]
+  images = _pad(images, [(0, 0), _edges(images.shape[2], width, columns, strides[1], across)])
+  cotangent = _pad(cotangent, [(rows - 1 - top, top + height - cotangent.shape[1]), (0, 0)])
+  windows = jnp.concatenate(_seen(images, 2, columns, strides[1], width), -1)
+  # Row i of the images meets row i + top - r of the cotangent in row r of the kernel.
+  met = jnp.concatenate(_seen(cotangent, 1, rows, 1, height)[::-1], -1)
+  product = windows.reshape(-1, columns * features).T @ met.reshape(-1, rows * out)
+  return product.reshape(columns, features, rows, out).transpose(2, 0, 1, 3)
+
+
+def _edges(length, places, taps, stride, padding):
+  """The padding that the places of the result really reach: that of the end may be less."""
+  return padding[0], (places - 1) * stride + taps - padding[0] - length
+
+
+def _seen(images, axis, taps, stride, places):
+  """What each place sees of padded images along one axis through each of the taps: a list."""
+  return [lax.slice_in_dim(images, tap, tap + (places - 1) * stride + 1, stride, axis)
+          for tap in range(taps)]
 
 
 def _batch(arguments, axes, **how):

@@ -685,3 +685,37 @@ def test_initialisation_of_resnet():
   np.testing.assert_array_equal(block['norm1']['bias'], 0)
   np.testing.assert_array_equal(variables['batch_stats']['norm']['mean'], 0)
   np.testing.assert_array_equal(variables['batch_stats']['norm']['var'], 1)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_batch_norm_has_the_derivatives_of_its_formula(train):
+  x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+  variables = {'params': {'norm': {'scale': jnp.array([.5, -2.]), 'bias': jnp.array([1., 3.])}},
+               'batch_stats': {'norm': {'mean': jnp.array([.1, -.2]), 'var': jnp.array([2., .3])}}}
+
+  class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+      return layers.norm(images, name='norm', train=train)
+
+  def ours(x, params):
+    out, _ = Norm().apply({**variables, 'params': params}, x, mutable=['batch_stats'])
+    return out
+
+  def formula(x, params):
+    stored = variables['batch_stats']['norm']
+    mean = x.mean((0, 1, 2)) if train else stored['mean']
+    var = x.var((0, 1, 2)) if train else stored['var']
+    return ((x - mean) / jnp.sqrt(var + 1e-5) * params['norm']['scale'] + params['norm']['bias'])
+
+  weights, towards = jax.random.normal(jax.random.key(1), (2, *x.shape))
+
+  def derivatives(norm):
+    of_images = lambda x: norm(x, variables['params'])
+    gradient = jax.grad(lambda x, params: jnp.sum(weights * norm(x, params) ** 2), (0, 1))
+    gradient_at = lambda x: gradient(x, variables['params'])
+    return (gradient_at(x), jax.jvp(of_images, (x,), (towards,)),
+            jax.jvp(gradient_at, (x,), (towards,)))
+
+  jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-4),
+               derivatives(ours), derivatives(formula))

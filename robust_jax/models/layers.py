@@ -89,7 +89,8 @@ class _Conv(nn.Module):
                       padding=padding)
     if self.bias:
       bias = self.param('bias', self.bias_init, (self.features,)).astype(self.dtype)
-      out = (_rows(out) + _per_row(bias, out)).reshape(out.shape)
+      rows = _rows(out)
+      out = (rows + _per_row(bias, rows)).reshape(out.shape)
     return out
 
 
@@ -103,9 +104,28 @@ def _rows(images):
   return images.reshape(-1, math.prod(images.shape[-2:])) if images.ndim > 2 else images
 
 
-def _per_row(vector, images):
-  """A vector [channel] as it applies to each of the `_rows` of `images`."""
-  return jnp.tile(vector, images.shape[-2]) if images.ndim > 2 else vector
+def _per_row(vector, rows):
+  """A vector [channel] as it applies to each of the `_rows`: [width * channel]."""
+  return jnp.tile(vector, rows.shape[-1] // len(vector))
+
+
+@jax.custom_jvp
+def _affine(rows, factor, shift):
+  """rows * factor + shift, [channel] each.
+
+  The factor that its gradient multiplies by is kept apart from this one, because XLA:CPU would
+  otherwise write it down for every pixel, to have it for both.
+  """
+  return rows * _per_row(factor, rows) + _per_row(shift, rows)
+
+
+@_affine.defjvp
+def _affine_jvp(primals, tangents):
+  rows, factor, _ = primals
+  d_rows, d_factor, d_shift = tangents
+  apart = jax.lax.optimization_barrier(factor)
+  return _affine(*primals), (d_rows * _per_row(apart, rows) + rows * _per_row(d_factor, rows)
+                             + _per_row(d_shift, rows))
 
 
 def _channel_mean(rows, channels):
@@ -183,8 +203,7 @@ class _BatchNorm(nn.Module):
     shift = -mean * factor
     if self.affine:
       shift += self.param('bias', nn.initializers.zeros, channels)
-    out = x * _per_row(factor, images) + _per_row(shift, images)
-    return out.astype(self.dtype).reshape(images.shape)
+    return _affine(x, factor, shift).astype(self.dtype).reshape(images.shape)
 
 
 def dropout(inputs, rate, key, number):
