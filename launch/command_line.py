@@ -62,6 +62,11 @@ def parse(argv):
     near = difflib.get_close_matches(config_file, there, 1)
     raise UserError(f'--config is {config_file}; a file with a get_config() is allowed, such as '
                     f'{", ".join(there)}' + (f'; did you mean {near[0]}?' if near else ''))
+  for word in argv:
+    field, _, value = word.lstrip('-').partition('=')
+    if field in [f'config.{kind}' for kind in TABLES]:
+      raise UserError(f'--{field} is {value!r}, but {field} has fields; --{field}.name={value} is '
+                      'allowed')
   try:
     return _parse(config_file, argv)
   except (AttributeError, KeyError) as error:
@@ -69,6 +74,8 @@ def parse(argv):
   except UserError:
     raise
   except Exception as error:  # absl, ml_collections, and what a config file may raise.
+    if isinstance(error.__context__, UserError):  # Of a config file, which ml_collections wraps.
+      raise error.__context__ from error
     message = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(f'command line: {message}') from error
 

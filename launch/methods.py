@@ -10,6 +10,7 @@ what fails is named, and the others go on.
 """
 
 import argparse
+import difflib
 import importlib
 import re
 import shlex
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from launch import command_line, sweep
 from launch.__main__ import run as run_process
-from robust_jax import interrupts, stages, workdir
+from robust_jax import configuration, interrupts, stages, workdir
 from robust_jax.errors import UserError
 from robust_jax.studies import methods
 
@@ -88,7 +89,9 @@ def parse(argv):
   options.configs = list(dict.fromkeys(filter(None, options.configs.split(',')))) or there
   for name in options.configs:
     if not Path(f'configs/{name}.py').is_file():
-      raise UserError(f'--configs has {name!r}; {", ".join(there)} are allowed')
+      near = difflib.get_close_matches(name, there, 1)
+      raise UserError(f'--configs has {name!r}; {", ".join(there)} are allowed'
+                      + (f'; did you mean {near[0]}?' if near else ''))
   return options, words
 
 
@@ -99,6 +102,7 @@ def read_rows(name, num_seeds, words):
     UserError: a field or value that is not allowed, or that a sweep() or --seeds sets as well.
   """
   config = command_line.parse(['launch', f'--config={SETTINGS}:{name}', *words]).config
+  configuration.resolve(config)  # What is wrong with it is no matter of any point.
   points = []
   swept = hasattr(importlib.import_module(f'configs.{name}'), 'sweep')
   for point in sweep.read_points(f'configs/{name}.py') if swept else [{}]:

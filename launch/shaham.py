@@ -1,26 +1,38 @@
 """Shaham et al.'s experiment: `python -m launch.shaham --config=configs/shaham_mnist.py`.
 
 It trains the networks of the config's sweep(), a baseline and robust ones, as `python -m launch
---sweep --stages=train` does and with the same flags, and compares them: see
-`robust_jax.studies.shaham`. The same command goes on where it was interrupted.
+--sweep --stages=train` does, and compares them: see `robust_jax.studies.shaham`. The same command
+goes on where it was interrupted.
+
+  python -m launch.shaham [--config=configs/NAME.py] [--config.FIELD=VALUE ...] [--workdir=DIR]
+                          [--redo=train] [--devices=N]
 """
 
 from launch import command_line, sweep
 from launch.__main__ import run
 from robust_jax import parallel, stages
+from robust_jax.errors import UserError
 from robust_jax.studies import shaham
 
 DEFAULT_CONFIG = 'configs/robust_digits.py'
 
 
 def main(argv):
-  named = any(word.lstrip('-').partition('=')[0] == 'config' for word in argv[1:])
-  words = argv if named else [*argv, f'--config={DEFAULT_CONFIG}']
+  flags = [word.lstrip('-').partition('=')[0] for word in argv[1:] if word.startswith('-')]
+  if 'help' in flags:
+    print(__doc__.strip())
+    return 0
+  for flag in ('stages', 'sweep', 'profile'):
+    if flag in flags:
+      raise UserError(f'command line: --{flag} is no flag of this experiment, which trains and '
+                      'compares; --config, --config.FIELD, --workdir, --redo, --devices are '
+                      'allowed')
+  words = argv if 'config' in flags else [*argv, f'--config={DEFAULT_CONFIG}']
   given = command_line.parse([*words, '--sweep', '--stages=train'])
   shaham.names([point for _, point in given.points])  # Before any of them is trained.
   redo = stages.STAGES if 'train' in given.redo else given.redo
   status = sweep.run(given.workdir, *zip(*given.points), {'train'}, redo,
-                     flags=[f'--devices={given.devices}'])
+                     flags=[f'--devices={given.devices}'], compared=False)
   if status:
     return status
   devices = parallel.choose_devices(given.devices, [given.config.evaluation.batch_size])

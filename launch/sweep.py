@@ -83,7 +83,7 @@ def describe(point):
                    for field, value in point.items()) or 'the config as it is'
 
 
-def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER):
+def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER, compared=True):
   """Runs what is not finished of a sweep, and writes the summary of all.
 
   Args:
@@ -94,6 +94,7 @@ def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER
     redo: of these, the ones that are to run anew.
     flags: further words for the launcher of each run.
     launcher: words of the command that runs one.
+    compared: whether there is a summary.
 
   Returns:
     The exit status: 0, or 1 if a run failed.
@@ -104,10 +105,10 @@ def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER
   """
   folder = Path(folder)
   with workdir.locked(folder):
-    return _run(folder, points, configs, wanted, redo, flags, launcher)
+    return _run(folder, points, configs, wanted, redo, flags, launcher, compared)
 
 
-def _run(folder, points, configs, wanted, redo, flags, launcher):
+def _run(folder, points, configs, wanted, redo, flags, launcher, compared):
   folders = [folder / f'{number:03d}' for number in range(len(points))]
   _prepare(folder, folders, points, configs, wanted, redo)
   order = [stage for stage in [*stages.STAGES, *stages.CHECKS, 'report'] if stage in wanted]
@@ -124,7 +125,7 @@ def _run(folder, points, configs, wanted, redo, flags, launcher):
     if status:
       failed.append(f'{place} (exit status {status})')
       print(f'{failed[-1]} failed; the sweep goes on', file=sys.stderr, flush=True)
-  if len(failed) < len(points):
+  if compared and len(failed) < len(points):
     page, summary = report.compare([folder])
     print('', summary, f'report: {page}', sep='\n')
   if failed:

@@ -78,6 +78,10 @@ def _check_inner_attack(method, attack):
   if name == 'none' and method in methods.MEMORY:
     raise UserError(f"config.method.attack.name is 'none', and config.method.name {method!r} "
                     'learns what an attack of each radius does; another attack is allowed')
+  if loss == 'kl' and attack.get('target', 'none') != 'none':
+    raise UserError(f'config.method.attack.target is {attack["target"]!r}, and config.method.name '
+                    f"{method!r} maximises 'kl', which leads away from every class; 'none' is "
+                    'allowed')
   if loss is not None and attack.get('loss') != loss:
     field = 'loss' if 'loss' in attack else 'name'
     allowed = repr(loss) if 'loss' in attack else f"'pgd' with loss {loss!r}"

@@ -74,10 +74,16 @@ class Run:
 
   def summary(self):
     """What is about to run, on one line."""
-    config = self.config
-    return (f'{config["model"]["name"]} on {self.data.name}, {config["method"]["name"]} training, '
-            f'epsilon {config["epsilon"]:.4g}, sigma {self.sigma:.4g}, seed {config["seed"]}, '
-            f'{len(self.devices)} x {self.devices[0].device_kind}')
+    config, values = self.config, self.method.keywords
+    phrases = [f'{config["model"]["name"]} on {self.data.name}']
+    if self.trainable:
+      taken = [f'{name} {values[name]:.4g}' for name in SHARED if name in values]
+      phrases.append(f'{config["method"]["name"]} training'
+                     + (f' ({", ".join(taken)})' if taken else ''))
+    if self.sigma:
+      phrases.append(f'smoothed by sigma {self.sigma:.4g}')
+    return ', '.join([*phrases, f'seed {config["seed"]}',
+                      f'{len(self.devices)} x {self.devices[0].device_kind}'])
 
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""

@@ -67,8 +67,9 @@ def to_text(table: Table, width=None) -> str:
             for cell, star in zip(row, starred)] for row in _cells(table, mark='{}*')]
   widths = _widths(cells)
   columns = list(zip(*_padded(cells, widths, right_aligned(table))))
-  return '\n'.join(_block([columns[i] for i in block], [widths[i] for i in block])
-                   for block in _blocks(widths, width))
+  blocks = [_block([columns[i] for i in block], [widths[i] for i in block])
+            for block in _blocks(widths, width)]
+  return '\n'.join([*blocks, '* the best of its column\n'] if any(starred) else blocks)
 
 
 def _block(columns, widths):

@@ -38,10 +38,11 @@ def key_figures(run: Contents) -> list[Figure]:
   if attack and len(attack.idx) and len(attack.epsilons):
     largest = int(np.argmax(attack.epsilons))
     accuracy = analysis.robust_accuracy(attack)[largest]
+    smoothed = '; smoothed' if attack.header.get('smoothed') else ''
     figures.append(Figure(
         f'{attack_name(attack)} accuracy, {norm(attack)} '
         f'ε = {epsilon_text(attack.epsilons[largest])}',
-        percent(accuracy), _measured(accuracy, len(attack.idx))))
+        percent(accuracy), _measured(accuracy, len(attack.idx)) + smoothed))
   train = run.stages.get('train', {})
   if train.get('seconds') is not None and run.metrics['train']:
     speeds = [row['images_per_second'] for row in run.metrics['train']

@@ -45,7 +45,8 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
       so that the initial parameters fade from a short training too.
 
   Returns:
-    A pure function. `sums` is {metric: sum over examples, 'loss': their weighted mean loss times
+    A pure function, which raises ValueError where the method's loss, metrics or memory are not one
+    number an example. `sums` is {metric: sum over examples, 'loss': their weighted mean loss times
     their number, 'count': their number}, over all devices; an example counts whatever its weight,
     unless that is 0.
   """
@@ -63,6 +64,7 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
 
       def mean_loss(params):
         output = method(example_keys, network, params, batch_stats, batch, memory, progress)
+        _check_per_example(output, len(batch.labels))
         return jnp.sum(batch.mask * output.loss) / weight, output
 
       return jax.grad(mean_loss, has_aux=True)(state.params)
@@ -86,6 +88,13 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     return state, {**sums, 'count': count}
 
   return train_step
+
+
+def _check_per_example(output, size):
+  for name, values in {'loss': output.loss, **output.metrics, **output.memory}.items():
+    if jnp.shape(values) != (size,):
+      raise ValueError(f'the method gives {name} of shape {list(jnp.shape(values))}; [{size}], one '
+                       'number for each example, is allowed')
 
 
 def _accumulate(gradient_of, state, rows, parts):
