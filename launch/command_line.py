@@ -71,13 +71,24 @@ def parse(argv):
     return _parse(config_file, argv)
   except (AttributeError, KeyError) as error:
     raise UserError(_unknown_field(error, argv)) from error
-  except UserError:
-    raise
   except Exception as error:  # absl, ml_collections, and what a config file may raise.
-    if isinstance(error.__context__, UserError):  # Of a config file, which ml_collections wraps.
-      raise error.__context__ from error
+    mistake = _first_mistake(error)
+    if mistake is not None:
+      raise mistake from None
     message = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(f'command line: {message}') from error
+
+
+def _first_mistake(error):
+  """The UserError that an error comes from; None without any.
+
+  absl and ml_collections raise that of a config file again, with its whole traceback as text.
+  """
+  found = None
+  while error is not None:
+    found = error if isinstance(error, UserError) else found
+    error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+  return found
 
 
 def _value_of(flag, argv):

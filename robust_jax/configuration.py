@@ -246,11 +246,13 @@ def saved_config(workdir):
   """The ConfigDict of a workdir, typed as when it was made, so that overrides are checked.
 
   Raises:
-    UserError: there is no config.json that can be read.
+    UserError: there is no config.json that can be read, or it names what there is not any more.
   """
   path = Path(workdir) / 'config.json'
   try:
     return _typed(json.loads(path.read_text(encoding='utf-8')))
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f'{path} cannot be read ({type(error).__name__}: {error}); the config.json of '
                     'a run is allowed') from error

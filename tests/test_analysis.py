@@ -239,7 +239,9 @@ def test_the_best_is_set_off_in_every_format():
       'name         r=1\n'
       '----  -----------\n'
       'a      9.5 ± 0.1*\n'
-      'b     10.0 (n=1)\n')
+      'b     10.0 (n=1)\n'
+      '\n'
+      '* the best of its column\n')
 
 
 def test_text_of_a_limited_width_repeats_the_first_column():

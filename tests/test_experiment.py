@@ -104,6 +104,8 @@ def test_overrides_reach_nested_attacks(no_data):
                                       'num_noise?'),
     (['--config.train.batch_size=0'], r'config.train.batch_size is 0; an integer in \[1, inf\)'),
     (['--config.train.batch_size=many'], 'config.train.batch_size=many: invalid literal'),
+    (['--config.method=trades'], "--config.method is 'trades', but config.method has fields; "
+                                 '--config.method.name=trades is allowed'),
     (['--config.method.name=madry'], "config.method.name is 'madry'; one of standard, gaussian"),
     (['--config.method.attack.norm=l7'], "config.method.attack.norm is 'l7'; one of linf, l2, l1"),
     (['--config.model.name=vgg99'], "config.model.name is 'vgg99'; one of"),
@@ -142,6 +144,20 @@ def test_leftover_fields_of_another_method_are_named():
   del config.certify
   with pytest.raises(UserError, match='config.certify is missing'):
     configuration.resolve(config)
+
+
+@pytest.mark.parametrize('words, line', [
+    ([], 'cnn on digits, smoothadv training (epsilon 1, sigma 0.25), smoothed by sigma 0.25, '
+         'seed 0'),
+    (['--config.method.name=standard', '--config.sigma=0.0'],
+     'cnn on digits, standard training, seed 0'),
+    (['--config.method.name=gaussian', '--config.method.sigma=0.5'],
+     'cnn on digits, gaussian training (sigma 0.5), smoothed by sigma 0.25, seed 0'),
+])
+def test_the_headline_has_what_is_used(words, line):
+  config = command_line.parse(['launch', '--config=configs/smoothadv_digits.py', *words]).config
+  run = experiment.build(configuration.resolve(config))
+  assert run.summary().startswith(f'{line}, ')
 
 
 @pytest.mark.parametrize('field', ['train.batch_size', 'train.eval_batch_size',
@@ -184,6 +200,17 @@ def test_saved_config_is_the_same_config(name, tmp_path):
   changed = parse(f'--workdir={tmp_path}', '--config.certify.n=77',
                   '--config.certify.sigma=2.0')
   assert changed['certify']['n'] == 77 and changed['certify']['sigma'] == 2.
+
+
+def test_a_workdir_of_a_method_that_is_gone_is_one_line(tmp_path):
+  config = parse()
+  config['method']['name'] = 'mine'
+  workdir.write_json(tmp_path / 'config.json', config)
+  with pytest.raises(UserError) as raised:
+    parse(f'--workdir={tmp_path}', '--stages=report')
+  assert str(raised.value).startswith(
+      f"{tmp_path}/config.json: config.method.name is 'mine'; one of standard, ")
+  assert '\n' not in str(raised.value) and 'Traceback' not in str(raised.value)
 
 
 def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):

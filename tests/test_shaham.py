@@ -147,7 +147,7 @@ def test_other_sweeps_are_refused(folder, tmp_path):
 
 def test_the_command_trains_the_sweep_and_compares(monkeypatch, capsys, tmp_path):
   calls = []
-  monkeypatch.setattr(command.sweep, 'run', lambda folder, points, configs, wanted, redo, flags: (
+  monkeypatch.setattr(command.sweep, 'run', lambda folder, points, configs, wanted, redo, **_: (
       calls.append((folder, len(points), wanted)), 0)[1])
   monkeypatch.setattr(command.parallel, 'choose_devices', lambda number, sizes: [])
   monkeypatch.setattr(command.shaham, 'compare', lambda folder, devices: ('the table', 'page'))
@@ -160,6 +160,7 @@ def test_the_command_trains_the_sweep_and_compares(monkeypatch, capsys, tmp_path
 
 @pytest.mark.parametrize('words, message', [
     (['--config=configs/smoothadv_digits.py'], r"sweep\(\) point 0: its method is 'smoothadv'"),
+    (['--stages=attack'], 'command line: --stages is no flag of this experiment'),
     (['--config={sweep}'], r"sweep\(\) point 1: its method is 'gaussian'; 'standard', and 'adv"),
 ])
 def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkeypatch, tmp_path):
