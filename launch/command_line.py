@@ -14,6 +14,8 @@ from robust_jax.errors import UserError
 
 STAGES = [*stages.STAGES, 'report']
 CHOICES = [*stages.STAGES, *stages.CHECKS, 'report']
+# Sections whose name chooses what their fields are of.
+NAMED = (*TABLES, 'data', 'extra')
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
 
 
@@ -62,9 +64,10 @@ def parse(argv):
     near = difflib.get_close_matches(config_file, there, 1)
     raise UserError(f'--config is {config_file}; a file with a get_config() is allowed, such as '
                     f'{", ".join(there)}' + (f'; did you mean {near[0]}?' if near else ''))
-  for word in argv:
-    field, _, value = word.lstrip('-').partition('=')
-    if field in [f'config.{kind}' for kind in TABLES]:
+  for word, following in zip(argv, [*argv[1:], '']):
+    field, equals, value = word.lstrip('-').partition('=')
+    if word.startswith('-') and field.startswith('config.') and field.split('.')[-1] in NAMED:
+      value = value if equals else following
       raise UserError(f'--{field} is {value!r}, but {field} has fields; --{field}.name={value} is '
                       'allowed')
   try:

@@ -102,7 +102,10 @@ def read_rows(name, num_seeds, words):
     UserError: a field or value that is not allowed, or that a sweep() or --seeds sets as well.
   """
   config = command_line.parse(['launch', f'--config={SETTINGS}:{name}', *words]).config
-  configuration.resolve(config)  # What is wrong with it is no matter of any point.
+  try:
+    configuration.resolve(config)
+  except UserError as error:  # What is wrong with the config itself is no matter of a point.
+    raise UserError(f'configs/{name}.py: {error}') from error
   points = []
   swept = hasattr(importlib.import_module(f'configs.{name}'), 'sweep')
   for point in sweep.read_points(f'configs/{name}.py') if swept else [{}]:

@@ -67,7 +67,7 @@ def expand(config, points, overridden=()):
     try:
       resolved = configuration.resolve(changed)
     except UserError as error:
-      raise UserError(f'sweep() point {number} ({describe(point)}): {error}') from error
+      raise UserError(f'sweep() point {number} ({describe(point)}): {error}') from None
     if resolved in configs:
       raise UserError(f'sweep() points {configs.index(resolved)} and {number} are the same config '
                       f'({describe(point)}); different ones are allowed')
@@ -84,7 +84,7 @@ def describe(point):
 
 
 def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER, compared=True):
-  """Runs what is not finished of a sweep, and writes the summary of all.
+  """Runs what is not finished of a sweep, and writes and prints the summary of all.
 
   Args:
     folder: of the sweep; its runs are in 000, 001, ...
@@ -94,7 +94,7 @@ def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER
     redo: of these, the ones that are to run anew.
     flags: further words for the launcher of each run.
     launcher: words of the command that runs one.
-    compared: whether there is a summary.
+    compared: whether the summary is written and printed.
 
   Returns:
     The exit status: 0, or 1 if a run failed.

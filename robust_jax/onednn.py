@@ -22,11 +22,12 @@ from jax.interpreters import ad, batching, mlir
 VERIFIED = ('0.10.2',)
 """Versions of jaxlib whose custom call has been tested."""
 
-# Where the kernel's gradient is a product of windows: channels at most, floats of a part's windows,
-# and channels of the images at most for them to be copied by planes.
+# Up to so many channels the kernel's gradient is a product of windows,
 _FEW_CHANNELS = 48
-_PART = 2**17
+# which are copied by planes up to so many channels of the images,
 _PLANES = 4
+# and of so many floats at a time.
+_PART = 2**17
 
 _TARGET = '__onednn$convolution'
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -134,12 +135,12 @@ def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
   With few channels it is a matrix product of windows, made for a few images at a time, so that
   they stay in the cache; with many, XLA's own convolution is as fast.
   """
-  kernel = kernel.aval
-  rows, columns, features, out = kernel.shape
+  shape, dtype = kernel.aval.shape, kernel.aval.dtype
+  rows, columns, features, out = shape
   batch, height, width, _ = cotangent.shape
-  if max(features, out) > _FEW_CHANNELS or rows * columns == 1:
+  if max(features, out) > _FEW_CHANNELS or rows * columns == 1 or not cotangent.size:
     convolve = lambda k: _lax_conv(images, k, strides=strides, padding=padding)
-    return jax.linear_transpose(convolve, kernel)(cotangent)[0]
+    return jax.linear_transpose(convolve, kernel.aval)(cotangent)[0]
   if features <= _PLANES or strides[0] > 1:
     product = _planes_product if features <= _PLANES else _windows_product
     size = rows * columns * features * height * width
@@ -147,14 +148,14 @@ def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
     product, size = _pairs_product, max(images[0].size * columns, cotangent[0].size * rows)
 
   def of_part(images, cotangent):
-    return product(images, cotangent, kernel.shape, strides, padding)
+    return product(images, cotangent, shape, strides, padding)
 
   count = next(n for n in range(min(max(_PART // size, 1), batch), 0, -1) if batch % n == 0)
   if count == batch:
     return of_part(images, cotangent)
   parts = jax.tree.map(lambda x: x.reshape((-1, count) + x.shape[1:]), (images, cotangent))
-  start = jnp.zeros(kernel.shape, kernel.dtype)
-  return lax.scan(lambda total, part: (total + of_part(*part), None), start, parts)[0]
+  add = lambda total, part: (total + of_part(*part), None)
+  return lax.scan(add, jnp.zeros(shape, dtype), parts)[0]
 
 
 # Three ways to the same sum over images and places, of window times cotangent: [rows, columns, in,

@@ -18,6 +18,7 @@ from robust_jax import onednn
 # glibc's mallopt parameters, by their numbers in malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _INT_MAX = 2**31 - 1
+_HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
 def tune():
@@ -55,15 +56,16 @@ def keep_memory():
 def huge_pages():
   """Whether what malloc takes gets Linux's transparent huge pages.
 
-  The system gives them always, or never, or where a process asks for them, as glibc does that was
-  started with the environment variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+  The system gives them always, or never, or where a process asks for them, as glibc (since 2.35)
+  does that was started with the environment variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
   """
   try:
-    given = Path('/sys/kernel/mm/transparent_hugepage/enabled').read_text()
+    given = _HUGE_PAGES.read_text()
   except OSError:
     return False
-  asked = 'glibc.malloc.hugetlb=1' in os.environ.get('GLIBC_TUNABLES', '')
-  return '[always]' in given or ('[madvise]' in given and asked)
+  asked = 'glibc.malloc.hugetlb=1' in os.environ.get('GLIBC_TUNABLES', '').split(':')
+  knows = [int(part) for part in platform.libc_ver()[1].split('.')[:2]] >= [2, 35]
+  return '[always]' in given or ('[madvise]' in given and asked and knows)
 
 
 def xla_flags():

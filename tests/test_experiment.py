@@ -147,7 +147,7 @@ def test_leftover_fields_of_another_method_are_named():
 
 
 @pytest.mark.parametrize('words, line', [
-    ([], 'cnn on digits, smoothadv training (epsilon 1, sigma 0.25), smoothed by sigma 0.25, '
+    ([], 'cnn on digits, smoothadv training (epsilon 0.5, sigma 0.25), smoothed by sigma 0.25, '
          'seed 0'),
     (['--config.method.name=standard', '--config.sigma=0.0'],
      'cnn on digits, standard training, seed 0'),

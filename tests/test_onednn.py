@@ -35,6 +35,24 @@ def case(request):
   return images, kernel, {'strides': (stride, stride), 'padding': (padding, padding)}
 
 
+@pytest.mark.parametrize('part', [2**17, 600])
+@pytest.mark.parametrize('features', [2, 6])
+@pytest.mark.parametrize('batch, size, strides, padding', [
+    (4, (3, 2), (1, 2), ((2, 0), (0, 3))), (4, (2, 3), (1, 1), ((0, 2), (5, 1))),
+    (4, (1, 4), (2, 1), ((0, 0), (1, 2))), (1, (3, 3), (1, 1), ((1, 1), (1, 1))),
+    (4, (8, 3), (1, 1), ((0, 0), (1, 1))),
+])
+def test_kernel_gradients_of_any_shape_and_in_parts(batch, size, strides, padding, features, part,
+                                                    monkeypatch):
+  monkeypatch.setattr(onednn, '_PART', part)
+  rng = np.random.default_rng(1)
+  images = jnp.asarray(rng.normal(size=(batch, 6, 7, features)), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(*size, features, 5)), jnp.float32)
+  how = {'strides': strides, 'padding': padding}
+  gradient = lambda conv: jax.grad(lambda k: jnp.sum(jnp.sin(conv(images, k, how))))(kernel)
+  np.testing.assert_allclose(gradient(ours), gradient(lax_conv), rtol=1e-4, atol=1e-4)
+
+
 def both(transform, case):
   """Compares transform(conv) of ours and lax's, conv a function of images and kernel."""
   images, kernel, how = case

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from robust_jax import onednn
+from robust_jax import onednn, runtime
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -80,6 +80,23 @@ thread = threading.Thread(target=work)
 thread.start(), thread.join()
 """
   assert int(run(code, GLIBC_TUNABLES=tunables).stdout) < 1000  # of 81,920
+
+
+@pytest.mark.parametrize('given, tunables, expected', [
+    ('[always] madvise never', '', True), ('always [madvise] never', '', False),
+    ('always madvise [never]', 'glibc.malloc.hugetlb=1', False),
+    ('always [madvise] never', 'glibc.malloc.arena_test=2:glibc.malloc.hugetlb=1', True),
+    ('always [madvise] never', 'glibc.malloc.hugetlb=10', False), (None, '', False),
+])
+def test_huge_pages_are_known(given, tunables, expected, monkeypatch, tmp_path):
+  if given is not None:
+    (tmp_path / 'enabled').write_text(given)
+  monkeypatch.setattr(runtime, '_HUGE_PAGES', tmp_path / 'enabled')
+  monkeypatch.setattr(runtime.platform, 'libc_ver', lambda: ('glibc', '2.36'))
+  monkeypatch.setenv('GLIBC_TUNABLES', tunables)
+  assert runtime.huge_pages() == expected
+  monkeypatch.setattr(runtime.platform, 'libc_ver', lambda: ('glibc', '2.31'))
+  assert runtime.huge_pages() == (given is not None and '[always]' in given)
 
 
 def test_convolutions_that_cannot_be_kept_do_not_warn(tmp_path):

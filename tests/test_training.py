@@ -249,9 +249,10 @@ def test_accumulation_has_to_divide(linear, batch):
     one_step(linear[0], {'params': linear[1], 'batch_stats': {}}, batch, accumulation=3)
 
 
-@pytest.mark.parametrize('field, name', [
-    ('loss', 'loss'), ('metrics', 'accuracy'), ('memory', 'seen')])
-def test_what_is_not_one_number_an_example_is_refused(field, name, linear, batch):
+@pytest.mark.parametrize('field, name, called', [
+    ('loss', '', 'loss'), ('metrics', 'accuracy', "metric 'accuracy'"),
+    ('memory', 'seen', "memory 'seen'")])
+def test_what_is_not_one_number_an_example_is_refused(field, name, called, linear, batch):
   def method(*arguments):
     output = methods.standard(*arguments)._replace(memory={'seen': jnp.zeros(16)})
     values = getattr(output, field)
@@ -262,7 +263,7 @@ def test_what_is_not_one_number_an_example_is_refused(field, name, linear, batch
                                   steps_per_epoch=1)
   state = training.create_state({'params': linear[1], 'batch_stats': {}},
                                 training.OPTIMIZERS['sgd'](0.1))
-  message = rf'the method gives {name} of shape \[\]; \[16\], one number for each example'
+  message = rf'the method gives a {called} of shape \[\]; \[16\], one number for each example'
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(step, state, batch, KEY)
 

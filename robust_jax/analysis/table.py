@@ -54,7 +54,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_text(table: Table, width=None) -> str:
-  """For a terminal: columns two spaces apart under a ruled title.
+  """For a terminal: columns two spaces apart under a ruled title, and what a star means.
 
   Args:
     table: the table.

@@ -91,10 +91,14 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
 
 
 def _check_per_example(output, size):
-  for name, values in {'loss': output.loss, **output.metrics, **output.memory}.items():
+  given = [('loss', output.loss)]
+  given += [(f'metric {name!r}', values) for name, values in output.metrics.items()]
+  given += [(f'memory {name!r}', values) for name, values in output.memory.items()]
+  for name, values in given:
     if jnp.shape(values) != (size,):
-      raise ValueError(f'the method gives {name} of shape {list(jnp.shape(values))}; [{size}], one '
-                       'number for each example, is allowed')
+      shape = list(jnp.shape(values))
+      raise ValueError(f'the method gives a {name} of shape {shape}; [{size}], one number for each '
+                       'example, is allowed')
 
 
 def _accumulate(gradient_of, state, rows, parts):
