@@ -53,7 +53,7 @@ def prepare(contestant, device, work):
 def about(devices):
   """Devices and flags, for the results file."""
   return {'devices': len(devices), 'device_kind': devices[0].device_kind,
-          'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
+          **{name: os.environ.get(name, '') for name in ('XLA_FLAGS', 'GLIBC_TUNABLES')}}
 
 
 def load(path, name, model):
