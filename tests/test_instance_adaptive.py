@@ -359,18 +359,27 @@ def test_a_damaged_memory_is_one_line(trained, monkeypatch):
     checkpoint.load_memory(trained, step=checkpoint.latest_step(trained))
 
 
-def test_the_report_shows_the_radii(trained):
-  reports.build(trained)
-  page = read_page(trained)
-  assert 'radii' in page.ids and 'Smallest radii' in page.text and 'in 255ths' in page.text
+@pytest.mark.parametrize('largest, factor, digits', [(0.3, 1, 3), (8 / 255, 255, 2)])
+def test_the_report_shows_the_radii(trained, largest, factor, digits, tmp_path):
+  place = shutil.copytree(trained, tmp_path / 'run')
+  with np.load(place / 'radii.npz') as saved:
+    arrays = dict(saved)
+  arrays['radius'] *= largest / arrays['radius'].max()
+  np.savez(place / 'radii.npz', **arrays)
+  reports.build(place)
+  page = read_page(place)
+  assert 'radii' in page.ids and 'Smallest radii' in page.text
+  assert ('radii, in 255ths, by class' in page.text) == ('radius, in 255ths' in page.text) == (
+      factor == 255)
   images = [attrs['alt'] for tag, attrs in page.tags if tag == 'img']
-  with np.load(trained / 'radii.npz') as saved:
+  with np.load(place / 'radii.npz') as saved:
     radius, label = saved['radius'], saved['label']
     assert images == [f'training image {index}' for index in saved['shown']]
-  lines = (trained / 'tables' / 'radii.csv').read_text().splitlines()
+  lines = (place / 'tables' / 'radii.csv').read_text().splitlines()
   assert lines[0] == 'class,images,at 0 (%),10%,50%,90%,100%'
   for line, of in ((lines[1], label >= 0), (lines[4], label == 2)):
-    quantiles = [f'{value:.4f}' for value in np.quantile(radius[of], (0.1, 0.5, 0.9, 1))]
+    quantiles = [f'{factor * value:.{digits}f}'
+                 for value in np.quantile(radius[of], (0.1, 0.5, 0.9, 1))]
     assert line.split(',')[1] == str(of.sum()) and line.split(',')[3:] == quantiles
 
 

@@ -238,22 +238,21 @@ def _metric(split, rows, name, x_name):
 
 def _radii(run, tables):
   radius, norm = run.radii['radius'], str(run.radii['norm'])
-  in_255ths = norm == 'linf' and radius.max() < 0.5
-  scale = 255. if in_255ths else 1.
+  scale, unit = results.radii_unit(run)
   counts, edges = np.histogram(scale * radius, bins=24)
   outline = np.concatenate([[0], counts, [0]])
   chart = plots.chart(
       [plots.Series('training images', 'train', np.append(edges, edges[-1]), outline,
                     (np.zeros(len(outline)), outline), steps=True)],
       title='Training images',
-      x_label=f'{results.norm_text(norm)} radius' + (', in 255ths' if in_255ths else ''),
+      x_label=f'{results.norm_text(norm)} radius{unit}',
       width=520, height=300, with_legend=False)
   words = ('How far each training image is attacked, learnt in training: the radius grows where '
            'the network withstands the attack and shrinks where it does not. All of them: '
            'radii.npz beside this page.')
   at_zero = f'{results.percent(np.mean(radius == 0))} of the images have radius 0.'
   pictures = gallery.radii(run.radii, run.record.get('dataset', {}).get('class_names') or [],
-                           lambda value: f'{scale * value:.3g}' + ('/255' if in_255ths else ''))
+                           lambda value: f'{scale * value:.3g}' + ('/255' if unit else ''))
   return (markup.beside(f'{chart}<p class="soft">{words} {at_zero}</p>', _table('radii', tables))
           + pictures)
 

@@ -96,8 +96,8 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
   if any(run.metrics.values()):
     result['training'] = ('Training', _training_table(run.metrics))
   if run.radii is not None:
-    norm = norm_text(str(run.radii['norm']))
-    result['radii'] = (f'Quantiles of the {norm} radii, by class', _radii_table(run))
+    norm, (_, unit) = norm_text(str(run.radii['norm'])), radii_unit(run)
+    result['radii'] = (f'Quantiles of the {norm} radii{unit}, by class', _radii_table(run))
   return result
 
 
@@ -137,14 +137,22 @@ def _training_table(metrics):
   return Table(columns + ['test loss', 'test accuracy'] if test else columns, rows)
 
 
+def radii_unit(run):
+  """(factor of the radii, its name): 255ths for small ones in linf, as papers have them."""
+  small = str(run.radii['norm']) == 'linf' and run.radii['radius'].max() <= 32 / 255
+  return (255., ', in 255ths') if small else (1., '')
+
+
 def _radii_table(run):
-  radius, label = run.radii['radius'], run.radii['label']
+  scale, unit = radii_unit(run)
+  radius, label = scale * run.radii['radius'], run.radii['label']
   names = run.record.get('dataset', {}).get('class_names') or []
   groups = [('all', np.ones(len(label), bool))] + [
       (names[k] if k < len(names) else f'class {k}', label == k) for k in np.unique(label)]
   return Table(['class', 'images', 'at 0 (%)', '10%', '50%', '90%', '100%'], [
       [name, int(of.sum()), f'{100 * np.mean(radius[of] == 0):.1f}',
-       *(f'{value:.4f}' for value in np.quantile(radius[of], (0.1, 0.5, 0.9, 1)))]
+       *(f'{value:.{2 if unit else 3}f}'
+         for value in np.quantile(radius[of], (0.1, 0.5, 0.9, 1)))]
       for name, of in groups])
 
 
