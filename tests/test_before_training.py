@@ -47,8 +47,6 @@ def build(config, *words):
      "config.method.attack.loss is 'cross_entropy', and .*'trades' maximises 'kl'; 'kl' is all"),
     (['trades_digits', '--config.method.attack.name=fgsm'],
      "config.method.attack.name is 'fgsm', and .*; 'pgd' with loss 'kl' is allowed"),
-    (['trades_digits', '--config.method.attack.target=random'],
-     "config.method.attack.target is 'random', and .*'trades' .*; 'none' is allowed"),
     (['smoothadv_digits', '--config.method.name=trades'],
      "config.method.attack.loss is 'cross_entropy', and config.method.name 'trades' maximises"),
 ])

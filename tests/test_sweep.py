@@ -1,5 +1,6 @@
 """Sweeps: what is run, skipped and refused, with a stand-in for the launcher; one real one."""
 
+import functools
 import json
 import os
 import signal
@@ -202,8 +203,11 @@ def test_a_failed_run_is_named_and_the_sweep_goes_on(tmp_path, stand_in, capfd):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_reaches_the_run_once_and_ends_the_sweep(number, tmp_path, stand_in):
+def test_a_signal_reaches_the_run_once_and_ends_the_sweep(number, tmp_path, stand_in, request):
   points, configs = parse()
+  # Tests that run in the background may have been started with it ignored.
+  request.addfinalizer(functools.partial(signal.signal, number, signal.getsignal(number)))
+  signal.signal(number, signal.SIG_DFL)
 
   def send():
     deadline = time.monotonic() + 30
