@@ -85,7 +85,8 @@ def parse(argv):
 def _first_mistake(error):
   """The UserError that an error comes from; None without any.
 
-  absl and ml_collections raise that of a config file again, with its whole traceback as text.
+  absl and ml_collections raise that of a config file again, with its whole traceback as text: so it
+  is the deepest, down to one that was raised `from None`.
   """
   found = None
   while error is not None:

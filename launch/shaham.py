@@ -5,7 +5,7 @@ It trains the networks of the config's sweep(), a baseline and robust ones, as `
 goes on where it was interrupted.
 
   python -m launch.shaham [--config=configs/NAME.py] [--config.FIELD=VALUE ...] [--workdir=DIR]
-                          [--redo=train] [--devices=N]
+                          [--redo=train] [--devices=N] [--profile=STEPS]
 """
 
 from launch import command_line, sweep
@@ -22,11 +22,11 @@ def main(argv):
   if 'help' in flags:
     print(__doc__.strip())
     return 0
-  for flag in ('stages', 'sweep', 'profile'):
+  for flag in ('stages', 'sweep'):
     if flag in flags:
       raise UserError(f'command line: --{flag} is no flag of this experiment, which trains and '
-                      'compares; --config, --config.FIELD, --workdir, --redo, --devices are '
-                      'allowed')
+                      'compares; --config, --config.FIELD, --workdir, --redo, --devices, '
+                      '--profile are allowed')
   words = argv if 'config' in flags else [*argv, f'--config={DEFAULT_CONFIG}']
   given = command_line.parse([*words, '--sweep', '--stages=train'])
   shaham.names([point for _, point in given.points])  # Before any of them is trained.

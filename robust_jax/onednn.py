@@ -9,7 +9,6 @@ To verify another version, add it and run tests/test_onednn.py.
 """
 
 import json
-import math
 import platform
 
 import jax
@@ -142,8 +141,7 @@ def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
     convolve = lambda k: _lax_conv(images, k, strides=strides, padding=padding)
     return jax.linear_transpose(convolve, kernel.aval)(cotangent)[0]
   if features <= _PLANES or strides[0] > 1:
-    product = _planes_product if features <= _PLANES else _windows_product
-    size = rows * columns * features * height * width
+    product, size = _windows_product, rows * columns * features * height * width
   else:
     product, size = _pairs_product, max(images[0].size * columns, cotangent[0].size * rows)
 
@@ -158,30 +156,25 @@ def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
   return lax.scan(add, jnp.zeros(shape, dtype), parts)[0]
 
 
-# Three ways to the same sum over images and places, of window times cotangent: [rows, columns, in,
+# Two ways to the same sum over images and places, of window times cotangent: [rows, columns, in,
 # out] from images [batch, height, width, in] and cotangent [batch, height', width', out].
 
 
 def _windows_product(images, cotangent, shape, strides, padding):
-  """One product of whole windows."""
-  *taps, features, out = shape
+  """One product of whole windows, of few channels by planes: so whole rows of pixels are copied."""
+  rows, columns, features, out = shape
+  _, height, width, _ = cotangent.shape
   images = _pad(images, [_edges(*one) for one in zip(
-      images.shape[1:3], cotangent.shape[1:3], taps, strides, padding)])
-  seen = [both for down in _seen(images, 1, taps[0], strides[0], cotangent.shape[1])
-          for both in _seen(down, 2, taps[1], strides[1], cotangent.shape[2])]
-  windows = jnp.concatenate(seen, -1).reshape(-1, math.prod(taps) * features)
-  return (windows.T @ cotangent.reshape(-1, out)).reshape(shape)
-
-
-def _planes_product(images, cotangent, shape, strides, padding):
-  """The same with channels first, so that rows of pixels are copied, not single numbers."""
-  *taps, features, out = shape
-  images = _pad(images, [_edges(*one) for one in zip(
-      images.shape[1:3], cotangent.shape[1:3], taps, strides, padding)])
-  planes = jnp.moveaxis(images, 3, 0)
-  seen = [both for down in _seen(planes, 2, taps[0], strides[0], cotangent.shape[1])
-          for both in _seen(down, 3, taps[1], strides[1], cotangent.shape[2])]
-  windows = jnp.stack(seen).reshape(math.prod(taps) * features, -1)
+      images.shape[1:3], (height, width), (rows, columns), strides, padding)])
+  planes = features <= _PLANES
+  if planes:
+    images = jnp.moveaxis(images, 3, 0)
+  down = 2 if planes else 1
+  seen = [piece for strip in _seen(images, down, rows, strides[0], height)
+          for piece in _seen(strip, down + 1, columns, strides[1], width)]
+  size = rows * columns * features
+  windows = (jnp.stack(seen).reshape(size, -1) if planes
+             else jnp.concatenate(seen, -1).reshape(-1, size).T)
   return (windows @ cotangent.reshape(-1, out)).reshape(shape)
 
 

@@ -64,7 +64,8 @@ def huge_pages():
   except OSError:
     return False
   asked = 'glibc.malloc.hugetlb=1' in os.environ.get('GLIBC_TUNABLES', '').split(':')
-  knows = [int(part) for part in platform.libc_ver()[1].split('.')[:2]] >= [2, 35]
+  library, version = platform.libc_ver()
+  knows = library == 'glibc' and [int(part) for part in version.split('.')[:2]] >= [2, 35]
   return '[always]' in given or ('[madvise]' in given and asked and knows)
 
 

@@ -95,8 +95,9 @@ def test_huge_pages_are_known(given, tunables, expected, monkeypatch, tmp_path):
   monkeypatch.setattr(runtime.platform, 'libc_ver', lambda: ('glibc', '2.36'))
   monkeypatch.setenv('GLIBC_TUNABLES', tunables)
   assert runtime.huge_pages() == expected
-  monkeypatch.setattr(runtime.platform, 'libc_ver', lambda: ('glibc', '2.31'))
-  assert runtime.huge_pages() == (given is not None and '[always]' in given)
+  for other in (('glibc', '2.31'), ('', '')):
+    monkeypatch.setattr(runtime.platform, 'libc_ver', lambda other=other: other)
+    assert runtime.huge_pages() == (given is not None and '[always]' in given)
 
 
 def test_convolutions_that_cannot_be_kept_do_not_warn(tmp_path):
