@@ -40,6 +40,18 @@ def per_example(key, batch):
   return key
 
 
+def uses(key, batch, count):
+  """Keys for several uses of one key: [count] of [batch] keys, one per example each.
+
+  Args:
+    key: as `per_example`.
+    batch: number of examples.
+    count: number of uses; use u of an example with key k gets fold_in(k, u).
+  """
+  key = per_example(key, batch)
+  return [fold_in(key, use) for use in range(count)]
+
+
 def fold_in(key, data):
   """fold_in over arrays: key [] or [batch], data [] or [batch] -> key [] or [batch]."""
   key, data = as_key(key), jnp.asarray(data)

@@ -121,8 +121,8 @@ class MethodOutput(NamedTuple):
 Method = Callable[..., MethodOutput]
 """(key, network, params, batch_stats, batch, memory, progress, *, **hyper) -> MethodOutput.
 
-`key` is a [batch] array of keys; `memory` is {name: [batch]}. A method that attacks takes its
-inner maximisation as the keyword `attack` (an `Attack` but for epsilon and noise)."""
+`key` is one key or [batch] keys; `memory` is {name: [batch]}. A method that attacks takes its inner
+maximisation as the keyword `attack` (an `Attack` but for epsilon and noise)."""
 
 
 class TrainState(NamedTuple):

@@ -1,6 +1,7 @@
 """Methods, optimisers, schedules and the step, against NumPy and against each other."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import linen as nn
 
 from robust_jax import attacks, keys, losses, models, parallel, smoothing, training
 from robust_jax.training import methods, schedules
-from robust_jax.types import MethodOutput, Progress
+from robust_jax.types import MethodOutput, Progress, TangentBatch
 
 KEY = jax.random.key(5)
 PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
@@ -299,6 +300,29 @@ def test_label_smoothing_reaches_every_method(linear, batch):
                  functools.partial(methods.smoothadv, sigma=0., loss='plugin', **attacked)):
     output, _ = run_method(functools.partial(method, label_smoothing=0.2), network, params, batch)
     np.testing.assert_allclose(output.loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_one_key_is_a_key_for_each_example(name, linear, batch):
+  network, params = linear
+  if name in methods.NEED_TANGENTS:
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16, 2)))[0]
+    batch = TangentBatch(*batch, jnp.asarray(basis, jnp.float32))
+  random_pgd = functools.partial(PGD, random_start=True,
+                                 loss=methods.ATTACK_LOSS.get(name, 'cross_entropy'))
+  values = dict(attack=random_pgd, epsilon=0.5, sigma=0.3, order='beside', num_projections=2)
+  takes = inspect.signature(methods.METHODS[name]).parameters
+  memory = {value: jnp.full(16, 0.1) for value in methods.MEMORY.get(name, {})}
+
+  def loss(key):
+    return jax.jit(functools.partial(
+        methods.METHODS[name], network=network, params=params, batch_stats={}, batch=batch,
+        memory=memory, progress=PROGRESS,
+        **{name: value for name, value in values.items() if name in takes}))(key).loss
+
+  np.testing.assert_array_equal(loss(KEY), loss(keys.per_example(KEY, 16)))
+  draws = name not in ('standard', 'tangent', 'tangent_penalty')
+  assert np.any(loss(KEY) != loss(jax.random.key(6))) == draws
 
 
 def test_padding_counts_for_nothing(linear, batch):

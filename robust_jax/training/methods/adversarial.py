@@ -35,7 +35,7 @@ def adversarial(key, network, params, batch_stats, batch, memory, progress, *, a
     Madry et al., Towards deep learning models resistant to adversarial attacks, 2018; Shaham et
     al., Understanding adversarial training, 2015, algorithm 1 and equation 3.
   """
-  attack_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   cross_entropy = functools.partial(losses.cross_entropy, label_smoothing=label_smoothing)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
@@ -47,7 +47,7 @@ def adversarial(key, network, params, batch_stats, batch, memory, progress, *, a
     loss = cross_entropy(logits, batch.labels)
   else:
     both = jnp.concatenate([attacked, batch.images])
-    both_keys = jnp.concatenate([model_key, keys.fold_in(key, 2)])
+    both_keys = jnp.concatenate([model_key, clean_key])
     both_logits, batch_stats = network.train_logits(params, batch_stats, both, both_keys)
     logits, clean_logits = jnp.split(both_logits, 2)
     attacked_loss = cross_entropy(logits, batch.labels)

@@ -35,7 +35,7 @@ def gaussian(key, network, params, batch_stats, batch, memory, progress, *, sigm
   Reference:
     Cohen et al., Certified adversarial robustness via randomized smoothing, 2019.
   """
-  noise_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  noise_key, model_key = keys.uses(key, len(batch.images), 2)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)[0]
   return standard(model_key, network, params, batch_stats,
                   batch._replace(images=batch.images + noise), memory, progress,

@@ -48,7 +48,7 @@ def consistency(key, network, params, batch_stats, batch, memory, progress, *, a
     Jeong & Shin, Consistency regularization for certified robustness of smoothed classifiers,
     2020, equation 9.
   """
-  attack_key, noise_key, model_key = (keys.fold_in(key, use) for use in range(3))
+  attack_key, noise_key, model_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
   variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})

@@ -57,7 +57,7 @@ def iaat(key, network, params, batch_stats, batch, memory, progress, *, attack: 
     Balaji, Goldstein & Hoffman, Instance adaptive adversarial training: improved accuracy tradeoffs
     in neural nets, 2019, algorithms 1 and 2.
   """
-  attack_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  attack_key, model_key = keys.uses(key, len(batch.images), 2)
   found = _attacked(
       attack_key, network, params, batch_stats, batch, memory['radius'], progress, attack=attack,
       variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
@@ -93,7 +93,7 @@ def iaat_smoothadv(key, network, params, batch_stats, batch, memory, progress, *
   Reference:
     The rule: Balaji et al. 2019; the attack and the loss: Salman et al. 2019.
   """
-  attack_key, noise_key, model_key = (keys.fold_in(key, use) for use in range(3))
+  attack_key, noise_key, model_key = keys.uses(key, len(batch.images), 3)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
   found = _attacked(
       attack_key, network, params, batch_stats, batch, memory['radius'], progress,

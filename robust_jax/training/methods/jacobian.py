@@ -41,9 +41,10 @@ def jacobian_penalty(key, network, params, batch_stats, batch, memory, progress,
     cotangents = jnp.broadcast_to(jnp.eye(classes)[:, None], (classes, len(batch.images), classes))
     scale = 1.
   else:
+    draw_key = keys.uses(key, len(batch.images), 2)[1]
     draw = lambda i, k: jax.random.normal(jax.random.fold_in(k, i), (classes,))
     draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(
-        jnp.arange(num_projections), keys.fold_in(key, 1))
+        jnp.arange(num_projections), draw_key)
     cotangents = draws / jnp.linalg.norm(draws, axis=-1, keepdims=True)
     scale = classes / num_projections
   rows = jax.vmap(lambda v: pull(v)[0])(cotangents)
@@ -92,7 +93,8 @@ def _outputs(network, params, batch_stats, output):
 
 def _penalised(key, network, params, batch_stats, batch, memory, progress, penalty, weight,
                label_smoothing):
-  plain = standard(keys.fold_in(key, 0), network, params, batch_stats, batch, memory, progress,
+  model_key = keys.uses(key, len(batch.images), 2)[0]
+  plain = standard(model_key, network, params, batch_stats, batch, memory, progress,
                    label_smoothing=label_smoothing)
   return MethodOutput(plain.loss + weight * penalty, plain.batch_stats,
                       {**plain.metrics, 'penalty': penalty}, memory)

@@ -39,7 +39,7 @@ def macer(key, network, params, batch_stats, batch, memory, progress, *, sigma: 
     Zhai et al., MACER: attack-free and scalable robust training via maximizing certified radius,
     2020, equation 11 and algorithm 1.
   """
-  noise_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  noise_key, model_key = keys.uses(key, len(batch.images), 2)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
   logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, batch.images,
                                            noise)

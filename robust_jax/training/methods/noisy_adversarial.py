@@ -46,7 +46,7 @@ def noisy_adversarial(key, network, params, batch_stats, batch, memory, progress
   Reference:
     Salman et al. 2019, on attacking the base classifier instead of the smoothed one.
   """
-  attack_key, noise_key, model_key = (keys.fold_in(key, use) for use in range(3))
+  attack_key, noise_key, model_key, clean_key = keys.uses(key, len(batch.images), 4)
   cross_entropy = functools.partial(losses.cross_entropy, label_smoothing=label_smoothing)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)[0]
@@ -59,7 +59,7 @@ def noisy_adversarial(key, network, params, batch_stats, batch, memory, progress
     loss = cross_entropy(logits, batch.labels)
   else:
     both = jnp.concatenate([attacked, batch.images + noise])
-    both_keys = jnp.concatenate([model_key, keys.fold_in(key, 3)])
+    both_keys = jnp.concatenate([model_key, clean_key])
     both_logits, batch_stats = network.train_logits(params, batch_stats, both, both_keys)
     logits, noisy_logits = jnp.split(both_logits, 2)
     loss = ((1 - noise_share) * cross_entropy(logits, batch.labels)

@@ -27,7 +27,7 @@ def stability(key, network, params, batch_stats, batch, memory, progress, *, sig
     Li et al., Certified adversarial robustness with additive noise, 2019, section 4.
   """
   del progress
-  noise_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  noise_key, model_key = keys.uses(key, len(batch.images), 2)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)
   (clean_logits, logits), batch_stats = noisy.train_logits(
       model_key, network, params, batch_stats, batch.images,

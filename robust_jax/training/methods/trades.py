@@ -32,7 +32,7 @@ def trades(key, network, params, batch_stats, batch, memory, progress, *, attack
     Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019,
     equation 5 and algorithm 1.
   """
-  attack_key, model_key, clean_key = (keys.fold_in(key, use) for use in range(3))
+  attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
   attacked = jax.lax.stop_gradient(

@@ -27,12 +27,12 @@ def vat(key, network, params, batch_stats, batch, memory, progress, *, epsilon: 
     Miyato et al., Distributional smoothing with virtual adversarial training, 2016, section 2.
   """
   del progress
-  direction_key, model_key = keys.fold_in(key, 0), keys.fold_in(key, 1)
+  direction_key, model_key, moved_key = keys.uses(key, len(batch.images), 3)
   variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
   direction = jax.lax.stop_gradient(virtual_direction(
       direction_key, network.eval_logits(variables), batch.images, num_iterations=num_iterations))
   both = jnp.concatenate([batch.images, batch.images + epsilon * direction])
-  both_keys = jnp.concatenate([model_key, keys.fold_in(key, 2)])
+  both_keys = jnp.concatenate([model_key, moved_key])
   both_logits, batch_stats = network.train_logits(params, batch_stats, both, both_keys)
   logits, moved_logits = jnp.split(both_logits, 2)
   divergence = losses.kl_divergence(jax.lax.stop_gradient(logits), moved_logits)
