@@ -1,6 +1,7 @@
 """The launcher's flags. What a person can type wrongly becomes one UserError."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ CHOICES = [*stages.STAGES, *stages.CHECKS, 'report']
 # Sections whose name chooses what their fields are of.
 NAMED = (*TABLES, 'data', 'extra')
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
+# A number as papers write radii: --config.epsilon=8/255, also within a tuple.
+FRACTION = re.compile(r'(\d*\.?\d+) */ *(\d*\.?\d+)')
 
 
 class CommandLine(NamedTuple):
@@ -135,14 +138,31 @@ def _load(config_file, argv):
   return config
 
 
+def _in_decimals(word, config):
+  """--config.FIELD=8/255 as 0.03137... where FIELD has numbers; any other word as it is."""
+  path, equals, value = word.partition('=')
+  flag, *sections = path.lstrip('-').split('.')
+  for section in sections if flag == 'config' else ():
+    config = config.get(section) if isinstance(config, ConfigDict) else None
+  numeric = equals and isinstance(config, float | tuple)
+  return f'{path}={FRACTION.sub(_decimal, value)}' if numeric else word
+
+
+def _decimal(fraction):
+  over, under = map(float, fraction.groups())
+  return repr(over / under) if under else fraction[0]
+
+
 def _given(section):
   return {field: value for field, value in section.items() if value is not None}
 
 
 def _parse(config_file, argv):
   values = flags.FlagValues()
+  loaded = _load(config_file, argv)
+  argv = [_in_decimals(word, loaded) for word in argv]
   config = config_flags.DEFINE_config_dict(
-      'config', _load(config_file, argv),
+      'config', loaded,
       'A file with the experiment; --config.FIELD=VALUE changes it. '
       f'Default: that of an existing workdir, or {DEFAULT_CONFIG}.',
       flag_values=values, sys_argv=argv)

@@ -160,6 +160,18 @@ def test_the_headline_has_what_is_used(words, line):
   assert run.summary().startswith(f'{line}, ')
 
 
+def test_fractions_are_numbers():
+  config = command_line.parse(['launch', '--config=configs/pgd_digits.py',
+                               '--config.epsilon=8/255', '--config.sigma', '0.5',
+                               '--config.evaluation.epsilons=(1/4, .5/2)',
+                               '--config.data.data_dir=2021/12']).config
+  assert (config.epsilon, config.sigma) == (8 / 255, 0.5)
+  assert config.evaluation.epsilons == (0.25, 0.25)
+  assert config.data.data_dir == '2021/12'
+  with pytest.raises(UserError, match='config.epsilon'):
+    command_line.parse(['launch', '--config.epsilon=8/0'])
+
+
 @pytest.mark.parametrize('field', ['train.batch_size', 'train.eval_batch_size',
                                    'evaluation.batch_size'])
 def test_batches_must_divide_by_the_devices(field, no_data):
