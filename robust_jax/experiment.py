@@ -77,9 +77,14 @@ class Run:
     config, values = self.config, self.method.keywords
     phrases = [f'{config["model"]["name"]} on {self.data.name}']
     if self.trainable:
+      attack = config['method'].get('attack') or {}
+      by = f' by {attack["norm"]} {attack["name"]}' if 'norm' in attack else ''
       taken = [f'{name} {values[name]:.4g}' for name in SHARED if name in values]
-      phrases.append(f'{config["method"]["name"]} training'
+      phrases.append(f'{config["method"]["name"]} training{by}'
                      + (f' ({", ".join(taken)})' if taken else ''))
+      if self.extra.share:
+        phrases.append(f'{self.extra.share:.0%} of each batch from {self.extra.name} '
+                       f'{config["extra"]["split"]}')
     if self.sigma:
       phrases.append(f'smoothed by sigma {self.sigma:.4g}')
     return ', '.join([*phrases, f'seed {config["seed"]}',
