@@ -52,7 +52,7 @@ def _predict(logits_fn, images, index, sigma, *, num_noise):
 
 
 def main(argv=None):
-  """Writes the file: the columns idx and label, a line for every example."""
+  """Writes the file: whose labels they are; the columns idx and label, a line an example."""
   parser = argparse.ArgumentParser(
       prog='python -m robust_jax.pseudo_labels', description='Labels of a dataset by a workdir.')
   parser.add_argument('workdir', help='of a finished training')
@@ -62,7 +62,7 @@ def main(argv=None):
   parser.add_argument('--data_dir', help="default: the workdir's own")
   parser.add_argument('--num_noise', type=int,
                       help="draws of the workdir's noise that vote; 0: no noise. Default: "
-                      f'{NUM_NOISE} where it has a sigma, or else 0')
+                      f'{NUM_NOISE} where it was trained with noise, or else 0')
   words = parser.parse_args(argv)
   network, variables, info = checkpoint.load(words.workdir)
   reading = {**info['data'], **({'data_dir': words.data_dir} if words.data_dir else {})}
@@ -73,14 +73,15 @@ def main(argv=None):
   if not Path(words.output).name.endswith('.tsv'):
     raise UserError(f'--output is {words.output}; a file .tsv is allowed')
   if words.num_noise is None:
-    words.num_noise = NUM_NOISE if info['sigma'] > 0 else 0
+    words.num_noise = NUM_NOISE if info.get('training_noise', info['sigma']) > 0 else 0
   if words.num_noise < 0 or (words.num_noise and not info['sigma'] > 0):
     raise UserError(f'--num_noise is {words.num_noise}, with sigma {info["sigma"]} of '
                     f'{words.workdir}; 0, or with a sigma above 0 more, is allowed')
   classes = label(network.eval_logits(variables), dataset, sigma=info['sigma'],
                   num_noise=words.num_noise)
   lines = [f'{index}\t{value}\n' for index, value in enumerate(classes)]
-  workdirs.write_bytes(words.output, ''.join(['idx\tlabel\n', *lines]).encode())
+  workdirs.write_bytes(words.output, ''.join(
+      [f'{data.extra.title(dataset)}\n', 'idx\tlabel\n', *lines]).encode())
   votes = f', by {words.num_noise} noisy copies each' if words.num_noise else ''
   told = f'{words.output}: {len(classes)} labels{votes}'
   if list(dataset.class_names) == info['class_names']:

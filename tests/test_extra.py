@@ -283,12 +283,12 @@ def data_dir(tmp_path_factory):
   return tmp_path_factory.mktemp('tfds')
 
 
-def make_run(data_dir, num_devices=1, **fields):
+def make_run(data_dir, num_devices=1, method=None, **fields):
   config = base.get_config()
   config.sigma = 0.25
   config.data.update(data_dir=str(data_dir), train_split='train[:300]')
   config.model = component('model', 'linear')
-  config.method = component('method', 'gaussian')
+  config.method = method or component('method', 'gaussian')
   config.train.update(batch_size=64, num_epochs=4., num_steps=8, checkpoint_every=4, log_every=4)
   with config.ignore_type():
     config.update_from_flattened_dict(
@@ -318,6 +318,9 @@ def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
   assert len(wrong)
   fields = dict(extra__name='digits', extra__split='train[300:]', extra__labels=str(labels),
                 extra__share=0.5, extra__weight=0.5)
+  with pytest.raises(UserError, match=r'has labels of digits train\[300:\]; labels of digits '
+                                      r'train\[:1142\], as config.extra.name and split say'):
+    len(make_run(data_dir, **{**fields, 'extra__split': 'train[:1142]'}).train_data.labels)
   run = make_run(data_dir, **fields)
   assert run.train_data.num_examples == 1442 and run.steps_per_epoch == 10
   assert run.train_data.labels[300 + wrong[0]] == found[wrong[0]] != rest.labels[wrong[0]]
@@ -364,6 +367,12 @@ def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
   for name, words in (('d.tsv', []), ('e.tsv', [f'--num_noise={pseudo_labels.NUM_NOISE}'])):
     pseudo_labels.main([str(teacher), f'--output={tmp_path / name}', '--split=test', *words])
   assert (tmp_path / 'd.tsv').read_text() == (tmp_path / 'e.tsv').read_text()
+  # One that was trained without does not, though its certificates have a sigma.
+  plain_teacher = tmp_path / 'plain'
+  train(make_run(data_dir, method=component('method', 'standard')), plain_teacher)
+  for name, words in (('f.tsv', []), ('g.tsv', ['--num_noise=0'])):
+    pseudo_labels.main([str(plain_teacher), f'--output={tmp_path / name}', '--split=test', *words])
+  assert (tmp_path / 'f.tsv').read_text() == (tmp_path / 'g.tsv').read_text()
   with pytest.raises(UserError, match='--output is labels.csv'):
     pseudo_labels.main([str(teacher), '--output=labels.csv'])
   with pytest.raises(UserError, match='--num_noise is -1'):

@@ -8,6 +8,7 @@ from robust_jax.data import lazy, sources
 from robust_jax.errors import UserError
 
 _IMAGES, _LABELS = ('images', 'image'), ('labels', 'label')
+_TITLE = '# labels of'
 
 
 def load(name, *, split='train', labels=None, data_dir=None, image_size=None, channels=None,
@@ -21,7 +22,7 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
     split: of a dataset.
     labels: a file of labels, which take the place of the source's own: .npy, [num_examples] int;
       .txt, a label a line; .tsv with the columns idx and label, in any order, a line for every
-      example.
+      example, and before them maybe the `title` of a dataset, which has to be this one's.
     data_dir: as `sources.load`.
     image_size: likewise.
     channels: likewise.
@@ -33,7 +34,7 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
 
   Raises:
     UserError: a source that cannot be read, another image size, other classes, another number of
-      labels than of images, or a label that is no class.
+      labels than of images, a label that is no class, or a file with labels of other images.
   """
   if name.endswith('.npz'):
     images, own = _read_images(Path(name), needs_labels=labels is None)
@@ -44,6 +45,10 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
     except UserError as error:
       raise UserError(f'config.extra: {error}') from error
     images, own = dataset.images, dataset.labels
+    told = '' if labels is None else _first_line(labels)
+    if told.startswith(_TITLE) and told != title(dataset):
+      raise UserError(f'config.extra.labels is {labels!r}, which has {told[2:]}; '
+                      f'{title(dataset)[2:]}, as config.extra.name and split say, are allowed')
     if labels is None and dataset.class_names != like.class_names:
       raise UserError(f'config.extra.name is {name!r}, whose classes are not those of '
                       f'{like.name!r}; config.extra.labels, a file of labels, is needed')
@@ -63,6 +68,17 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
                       f'0 to {like.num_classes - 1} are allowed')
     values = values.astype(np.int32)
   return like._replace(name=name, split=split, images=images, labels=values)
+
+
+def title(dataset):
+  """The line of a file .tsv that says whose labels it has."""
+  return f'{_TITLE} {dataset.name} {dataset.split}'
+
+
+def _first_line(path):
+  if Path(path).suffix != '.tsv' or not Path(path).is_file():
+    return ''
+  return Path(path).read_text(encoding='utf-8', errors='replace').partition('\n')[0]
 
 
 def read_labels(path):
@@ -147,7 +163,8 @@ def _present(names, there):
 
 
 def _read_table(text):
-  header, *lines = [line.split('\t') for line in text.splitlines() if line.strip()] or [[]]
+  header, *lines = [line.split('\t') for line in text.splitlines()
+                    if line.strip() and not line.startswith('#')] or [[]]
   if not {'idx', 'label'} <= set(header):
     raise ValueError('a line with the columns idx and label comes first')
   idx, label = header.index('idx'), header.index('label')
