@@ -34,8 +34,8 @@ def read_points(config_file):
   """
   sweep = runpy.run_path(str(config_file)).get('sweep')
   if sweep is None:
-    raise UserError(f'--sweep: {config_file} has no sweep(); a function that returns '
-                    '{field: value} of every run is allowed')
+    raise UserError(f'{config_file} has no sweep(); a function that returns {{field: value}} of '
+                    'every run is needed')
   found = list(sweep())
   for point in found:
     if not isinstance(point, dict) or not all(isinstance(field, str) for field in point):

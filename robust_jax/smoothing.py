@@ -115,6 +115,10 @@ def gradient_free_objective(logits_fn, labels, noise, *, sigma):
   -sum_i w_i n_i / sigma^2 with weights w_i = F(x' + n_i)_y / sum_k F(x' + n_k)_y. The value is
   that of `smoothadv_objective`; the network is evaluated but never differentiated.
 
+  As published it has no baseline: where the F(x' + n_i)_y hardly differ, it is minus the mean of
+  the draws, whatever the network says. So it needs many draws, the more the more pixels there are;
+  few are hardly better than a random direction, and with two an attack may lower its objective.
+
   Args:
     logits_fn: images -> logits.
     labels: [batch] int.

@@ -122,7 +122,8 @@ Method = Callable[..., MethodOutput]
 """(key, network, params, batch_stats, batch, memory, progress, *, **hyper) -> MethodOutput.
 
 `key` is one key or [batch] keys; `memory` is {name: [batch]}. A method that attacks takes its inner
-maximisation as the keyword `attack` (an `Attack` but for epsilon and noise)."""
+maximisation as the keyword `attack` (an `Attack` but for epsilon and noise). Nothing is compiled
+in it: outside of a train step, jit the call."""
 
 
 class TrainState(NamedTuple):

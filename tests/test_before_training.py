@@ -92,6 +92,17 @@ def test_a_method_without_noise_is_told_where_there_is_a_sigma(words, told, tmp_
   assert (line in capsys.readouterr().out) == told
 
 
+@pytest.mark.parametrize('words, told', [
+    (['gaussian_digits', '--config.epsilon=0.5'], True),
+    (['gaussian_digits'], False),
+    (['smoothadv_digits'], False),
+])
+def test_a_method_without_a_radius_is_told_where_there_is_an_epsilon(words, told, tmp_path, capsys):
+  stages.STAGES['train'](build(*words, '--config.train.num_steps=1'), tmp_path)
+  line = "train: 'gaussian' trains within no radius; config.epsilon 0.5 is not used"
+  assert (line in capsys.readouterr().out) == told
+
+
 def test_a_method_that_attacks_can_take_the_place_of_one_that_does_not():
   words = ['macer_digits', '--config.attack.num_steps=7', '--config.method.name=smoothadv']
   inner = build(*words).method.keywords['attack']

@@ -77,6 +77,15 @@ def test_figures_are_means_with_student_intervals(runs):
   assert column(panel, 'training (min)')['num_noise=4'] == '47.0 ± 0.0'
 
 
+def test_a_column_of_equals_has_no_best(runs):
+  panel = panel_of(*runs)
+  values = [[np.zeros(4) for _ in group.runs] for group in panel.groups]
+  equal = panel._replace(columns=[comparison.Column('ACR', values)])
+  assert not any(isinstance(cell, Best) for cell in column(equal, 'ACR').values())
+  values[-1][0] = np.ones(4)
+  assert sum(isinstance(cell, Best) for cell in column(equal, 'ACR').values()) == 1
+
+
 def test_the_best_of_a_column_is_marked_and_ties_too(runs):
   panel = panel_of(*runs)
   acr = column(panel, 'ACR')

@@ -341,6 +341,13 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
     np.testing.assert_array_equal(classifier.initial_memory(run)['radius'], np.zeros(num))
     line = capsys.readouterr().out
     assert re.fullmatch(rf'train: the radius of each example .*{why}.*begins anew\n', line), line
+  (tmp_path / 'plain').mkdir()
+  STAGES['train'](build('--config.method.name=adversarial', '--config.epsilon=0.1'),
+                  tmp_path / 'plain')
+  capsys.readouterr()
+  classifier.initial_memory(build(f'--config.weights={tmp_path / "plain"}'))
+  assert capsys.readouterr().out == (
+      f'train: {tmp_path / "plain"} has no radius of each example; each begins anew\n')
   # Within a training they cannot change.
   with pytest.raises(UserError, match=r"step_\d+ is of a training on 1442 examples of 'digits' .*, "
                      r"and the config now gives 721 .*; those there, or --redo=train, are allowed"):

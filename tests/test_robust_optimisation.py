@@ -359,6 +359,14 @@ def test_vat_has_its_formula(mlp, batch):
   jax.tree.map(close, gradient, jax.grad(expected)(mlp[1]))
 
 
+def test_vat_takes_a_radius_for_each_example(mlp, batch):
+  epsilon = np.linspace(0.1, 0.8, 8)
+  output, _ = run_method(functools.partial(methods.vat, epsilon=epsilon), *mlp, batch)
+  for i in (0, 7):
+    alone, _ = run_method(functools.partial(methods.vat, epsilon=epsilon[i]), *mlp, batch)
+    close(output.metrics['kl'][i], alone.metrics['kl'][i])
+
+
 def test_vat_moves_a_prediction_more_than_a_random_direction(mlp, batch):
   found = virtual_direction(KEY, logits_of(mlp), batch.images, num_iterations=2)
   random = virtual_direction(KEY, logits_of(mlp), batch.images, num_iterations=0)

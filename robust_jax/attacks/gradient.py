@@ -47,7 +47,7 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
       num_steps.
     step_ratio: the steps' total length over epsilon: 2 in Salman et al., 2.5 in Madry et al.
     min_step_size: without step_size, no step is shorter, however small epsilon is.
-    random_start: start from a random point of the perturbation set.
+    random_start: start from a random point of the perturbation set, also with loss 'kl'.
     restarts: independent runs, of which more than one need a random_start; per example a successful
       result is kept, if there is one, and among equals the one with the largest objective.
     loss: 'cross_entropy'; 'margin' (Carlini-Wagner); 'kl', KL(F(x) || F(x')) from a start at

@@ -28,9 +28,9 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   the closest is kept. Where none is within epsilon, the perturbation (or none, where there was
   none) is shortened to epsilon, and `success` says what that does.
 
-  SciPy's L-BFGS-B runs on the host, image by image, with a compiled gradient. So it is for
-  evaluation alone: it cannot be traced, and a callback from a compiled function into JAX could
-  wait for itself for ever.
+  SciPy's L-BFGS-B runs on the host, image by image, with a compiled gradient, which may be asked
+  for 3 num_constants num_steps times: seconds an image. So it is for evaluation alone: it cannot
+  be traced, and a callback from a compiled function into JAX could wait for itself for ever.
 
   Args:
     key: not used; nothing is random.

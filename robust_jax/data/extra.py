@@ -59,7 +59,8 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
             f'config.extra.labels is {labels!r}, which')
   values = own if labels is None else read_labels(labels)
   if len(values) != len(images):
-    raise UserError(f'{source} has {len(values)} labels; {len(images)}, as many as {name!r} has '
+    there = name if name.endswith('.npz') else f'{name} {split}'
+    raise UserError(f'{source} has {len(values)} labels; {len(images)}, as many as {there!r} has '
                     'images, are allowed')
   if isinstance(values, np.ndarray):  # Others are a dataset's own, read with its images.
     wrong = np.flatnonzero((values < 0) | (values >= like.num_classes))

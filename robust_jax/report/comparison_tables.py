@@ -52,7 +52,7 @@ def _cell(column, i, num_runs):
     text += f' (n={len(figures)})'
   means = [round(float(np.mean(others)), column.decimals)
            for others in map(column.figures, range(len(column.values))) if others]
-  best = column.compared and len(means) > 1 and round(mean, column.decimals) == max(means)
+  best = column.compared and min(means) < max(means) == round(mean, column.decimals)
   return Best(text) if best else text
 
 

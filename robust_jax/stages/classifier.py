@@ -120,6 +120,8 @@ def initial_memory(run):
       path, step=_last_step(path) or checkpoint.latest_step(path))
   kept = fresh.keys() & there.keys()
   if not kept:
+    print(f'train: {path} has no {", ".join(sorted(fresh))} of each example; each begins anew',
+          flush=True)
     return fresh
   names, why = ', '.join(sorted(kept)), ''
   norm = _attack_norm(workdirs.stages(path).get('train', {}).get('config', {}))

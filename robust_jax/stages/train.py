@@ -58,6 +58,9 @@ def train(run, workdir):
   if run.config['sigma'] > 0 and 'sigma' not in run.method.keywords:
     print(f'train: {run.config["method"]["name"]!r} trains without noise; config.sigma '
           f'{run.config["sigma"]:.4g} is that of the tests, attacks and certificates', flush=True)
+  if run.config['epsilon'] > 0 and 'epsilon' not in run.method.keywords:
+    print(f'train: {run.config["method"]["name"]!r} trains within no radius; config.epsilon '
+          f'{run.config["epsilon"]:.4g} is not used', flush=True)
   # What can be refused comes before the folder of checkpoints, by which a workdir counts as begun.
   tangents = run.train_tangents()
   state = initial() if checkpoint.latest_step(workdir) is None else None

@@ -19,9 +19,10 @@ def iaat(key, network, params, batch_stats, batch, memory, progress, *, attack: 
          label_smoothing: Fraction = 0.):
   """Adversarial training within a radius that is learnt for each example.
 
-  memory['radius'] holds e_i, which follows what the example withstands. In the first
-  `warmup_epochs` epochs e_i = warmup_epsilon; without any it begins at 0. After them, each time
-  example i is met, with e the stored radius, it is attacked at e and at e + gamma, and
+  memory['radius'], [batch] in pixel units, holds e_i, which follows what the example withstands. In
+  the first `warmup_epochs` epochs e_i = warmup_epsilon; without any it begins at 0, or as another
+  run has left it (config.weights). After them, each time example i is met, with e the stored
+  radius, it is attacked at e and at e + gamma, and
 
     t = e + gamma  if it is classified as its label after the attack at e + gamma,
         e          if not, but after the attack at e,

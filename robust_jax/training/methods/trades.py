@@ -19,7 +19,8 @@ def trades(key, network, params, batch_stats, batch, memory, progress, *, attack
 
   Args:
     attack: the inner maximisation, PGD of loss 'kl' (a config has no other: images found by
-      another objective give a smaller second term).
+      another objective give a smaller second term). It begins at x + 0.001 N(0, I), with
+      `random_start` at a random point of the set instead.
     epsilon: its radius in pixel units.
     beta: the weight of the second term; 0 is training on clean images.
     epsilon_warmup_epochs: epochs over which the radius grows to epsilon.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses, threat_models
+from robust_jax.attacks import ascent
 from robust_jax.types import Count, Fraction, MethodOutput, NonNegative
 
 
@@ -15,7 +16,7 @@ def vat(key, network, params, batch_stats, batch, memory, progress, *, epsilon: 
   no box: x + epsilon d may leave [0, 1]. BatchNorm sees x and x + epsilon d in one batch.
 
   Args:
-    epsilon: l2 length of the perturbation in pixel units.
+    epsilon: l2 length of the perturbation in pixel units, scalar or [batch].
     weight: lambda.
     num_iterations: of the power iteration, K.
     label_smoothing: see `losses.cross_entropy`.
@@ -31,7 +32,8 @@ def vat(key, network, params, batch_stats, batch, memory, progress, *, epsilon: 
   variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
   direction = jax.lax.stop_gradient(virtual_direction(
       direction_key, network.eval_logits(variables), batch.images, num_iterations=num_iterations))
-  both = jnp.concatenate([batch.images, batch.images + epsilon * direction])
+  moved = batch.images + ascent.column(epsilon, batch.images) * direction
+  both = jnp.concatenate([batch.images, moved])
   both_keys = jnp.concatenate([model_key, moved_key])
   both_logits, batch_stats = network.train_logits(params, batch_stats, both, both_keys)
   logits, moved_logits = jnp.split(both_logits, 2)
