@@ -149,6 +149,7 @@ def draw(record, path):
       panel.plot(x, intercept + slope * x, linewidth=1)
     panel.set(xlabel=says, ylabel='ms a step' if make is step else 'ms a call')
     panel.set_ylim(0)
+    panel.locator_params('x', nbins=5, integer=True)
     panel.grid(alpha=0.3)
   figure.savefig(path, metadata={'Date': None})
   pyplot.close(figure)
