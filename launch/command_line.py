@@ -19,7 +19,7 @@ CHOICES = [*stages.STAGES, *stages.CHECKS, 'report']
 NAMED = (*TABLES, 'data', 'extra')
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
 # A number as papers write radii: --config.epsilon=8/255, also within a tuple.
-FRACTION = re.compile(r'(\d*\.?\d+) */ *(\d*\.?\d+)')
+FRACTION = re.compile(r'(?<![\w./])(\d+\.?\d*|\.\d+) */ *(\d+\.?\d*|\.\d+)(?![\w./])')
 
 
 class CommandLine(NamedTuple):
@@ -141,11 +141,15 @@ def _load(config_file, argv):
 def _in_decimals(word, config):
   """--config.FIELD=8/255 as 0.03137... where FIELD has numbers; any other word as it is."""
   path, equals, value = word.partition('=')
-  flag, *sections = path.lstrip('-').split('.')
-  for section in sections if flag == 'config' else ():
+  flag, *fields = path.lstrip('-').split('.')
+  if flag != 'config' or not fields or not equals:
+    return word
+  for section in fields[:-1]:
     config = config.get(section) if isinstance(config, ConfigDict) else None
-  numeric = equals and isinstance(config, float | tuple)
-  return f'{path}={FRACTION.sub(_decimal, value)}' if numeric else word
+  there = isinstance(config, ConfigDict) and fields[-1] in config
+  if not there or config.get_type(fields[-1]) not in (float, tuple):
+    return word
+  return f'{path}={FRACTION.sub(_decimal, value)}'
 
 
 def _decimal(fraction):

@@ -229,9 +229,9 @@ def load(workdir, *, step=None):
   Returns:
     (network, variables, info): `types.Network`, what it is evaluated with (the moving average
     where there is one), and a dict with 'model', 'num_classes', 'class_names', 'image_shape',
-    'mean', 'std', 'sigma', 'epsilon', 'dataset', 'data', the keyword arguments with which
-    `data.load` reads it, 'examples', what it was trained on, 'step', and 'sha256' of the
-    variables.
+    'mean', 'std', 'sigma', 'training_noise', 'epsilon', 'dataset', 'data', the keyword arguments
+    with which `data.load` reads it, 'examples', what it was trained on, 'step', and 'sha256' of
+    the variables.
     `network.eval_logits(variables)` is the classifier.
 
   Raises:

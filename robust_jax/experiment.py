@@ -83,8 +83,8 @@ class Run:
       phrases.append(f'{config["method"]["name"]} training{by}'
                      + (f' ({", ".join(taken)})' if taken else ''))
       if self.extra.share:
-        phrases.append(f'{self.extra.share:.0%} of each batch from {self.extra.name} '
-                       f'{config["extra"]["split"]}')
+        split = '' if self.extra.name.endswith('.npz') else f' {config["extra"]["split"]}'
+        phrases.append(f'{100 * self.extra.share:.4g}% of each batch from {self.extra.name}{split}')
     if self.sigma:
       phrases.append(f'smoothed by sigma {self.sigma:.4g}')
     return ', '.join([*phrases, f'seed {config["seed"]}',

@@ -62,7 +62,7 @@ def main(argv=None):
   parser.add_argument('--data_dir', help="default: the workdir's own")
   parser.add_argument('--num_noise', type=int,
                       help="draws of the workdir's noise that vote; 0: no noise. Default: "
-                      f'{NUM_NOISE} where it was trained with noise, or else 0')
+                      f'{NUM_NOISE} where it was trained with noise and has a sigma, or else 0')
   words = parser.parse_args(argv)
   network, variables, info = checkpoint.load(words.workdir)
   reading = {**info['data'], **({'data_dir': words.data_dir} if words.data_dir else {})}
@@ -73,7 +73,8 @@ def main(argv=None):
   if not Path(words.output).name.endswith('.tsv'):
     raise UserError(f'--output is {words.output}; a file .tsv is allowed')
   if words.num_noise is None:
-    words.num_noise = NUM_NOISE if info.get('training_noise', info['sigma']) > 0 else 0
+    noisy = info['sigma'] > 0 and info.get('training_noise', info['sigma']) > 0
+    words.num_noise = NUM_NOISE if noisy else 0
   if words.num_noise < 0 or (words.num_noise and not info['sigma'] > 0):
     raise UserError(f'--num_noise is {words.num_noise}, with sigma {info["sigma"]} of '
                     f'{words.workdir}; 0, or with a sigma above 0 more, is allowed')

@@ -173,6 +173,13 @@ def test_fractions_are_numbers():
   assert (config.epsilon, config.sigma) == (8 / 255, 0.5)
   assert config.evaluation.epsilons == (0.25, 0.25)
   assert config.data.data_dir == '2021/12'
+  config = command_line.parse(['launch', '--config=configs/pgd_digits.py', '--config.sigma=-1/4',
+                               '--config.method.attack.step_size=2./255']).config
+  assert (config.sigma, config.method.attack.step_size) == (-0.25, 2 / 255)
+  with pytest.raises(UserError, match='8/2/1'):
+    command_line.parse(['launch', '--config.epsilon=8/2/1'])
+  with pytest.raises(UserError, match='1/1e3'):
+    command_line.parse(['launch', '--config.epsilon=1/1e3'])
   with pytest.raises(UserError, match='config.epsilon'):
     command_line.parse(['launch', '--config.epsilon=8/0'])
 

@@ -29,8 +29,8 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   none) is shortened to epsilon, and `success` says what that does.
 
   SciPy's L-BFGS-B runs on the host, image by image, with a compiled gradient, which may be asked
-  for 3 num_constants num_steps times: seconds an image. So it is for evaluation alone: it cannot
-  be traced, and a callback from a compiled function into JAX could wait for itself for ever.
+  for about 3 num_constants num_steps times: seconds an image. So it is for evaluation alone: it
+  cannot be traced, and a callback from a compiled function into JAX could wait for itself for ever.
 
   Args:
     key: not used; nothing is random.

@@ -22,7 +22,8 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
     split: of a dataset.
     labels: a file of labels, which take the place of the source's own: .npy, [num_examples] int;
       .txt, a label a line; .tsv with the columns idx and label, in any order, a line for every
-      example, and before them maybe the `title` of a dataset, which has to be this one's.
+      example, and before them maybe the `title` of a dataset, whose name and split have to be
+      these.
     data_dir: as `sources.load`.
     image_size: likewise.
     channels: likewise.
@@ -77,9 +78,11 @@ def title(dataset):
 
 
 def _first_line(path):
-  if Path(path).suffix != '.tsv' or not Path(path).is_file():
+  try:
+    with Path(path).open(encoding='utf-8', errors='replace') as file:
+      return file.readline().rstrip('\n')
+  except OSError:  # Which `read_labels` reports.
     return ''
-  return Path(path).read_text(encoding='utf-8', errors='replace').partition('\n')[0]
 
 
 def read_labels(path):

@@ -123,8 +123,8 @@ def _words(panel, tables):
     words.append('<b>Certified</b>: correct, with a certified ℓ₂ radius of at least this. '
                  '<b>ACR</b>: the mean certified radius, wrong answers as zero.')
   if 'differences' in tables:
-    words.append('The largest mean of a column is bold; whether it is larger by more than chance '
-                 'is in the table of differences.')
+    words.append('The largest mean of a column is bold, unless all are equal; whether it is larger '
+                 'by more than chance is in the table of differences.')
   return f'<p class="soft">{" ".join(words)}</p>' if words else ''
 
 
