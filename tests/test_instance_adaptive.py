@@ -342,7 +342,10 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
     line = capsys.readouterr().out
     assert re.fullmatch(rf'train: the radius of each example .*{why}.*begins anew\n', line), line
   (tmp_path / 'plain').mkdir()
-  STAGES['train'](build('--config.method.name=adversarial', '--config.epsilon=0.1'),
+  plain = command_line.parse(['launch', '--config=configs/pgd_digits.py',
+                              '--config.model.widths=(4,)', '--config.model.dense=8',
+                              '--config.train.num_steps=1']).config
+  STAGES['train'](experiment.build(configuration.resolve(plain), jax.devices()[:2]),
                   tmp_path / 'plain')
   capsys.readouterr()
   classifier.initial_memory(build(f'--config.weights={tmp_path / "plain"}'))
