@@ -21,12 +21,8 @@ from jax.interpreters import ad, batching, mlir
 VERIFIED = ('0.10.2',)
 """Versions of jaxlib whose custom call has been tested."""
 
-# Up to so many channels the kernel's gradient is a product of windows,
-_FEW_CHANNELS = 48
-# which are copied by planes up to so many channels of the images,
-_PLANES = 4
-# and of so many floats at a time.
-_PART = 2**17
+# A part of a batch, in the kernel's gradient, is of so many floats, and so many images.
+_PART, _FEWEST, _MOST = 2**18, 8, 16
 
 _TARGET = '__onednn$convolution'
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -41,8 +37,7 @@ def available():
 def conv(images, kernel, *, strides, padding):
   """lax.conv_general_dilated of NHWC images and an HWIO kernel, by oneDNN where it can.
 
-  Equal up to rounding. All derivatives and vmap over the images are defined; with respect to the
-  kernel they are lax's.
+  Equal up to rounding. All derivatives are defined, and vmap; over the kernel it is lax's.
 
   Args:
     images: [batch, height, width, in].
@@ -72,24 +67,23 @@ def _lax_conv(images, kernel, *, strides, padding):
 
 
 def _onednn_conv(images, kernel, *, strides, padding):
-  """The custom call itself."""
   result = jax.eval_shape(
       lambda x, k: _lax_conv(x, k, strides=strides, padding=padding), images, kernel)
-  call = jax.ffi.ffi_call(_TARGET, result, custom_call_api_version=1,
-                          legacy_backend_config=_configuration(strides, padding))
-  return call(images, kernel)
+  kernel_dims = {'input_feature_dim': '2', 'output_feature_dim': '3', 'spatial_dims': ['0', '1']}
+  return _call(images, kernel, result.shape, kernel_dims, strides, padding, (1, 1))
 
 
-def _configuration(strides, padding):
-  """XLA's OneDnnConvolutionConfig as JSON; its integers are 64 bits wide, hence text."""
+def _call(images, kernel, shape, kernel_dims, strides, padding, dilations):
+  """The custom call itself, with XLA's OneDnnConvolutionConfig as JSON; its integers are text."""
   data = {'data': {'batch_dim': '0', 'feature_dim': '3', 'spatial_dims': ['1', '2']}}
-  kernel = {'input_feature_dim': '2', 'output_feature_dim': '3', 'spatial_dims': ['0', '1']}
-  (top, bottom), (left, right) = padding
-  window = {'strides': [str(stride) for stride in strides], 'pad_left': [str(top), str(left)],
-            'pad_right': [str(bottom), str(right)], 'window_dilations': ['1', '1']}
-  return json.dumps({'onednn_conv_config': {
-      'dims': '4', 'feature_groups': '1', 'input': data, 'kernel': {'filter': kernel},
-      'output': data, 'window': window}})
+  window = {'strides': strides, 'pad_left': [low for low, _ in padding],
+            'pad_right': [high for _, high in padding], 'window_dilations': dilations}
+  configuration = {'onednn_conv_config': {
+      'dims': '4', 'feature_groups': '1', 'input': data, 'kernel': {'filter': kernel_dims},
+      'output': data, 'window': {name: list(map(str, values)) for name, values in window.items()}}}
+  return jax.ffi.ffi_call(
+      _TARGET, jax.ShapeDtypeStruct(shape, jnp.float32), custom_call_api_version=1,
+      legacy_backend_config=json.dumps(configuration))(images, kernel)
 
 
 def _images_transpose(cotangent, images, kernel, *, strides, padding):
@@ -129,82 +123,62 @@ def _pad(images, edges):
 
 
 def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
-  """The gradient with respect to the kernel, for which oneDNN's custom call has nothing.
+  """The gradient with respect to the kernel."""
+  rows, columns, features, out = kernel.aval.shape
+  if not cotangent.size:
+    return jnp.zeros(kernel.aval.shape, cotangent.dtype)
+  return _kernel_gradient_p.bind(images, cotangent, size=(rows, columns), strides=strides,
+                                 padding=padding)
 
-  With few channels it is a matrix product of windows, made for a few images at a time, so that
-  they stay in the cache; with many, XLA's own convolution is as fast.
+
+def _lax_kernel_gradient(images, cotangent, *, size, strides, padding):
+  """The sum over images and places of window times cotangent.
+
+  Args:
+    images: [batch, height, width, in].
+    cotangent: [batch, height', width', out], of the convolution.
+    size: (rows, columns) of the kernel.
+    strides: (vertical, horizontal).
+    padding: ((top, bottom), (left, right)) in pixels.
+
+  Returns:
+    [rows, columns, in, out].
   """
-  shape, dtype = kernel.aval.shape, kernel.aval.dtype
-  rows, columns, features, out = shape
-  batch, height, width, _ = cotangent.shape
-  if max(features, out) > _FEW_CHANNELS or rows * columns == 1 or not cotangent.size:
-    convolve = lambda k: _lax_conv(images, k, strides=strides, padding=padding)
-    return jax.linear_transpose(convolve, kernel.aval)(cotangent)[0]
-  if features <= _PLANES or strides[0] > 1:
-    product, size = _windows_product, rows * columns * features * height * width
-  else:
-    product, size = _pairs_product, max(images[0].size * columns, cotangent[0].size * rows)
+  kernel = jax.ShapeDtypeStruct((*size, images.shape[3], cotangent.shape[3]), images.dtype)
+  convolve = lambda k: _lax_conv(images, k, strides=strides, padding=padding)
+  return jax.linear_transpose(convolve, kernel)(cotangent)[0]
+
+
+def _onednn_kernel_gradient(images, cotangent, *, size, strides, padding):
+  """A convolution that moves over taps, and sums over images and places.
+
+  The cotangent is its kernel; the images are its features. Columns and channels of the images are
+  one axis of pixels, [height, width * in, batch], on which the cotangent's columns are `in` apart:
+  so the result has rows of columns * in pixels, enough for oneDNN's registers. The batch is summed
+  over in parts that stay in the cache.
+  """
+  (batch, height, width, features), (*_, out) = images.shape, cotangent.shape
+  # What the last places see of the images: the padding there, or less than all.
+  ends = [taps + (places - 1) * stride - low - length for taps, places, stride, (low, _), length
+          in zip(size, cotangent.shape[1:3], strides, padding, (height, width))]
+  images = images[:, :height + min(ends[0], 0), :width + min(ends[1], 0)]
+  (_, height, width, _), (rows, columns) = images.shape, size
+  pads = [(low, max(end, 0)) for (low, _), end in zip(padding, ends)]
+  pads[1] = tuple(features * pad for pad in pads[1])
+  kernel_dims = {'input_feature_dim': '0', 'output_feature_dim': '3', 'spatial_dims': ['1', '2']}
 
   def of_part(images, cotangent):
-    return product(images, cotangent, shape, strides, padding)
+    pixels = images.reshape(len(images), -1).T.reshape(1, height, width * features, -1)
+    return _call(pixels, cotangent, (1, rows, columns * features, out), kernel_dims, (1, 1), pads,
+                 (strides[0], strides[1] * features)).reshape(rows, columns, features, out)
 
-  count = next(n for n in range(min(max(_PART // size, 1), batch), 0, -1) if batch % n == 0)
+  most = min(max(_PART // (images[0].size + cotangent[0].size), _FEWEST), _MOST)
+  count = next(n for n in range(min(most, batch), 0, -1) if batch % n == 0)
+  parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), (images, cotangent))
   if count == batch:
     return of_part(images, cotangent)
-  parts = jax.tree.map(lambda x: x.reshape((-1, count) + x.shape[1:]), (images, cotangent))
   add = lambda total, part: (total + of_part(*part), None)
-  return lax.scan(add, jnp.zeros(shape, dtype), parts)[0]
-
-
-# Two ways to the same sum over images and places, of window times cotangent: [rows, columns, in,
-# out] from images [batch, height, width, in] and cotangent [batch, height', width', out].
-
-
-def _windows_product(images, cotangent, shape, strides, padding):
-  """One product of whole windows, of few channels by planes: so whole rows of pixels are copied."""
-  rows, columns, features, out = shape
-  _, height, width, _ = cotangent.shape
-  images = _pad(images, [_edges(*one) for one in zip(
-      images.shape[1:3], (height, width), (rows, columns), strides, padding)])
-  planes = features <= _PLANES
-  if planes:
-    images = jnp.moveaxis(images, 3, 0)
-  down = 2 if planes else 1
-  seen = [piece for strip in _seen(images, down, rows, strides[0], height)
-          for piece in _seen(strip, down + 1, columns, strides[1], width)]
-  size = rows * columns * features
-  windows = (jnp.stack(seen).reshape(size, -1) if planes
-             else jnp.concatenate(seen, -1).reshape(-1, size).T)
-  return (windows @ cotangent.reshape(-1, out)).reshape(shape)
-
-
-def _pairs_product(images, cotangent, shape, strides, padding):
-  """Windows across of the images, windows down of the cotangent: all pairs are wanted.
-
-  Both are padded before they are cut and joined, because XLA computes a concatenation of padded
-  arrays entry by entry.
-  """
-  rows, columns, features, out = shape
-  (top, _), across = padding
-  height, width = images.shape[1], cotangent.shape[2]
-  images = _pad(images, [(0, 0), _edges(images.shape[2], width, columns, strides[1], across)])
-  cotangent = _pad(cotangent, [(rows - 1 - top, top + height - cotangent.shape[1]), (0, 0)])
-  windows = jnp.concatenate(_seen(images, 2, columns, strides[1], width), -1)
-  # Row i of the images meets row i + top - r of the cotangent in row r of the kernel.
-  met = jnp.concatenate(_seen(cotangent, 1, rows, 1, height)[::-1], -1)
-  product = windows.reshape(-1, columns * features).T @ met.reshape(-1, rows * out)
-  return product.reshape(columns, features, rows, out).transpose(2, 0, 1, 3)
-
-
-def _edges(length, places, taps, stride, padding):
-  """The padding that the places of the result really reach: that of the end may be less."""
-  return padding[0], (places - 1) * stride + taps - padding[0] - length
-
-
-def _seen(images, axis, taps, stride, places):
-  """What each place sees of padded images along one axis through each of the taps: a list."""
-  return [lax.slice_in_dim(images, tap, tap + (places - 1) * stride + 1, stride, axis)
-          for tap in range(taps)]
+  return lax.scan(add, jnp.zeros((rows, columns, features, out)), parts)[0]
 
 
 def _batch(arguments, axes, **how):
@@ -217,13 +191,31 @@ def _batch(arguments, axes, **how):
   return joined.reshape(images.shape[:2] + joined.shape[1:]), 0
 
 
-_conv_p = Primitive('robust_jax_conv')
-_conv_p.def_impl(lambda *arguments, **how: jax.jit(
-    lambda x, k: _conv_p.bind(x, k, **how))(*arguments))
-_conv_p.def_abstract_eval(lambda images, kernel, **how: jax.core.ShapedArray(
-    jax.eval_shape(lambda x, k: _lax_conv(x, k, **how), images, kernel).shape, images.dtype))
-ad.defbilinear(_conv_p, _images_transpose, _kernel_transpose)
-batching.primitive_batchers[_conv_p] = _batch
-mlir.register_lowering(_conv_p, mlir.lower_fun(_lax_conv, multiple_results=False))
-mlir.register_lowering(_conv_p, mlir.lower_fun(_onednn_conv, multiple_results=False),
-                       platform='cpu')
+def _batch_kernel_gradient(arguments, axes, **how):
+  """vmap, which has a kernel's gradient for each entry, is lax's."""
+  return jax.vmap(lambda x, g: _lax_kernel_gradient(x, g, **how), axes)(*arguments), 0
+
+
+def _primitive(name, by_lax, by_onednn, transposes, batch):
+  """A bilinear function of two arrays that is oneDNN's on CPUs and lax's elsewhere."""
+  primitive = Primitive(name)
+  primitive.def_impl(lambda *arguments, **how: jax.jit(
+      lambda x, y: primitive.bind(x, y, **how))(*arguments))
+  primitive.def_abstract_eval(lambda x, y, **how: jax.core.ShapedArray(
+      jax.eval_shape(lambda x, y: by_lax(x, y, **how), x, y).shape, x.dtype))
+  ad.defbilinear(primitive, *transposes)
+  batching.primitive_batchers[primitive] = batch
+  mlir.register_lowering(primitive, mlir.lower_fun(by_lax, multiple_results=False))
+  mlir.register_lowering(primitive, mlir.lower_fun(by_onednn, multiple_results=False),
+                         platform='cpu')
+  return primitive
+
+
+_conv_p = _primitive('robust_jax_conv', _lax_conv, _onednn_conv,
+                     (_images_transpose, _kernel_transpose), _batch)
+_kernel_gradient_p = _primitive(
+    'robust_jax_kernel_gradient', _lax_kernel_gradient, _onednn_kernel_gradient,
+    (lambda kernel, images, cotangent, *, size, **how: _images_transpose(
+        cotangent, images, kernel, **how),
+     lambda kernel, images, cotangent, *, size, **how: conv(images, kernel, **how)),
+    _batch_kernel_gradient)
