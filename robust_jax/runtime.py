@@ -18,7 +18,6 @@ from robust_jax import onednn
 # glibc's mallopt parameters, by their numbers in malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _INT_MAX = 2**31 - 1
-_HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
 def tune():
@@ -35,46 +34,27 @@ def tune():
 
 
 def keep_memory():
-  """Has glibc keep the memory that is freed, and take it from one arena, or few.
+  """Has glibc keep the memory that is freed, and take it from one arena.
 
   XLA:CPU frees its temporary buffers after every call. By default their pages go back to the
   system and are faulted in again at the next call, which costs a fifth to a half of a train step
   of ResNet-20. The process stays at its largest size instead. Nothing is done without glibc.
-
-  Only the first arena keeps buffers of more than 64 MiB. But the threads of several devices wait
-  for each other in it, which costs an eighth of that step. So there are several arenas where pages
-  are huge, and faults few (see `huge_pages`).
+  Only the first of glibc's arenas keeps buffers of more than 64 MiB: from others they are mapped
+  anew, and zeroed, at every call.
   """
   if platform.libc_ver()[0] != 'glibc':
     return
   mallopt = ctypes.CDLL(None).mallopt
-  for parameter, value in ((_ARENA_MAX, 4 if huge_pages() else 1), (_MMAP_MAX, 0),
-                           (_TRIM_THRESHOLD, _INT_MAX), (_TOP_PAD, 2**26)):
+  for parameter, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _INT_MAX),
+                           (_TOP_PAD, 2**26)):
     mallopt(parameter, value)
-
-
-def huge_pages():
-  """Whether what malloc takes gets Linux's transparent huge pages.
-
-  The system gives them always, or never, or where a process asks for them, as glibc (since 2.35)
-  does that was started with the environment variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
-  """
-  try:
-    given = _HUGE_PAGES.read_text()
-  except OSError:
-    return False
-  asked = 'glibc.malloc.hugetlb=1' in os.environ.get('GLIBC_TUNABLES', '').split(':')
-  library, version = platform.libc_ver()
-  knows = library == 'glibc' and [int(part) for part in version.split('.')[:2]] >= [2, 35]
-  return '[always]' in given or ('[madvise]' in given and asked and knows)
 
 
 def xla_flags():
   """XLA's flags, which only a jaxlib that knows them may be given: others end the process.
 
-  Left to itself XLA computes convolutions with YNNPACK one by one; Eigen, which this flag leaves
-  them to, takes half the time for kernel gradients (those of images are oneDNN's, see
-  `onednn`).
+  Left to itself XLA computes the convolutions that `onednn` does not take with YNNPACK one by one;
+  Eigen, which this flag leaves them to, takes half the time for kernel gradients.
   """
   return ['--xla_cpu_experimental_ynn_fusion_type=eltwise'] if onednn.available() else []
 
