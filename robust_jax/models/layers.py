@@ -41,9 +41,9 @@ def fan_out_normal(fan_in):
   return nn.initializers.variance_scaling(2, 'fan_out', 'normal'), nn.initializers.zeros
 
 
-def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=False,
+def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=False, pool=1,
          initialise=uniform, dtype='float32'):
-  """A square convolution.
+  """A square convolution, and a max-pool if one follows.
 
   Args:
     images: [batch, height, width, channel].
@@ -54,6 +54,8 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
     padding: 'SAME' or 'VALID'; None pads kernel_size // 2 on every side, as PyTorch's networks
       do at any stride, where 'SAME' pads (0, 1) at stride 2.
     bias: whether there is one.
+    pool: side of the windows of `max_pool`, in pixels; 1 for none. The bias is added after it,
+      which is the same, on fewer entries.
     initialise: fan_in -> (kernel_init, bias_init).
     dtype: what it computes in.
 
@@ -62,8 +64,8 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
   """
   kernel_init, bias_init = initialise(kernel_size**2 * images.shape[-1])
   padding = padding or ((kernel_size // 2, kernel_size // 2),) * 2
-  return _Conv(features, kernel_size, stride, padding, bias, kernel_init, bias_init, dtype,
-               name=name)(images)
+  return _Conv(features, kernel_size, stride, padding, bias, pool, kernel_init, bias_init,
+               dtype, name=name)(images)
 
 
 class _Conv(nn.Module):
@@ -74,6 +76,7 @@ class _Conv(nn.Module):
   stride: int
   padding: str | tuple
   bias: bool
+  pool: int
   kernel_init: Callable
   bias_init: Callable
   dtype: str
@@ -87,6 +90,8 @@ class _Conv(nn.Module):
       padding = jax.lax.padtype_to_pads(images.shape[1:3], size, strides, padding)
     out = onednn.conv(images.astype(self.dtype), kernel.astype(self.dtype), strides=strides,
                       padding=padding)
+    if self.pool > 1:
+      out = max_pool(out, self.pool)
     if self.bias:
       bias = self.param('bias', self.bias_init, (self.features,)).astype(self.dtype)
       rows = _rows(out)
@@ -101,7 +106,9 @@ class _Conv(nn.Module):
 
 def _rows(images):
   """[batch, ..., width, channel] -> [batch * ..., width * channel]; [batch, channel] as it is."""
-  return images.reshape(-1, math.prod(images.shape[-2:])) if images.ndim > 2 else images
+  if images.ndim == 2:
+    return images
+  return images.reshape(math.prod(images.shape[:-2]), math.prod(images.shape[-2:]))
 
 
 def _per_row(vector, rows):
