@@ -163,6 +163,8 @@ def _onednn_kernel_gradient(images, cotangent, *, size, strides, padding):
           in zip(size, cotangent.shape[1:3], strides, padding, (height, width))]
   images = images[:, :height + min(ends[0], 0), :width + min(ends[1], 0)]
   (_, height, width, _), (rows, columns) = images.shape, size
+  if not images.size:  # All windows see the padding alone.
+    return jnp.zeros((rows, columns, features, out), images.dtype)
   pads = [(low, max(end, 0)) for (low, _), end in zip(padding, ends)]
   pads[1] = tuple(features * pad for pad in pads[1])
   kernel_dims = {'input_feature_dim': '0', 'output_feature_dim': '3', 'spatial_dims': ['1', '2']}

@@ -8,12 +8,13 @@ import pytest
 from robust_jax import onednn
 
 # height, width, in, out, kernel size, stride, padding: 3x3 of both strides on even and odd sides,
-# 1x1, LeNet's 5x5, ResNet-50's 7x7, kernels smaller than the stride and pads that differ.
+# 1x1, LeNet's 5x5, ResNet-50's 7x7, kernels smaller than the stride, pads that differ, windows that
+# see the padding alone.
 SHAPES = [
     (8, 8, 16, 32, 3, 1, (1, 1)), (8, 8, 16, 32, 3, 2, (1, 1)), (9, 7, 4, 8, 3, 2, (1, 1)),
     (8, 8, 3, 16, 3, 1, (1, 1)), (8, 8, 16, 32, 1, 2, (0, 0)), (12, 10, 1, 20, 5, 1, (0, 0)),
     (14, 14, 5, 7, 7, 2, (3, 3)), (9, 9, 3, 3, 4, 3, (1, 2)), (8, 8, 4, 4, 2, 3, (0, 0)),
-    (5, 5, 2, 3, 1, 1, (1, 1)), (1, 1, 3, 2, 3, 1, (1, 1)),
+    (5, 5, 2, 3, 1, 1, (1, 1)), (1, 1, 3, 2, 3, 1, (1, 1)), (1, 1, 2, 3, 1, 3, (1, 1)),
 ]
 
 
