@@ -21,8 +21,9 @@ from jax.interpreters import ad, batching, mlir
 VERIFIED = ('0.10.2',)
 """Versions of jaxlib whose custom call has been tested."""
 
-# A part of a batch, in the kernel's gradient, is of so many floats, and so many images.
-_PART, _FEWEST, _MOST = 2**18, 8, 16
+# The kernel's gradient sums over so many images at a time; where channels in times channels out are
+# few, and pixels many, over fewer, which stay in the cache.
+_IMAGES, _FEWER_IMAGES, _FEW_CHANNELS = 16, 8, 512
 
 _TARGET = '__onednn$convolution'
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -174,7 +175,7 @@ def _onednn_kernel_gradient(images, cotangent, *, size, strides, padding):
     return _call(pixels, cotangent, (1, rows, columns * features, out), kernel_dims, (1, 1), pads,
                  (strides[0], strides[1] * features)).reshape(rows, columns, features, out)
 
-  most = min(max(_PART // (images[0].size + cotangent[0].size), _FEWEST), _MOST)
+  most = _FEWER_IMAGES if features * out <= _FEW_CHANNELS else _IMAGES
   count = next(n for n in range(min(most, batch), 0, -1) if batch % n == 0)
   parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), (images, cotangent))
   if count == batch:

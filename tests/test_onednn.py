@@ -45,7 +45,7 @@ def case(request):
 ])
 def test_kernel_gradients_of_any_shape_and_in_parts(batch, size, strides, padding, features, most,
                                                     monkeypatch):
-  monkeypatch.setattr(onednn, '_MOST', most)
+  monkeypatch.setattr(onednn, '_FEWER_IMAGES', most)
   rng = np.random.default_rng(1)
   images = jnp.asarray(rng.normal(size=(batch, 6, 7, features)), jnp.float32)
   kernel = jnp.asarray(rng.normal(size=(*size, features, 5)), jnp.float32)
