@@ -38,7 +38,7 @@ def available():
 def conv(images, kernel, *, strides, padding):
   """lax.conv_general_dilated of NHWC images and an HWIO kernel, by oneDNN where it can.
 
-  Equal up to rounding. All derivatives are defined, and vmap; over the kernel it is lax's.
+  Equal up to rounding. All derivatives are defined, and vmap; over kernels it is lax's.
 
   Args:
     images: [batch, height, width, in].
@@ -195,8 +195,14 @@ def _batch(arguments, axes, **how):
 
 
 def _batch_kernel_gradient(arguments, axes, **how):
-  """vmap, which has a kernel's gradient for each entry, is lax's."""
-  return jax.vmap(lambda x, g: _lax_kernel_gradient(x, g, **how), axes)(*arguments), 0
+  """vmap has a kernel's gradient for each entry: on CPUs one after the other, elsewhere lax's."""
+  size = next(x.shape[axis] for x, axis in zip(arguments, axes) if axis is not None)
+  arguments = [jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+               for x, axis in zip(arguments, axes)]
+  return lax.platform_dependent(
+      *arguments,
+      cpu=lambda *pairs: lax.map(lambda pair: _kernel_gradient_p.bind(*pair, **how), pairs),
+      default=jax.vmap(lambda x, g: _lax_kernel_gradient(x, g, **how))), 0
 
 
 def _primitive(name, by_lax, by_onednn, transposes, batch):

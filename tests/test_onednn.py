@@ -99,6 +99,20 @@ def test_vmap(case):
       jax.vmap(lambda factor: conv(x, factor * k))(jnp.arange(2.))), case)
 
 
+def test_vmap_of_gradients(case):
+  """Each image's own gradient, and gradients of one batch against several cotangents."""
+  def gradients(conv):
+    def own(x, k):
+      return jax.vmap(jax.grad(lambda k, x: jnp.sum(conv(x[None], k)**3)), (None, 0))(k, x)
+
+    def several(x, k):
+      out, pull = jax.vjp(lambda k: conv(x, k), k)
+      return jax.vmap(pull)(jnp.stack([out, 2 * out + 1]))
+
+    return lambda x, k: (own(x, k), several(x, k))
+  both(gradients, case)
+
+
 def test_in_a_loop_and_on_several_devices(case):
   images, kernel, how = case
   looped = jax.pmap(lambda x: jax.lax.fori_loop(
