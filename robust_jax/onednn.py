@@ -162,7 +162,7 @@ def _onednn_kernel_gradient(images, cotangent, *, size, strides, padding):
   # What the last places see of the images: the padding there, or less than all.
   ends = [taps + (places - 1) * stride - low - length for taps, places, stride, (low, _), length
           in zip(size, cotangent.shape[1:3], strides, padding, (height, width))]
-  images = images[:, :height + min(ends[0], 0), :width + min(ends[1], 0)]
+  images = images[:, :max(height + min(ends[0], 0), 0), :max(width + min(ends[1], 0), 0)]
   (_, height, width, _), (rows, columns) = images.shape, size
   if not images.size:  # All windows see the padding alone.
     return jnp.zeros((rows, columns, features, out), images.dtype)

@@ -60,7 +60,7 @@ def xla_flags():
 
 
 def keep_compilations():
-  """Keeps compiled programs on disk: a config's second launch starts within seconds.
+  """Keeps compiled programs on disk, so that a config's second launch starts sooner.
 
   Where: $JAX_COMPILATION_CACHE_DIR, or a folder in ~/.cache/robust_jax ($XDG_CACHE_HOME), which may
   be deleted at any time. Each kind of machine has a folder of its own, because XLA compiles for the

@@ -41,7 +41,7 @@ def case(request):
 @pytest.mark.parametrize('batch, size, strides, padding', [
     (4, (3, 2), (1, 2), ((2, 0), (0, 3))), (4, (2, 3), (1, 1), ((0, 2), (5, 1))),
     (4, (1, 4), (2, 1), ((0, 0), (1, 2))), (1, (3, 3), (1, 1), ((1, 1), (1, 1))),
-    (4, (8, 3), (1, 1), ((0, 0), (1, 1))),
+    (4, (8, 3), (1, 1), ((0, 0), (1, 1))), (2, (2, 3), (100, 1), ((5, 0), (1, 1))),
 ])
 def test_kernel_gradients_of_any_shape_and_in_parts(batch, size, strides, padding, features, most,
                                                     monkeypatch):

@@ -84,7 +84,7 @@ thread.start(), thread.join()
 def test_convolutions_that_cannot_be_kept_do_not_warn(tmp_path):
   code = """
 import jax, jax.numpy as jnp
-from robust_jax import onednn
+from robust_jax import onednn, runtime
 runtime.tune()
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
 conv = lambda x, k: onednn.conv(x, k, strides=(1, 1), padding=((1, 1), (1, 1)))

@@ -55,7 +55,7 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
       do at any stride, where 'SAME' pads (0, 1) at stride 2.
     bias: whether there is one.
     pool: side of the windows of `max_pool`, in pixels; 1 for none. The bias is added after it,
-      which is the same, on fewer entries.
+      which is the same, on fewer entries (but that it cannot make entries tie by rounding).
     initialise: fan_in -> (kernel_init, bias_init).
     dtype: what it computes in.
 
