@@ -125,10 +125,10 @@ def _pad(images, edges):
 
 def _kernel_transpose(cotangent, images, kernel, *, strides, padding):
   """The gradient with respect to the kernel."""
-  rows, columns, features, out = kernel.aval.shape
+  shape = kernel.aval.shape
   if not cotangent.size:
-    return jnp.zeros(kernel.aval.shape, cotangent.dtype)
-  return _kernel_gradient_p.bind(images, cotangent, size=(rows, columns), strides=strides,
+    return jnp.zeros(shape, cotangent.dtype)
+  return _kernel_gradient_p.bind(images, cotangent, size=shape[:2], strides=strides,
                                  padding=padding)
 
 
@@ -177,9 +177,9 @@ def _onednn_kernel_gradient(images, cotangent, *, size, strides, padding):
 
   most = _FEWER_IMAGES if features * out <= _FEW_CHANNELS else _IMAGES
   count = next(n for n in range(min(most, batch), 0, -1) if batch % n == 0)
-  parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), (images, cotangent))
   if count == batch:
     return of_part(images, cotangent)
+  parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), (images, cotangent))
   add = lambda total, part: (total + of_part(*part), None)
   return lax.scan(add, jnp.zeros((rows, columns, features, out)), parts)[0]
 
@@ -197,8 +197,7 @@ def _batch(arguments, axes, **how):
 def _batch_kernel_gradient(arguments, axes, **how):
   """vmap has a kernel's gradient for each entry: on CPUs one after the other, elsewhere lax's."""
   size = next(x.shape[axis] for x, axis in zip(arguments, axes) if axis is not None)
-  arguments = [jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
-               for x, axis in zip(arguments, axes)]
+  arguments = [batching.bdim_at_front(x, axis, size) for x, axis in zip(arguments, axes)]
   return lax.platform_dependent(
       *arguments,
       cpu=lambda *pairs: lax.map(lambda pair: _kernel_gradient_p.bind(*pair, **how), pairs),
