@@ -65,7 +65,7 @@ class DataSettings(NamedTuple):
   def load(self, use):
     """The dataset that is for 'train' or 'test'."""
     split = {'train': self.train_split, 'test': self.test_split}[use] or use
-    return data.load(self.name, split, **self.reading)
+    return data.load(self.name, split, **self.reading, at_once=False)
 
 
 class ExtraSettings(NamedTuple):

@@ -71,7 +71,7 @@ def keep_compilations():
     kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
     jax.config.update('jax_compilation_cache_dir',
                       str(home / 'robust_jax' / f'jaxlib-{jaxlib.__version__}-{kind}'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
   if onednn.available():
     warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')
 

@@ -283,10 +283,13 @@ def test_images_without_labels_are_refused(imagenet_dir, monkeypatch):
     data.take(dataset, [0])
 
 
-def test_lazy_images_are_those_in_memory(data_dir):
+@pytest.mark.parametrize('kind, how', [(lazy.LazyImages, {'in_memory_bytes': 1442 * 64 - 1}),
+                                       (lazy.KeptImages, {'at_once': False})])
+def test_images_decoded_on_the_way_are_those_in_memory(kind, how, data_dir):
   kept = data.load('digits', 'train', data_dir=data_dir)
-  lazies = data.load('digits', 'train', data_dir=data_dir, in_memory_bytes=1442 * 64 - 1)
-  assert isinstance(kept.images, np.ndarray) and isinstance(lazies.images, lazy.LazyImages)
+  lazies = data.load('digits', 'train', data_dir=data_dir, **how)
+  assert isinstance(kept.images, np.ndarray) and isinstance(lazies.images, kind)
+  assert lazies.images.shape == (1442, 8, 8, 1) and len(lazies.images) == lazies.num_examples
   np.testing.assert_array_equal(kept.labels[5:9], lazies.labels[5:9])
   assert lazies.labels[-1] == kept.labels[-1]
   for indices in (3, -1, slice(4, 20, 3), [2, 2, 1400], np.arange(1442) < 5, []):
@@ -297,6 +300,24 @@ def test_lazy_images_are_those_in_memory(data_dir):
                                           augment=augment)) for dataset in (kept, lazies)))
   assert_same(*(list(data.eval_batches(dataset, batch_size=500, stride=3))
                 for dataset in (kept, lazies)))
+  np.testing.assert_array_equal(kept.images, np.asarray(lazies.images))
+
+
+def test_an_image_is_decoded_once_and_kept(data_dir, monkeypatch):
+  whole = data.load('digits', 'test', data_dir=data_dir, pad=2)
+  decoded = []
+  original = images.decode
+  monkeypatch.setattr(images, 'decode',
+                      lambda *args: decoded.append(args) or original(*args))
+  some = data.load('digits', 'test', data_dir=data_dir, pad=2, at_once=False)
+  assert not decoded and some.image_shape == (12, 12, 1)
+  for indices, number in (([5, 3, 5], 2), (3, 2), (slice(3, 6), 3), ([], 3), ([300, 4], 4)):
+    np.testing.assert_array_equal(some.images[indices], whole.images[indices])
+    assert len(decoded) == number
+  some.images[3:6][:] = 0
+  np.testing.assert_array_equal(some.images[3:6], whole.images[3:6])
+  np.testing.assert_array_equal(np.asarray(some.images), whole.images)
+  assert len(decoded) == len(whole.images)
 
 
 def test_every_file_of_a_split_may_stay_open(monkeypatch):

@@ -42,7 +42,7 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
   else:
     try:
       dataset = sources.load(name, split, data_dir=data_dir, image_size=image_size,
-                             channels=channels, pad=pad)
+                             channels=channels, pad=pad, at_once=False)
     except UserError as error:
       raise UserError(f'config.extra: {error}') from error
     images, own = dataset.images, dataset.labels

@@ -89,6 +89,47 @@ class LazyImages:
     return image
 
 
+class KeptImages:
+  """Looks like an array [num_examples, height, width, channel] of uint8, which fills as it is read.
+
+  An image is decoded when it is first asked for, and kept: so training begins at once, and decodes
+  the images of its first epoch on the way. `numpy.asarray` decodes all of them.
+
+  Args:
+    images: `LazyImages`.
+    pad: black pixels added on every side.
+  """
+
+  dtype = np.dtype(np.uint8)
+  ndim = 4
+
+  def __init__(self, images, pad=0):
+    number, height, width, channels = images.shape
+    self._images = images
+    self._inside = (slice(pad, pad + height), slice(pad, pad + width))
+    self._kept = np.zeros((number, height + 2 * pad, width + 2 * pad, channels), np.uint8)
+    self._is_kept = np.zeros(number, bool)
+    self.shape = self._kept.shape
+
+  def __repr__(self):
+    return f'KeptImages(shape={self.shape})'
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __getitem__(self, indices):
+    wanted = np.atleast_1d(np.arange(len(self))[indices])
+    missing = np.unique(wanted[~self._is_kept[wanted]])
+    if len(missing):
+      self._kept[missing, *self._inside] = self._images[missing]
+      self._is_kept[missing] = True
+    return self._kept[indices].copy()
+
+  def __array__(self, dtype=None, copy=None):
+    del copy
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+
 class Joined:
   """Looks like the concatenation of two arrays, without a copy of either.
 

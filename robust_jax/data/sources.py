@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from robust_jax.data import digits, folder, lazy, prepared
 from robust_jax.errors import UserError
 
-# Images of fixed size are decoded once and kept where they need no more than this: 2 GiB.
+# Images of one size are decoded once and kept where they need no more than this: 2 GiB.
 IN_MEMORY_BYTES = 2**31
 # What 'test' stands for: the first of these that a dataset has.
 _TEST_SPLITS = ('test', 'validation', 'val', 'valid')
@@ -37,8 +37,8 @@ class Dataset(NamedTuple):
   Attributes:
     name: 'folder', or as TFDS names the dataset.
     split: the split that was read.
-    images: [num_examples, height, width, channel] uint8: an array, or what is indexed like one, a
-      `lazy.LazyImages` that decodes what is asked for, or a `lazy.Joined`.
+    images: [num_examples, height, width, channel] uint8: an array, or what is indexed like one:
+      `lazy.LazyImages` or `lazy.KeptImages`, which decode what is asked for, or a `lazy.Joined`.
     labels: [num_examples] int32, likewise.
     class_names: a name for each class.
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
@@ -49,7 +49,7 @@ class Dataset(NamedTuple):
 
   name: str
   split: str
-  images: np.ndarray | lazy.LazyImages | lazy.Joined
+  images: np.ndarray | lazy.LazyImages | lazy.KeptImages | lazy.Joined
   labels: np.ndarray
   class_names: tuple[str, ...]
   mean: float | tuple[float, ...]
@@ -100,7 +100,7 @@ DATASETS = {
 
 
 def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=None, std=None,
-         pad=0, in_memory_bytes=IN_MEMORY_BYTES):
+         pad=0, at_once=True, in_memory_bytes=IN_MEMORY_BYTES):
   """Opens one split of a dataset.
 
   Images of one size, and in all of at most `in_memory_bytes`, are decoded once and kept. Others
@@ -121,6 +121,8 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
       which is 0 for most.
     std: likewise; 1 for most.
     pad: black pixels added on every side of images that are in memory.
+    at_once: whether images that are kept are decoded now, and are an array; otherwise each is when
+      it is first asked for (`lazy.KeptImages`). So are labels read.
     in_memory_bytes: the most that decoded images may need.
 
   Returns:
@@ -150,12 +152,12 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
   shape, resize = _shape(name, records.shape, image_size or source.image_size, channels)
   images, labels = lazy.LazyImages(records, shape, resize), records.labels
   if not resize and np.prod(images.shape, dtype=np.int64) <= in_memory_bytes:
-    images, labels = images[:], labels[:]
-  if pad:
-    if isinstance(images, lazy.LazyImages):
-      raise UserError(f'config.data.pad is {pad}, but {name!r} is decoded on the way; 0, or a '
-                      'dataset that fits into memory, is allowed')
-    images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    images = lazy.KeptImages(images, pad)
+    if at_once:
+      images, labels = images[:], labels[:]
+  elif pad:
+    raise UserError(f'config.data.pad is {pad}, but {name!r} is decoded on the way; 0, or a '
+                    'dataset that fits into memory, is allowed')
   return Dataset(name=name, split=split, images=images, labels=labels,
                  class_names=records.class_names,
                  mean=_constant('mean', source.mean if mean is None else mean, shape[-1]),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robust_jax.data import lazy
 from robust_jax.errors import UserError
 
 # What the directions of one batch, which go to the devices with it, may need: 1 GiB.
@@ -29,8 +30,8 @@ class Tangents:
   """
 
   def __init__(self, dataset, *, num_directions, num_neighbors):
-    self._images = dataset.images
-    self._neighbors = nearest_neighbors(dataset.images, dataset.labels, num_neighbors)
+    self._images = np.asarray(dataset.images)
+    self._neighbors = nearest_neighbors(self._images, np.asarray(dataset.labels), num_neighbors)
     self._num_directions = num_directions
 
   def __getitem__(self, index):
@@ -65,7 +66,7 @@ def load(dataset, batch_size, *, num_directions, num_neighbors, file=None):
     # A file that is written anew is read anew.
     found = path.stat() if path.exists() else None
     return _mapped(path, (len(images), d, k), found and (found.st_ino, found.st_mtime_ns))
-  if not isinstance(images, np.ndarray):
+  if not isinstance(images, (np.ndarray, lazy.KeptImages)):
     raise UserError(f'config.data.tangents is {k}, but {dataset.name!r} is decoded on the way or '
                     'has extra examples; a dataset that fits into memory, without any, or '
                     'config.data.tangents_file, is allowed')
