@@ -407,6 +407,20 @@ def test_a_batch_that_does_not_divide_is_refused():
     step({}, jnp.zeros((10, 2)), KEY)
 
 
+def test_simulated_devices_have_one_call_under_way():
+  """Many with collectives end the process: they wait for each other in threads that they share."""
+  long = lambda x: jax.lax.fori_loop(0, 200, lambda _, y: y @ y / jnp.linalg.norm(y), x)
+  devices = jax.devices()[:2]
+  state = parallel.replicate(jnp.eye(200), devices)
+  step = parallel.map_train_step(
+      lambda state, batch, key: (long(state), {'sum': jax.lax.psum(batch.sum(), parallel.AXIS)}),
+      devices)
+  state, _ = step(state, np.ones(2), KEY)
+  state, sums = step(state, np.ones(2), KEY)
+  assert state.is_ready() and sums['sum'].is_ready() and sums['sum'] == 2
+  assert not jax.jit(long)(state).is_ready()
+
+
 def test_host_device_count_is_a_divisor_within_the_cores():
   assert [parallel.host_device_count([256, 64], cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 8]
   assert parallel.host_device_count([50, 512], 5) == 2
