@@ -53,7 +53,8 @@ def prepare(contestant, device, work):
 def about(devices):
   """Devices and flags, for the results file."""
   return {'devices': len(devices), 'device_kind': devices[0].device_kind,
-          **{name: os.environ.get(name, '') for name in ('XLA_FLAGS', 'GLIBC_TUNABLES')}}
+          **{name: os.environ.get(name, '')
+             for name in ('XLA_FLAGS', 'GLIBC_TUNABLES', 'LD_PRELOAD', 'MALLOC_CONF')}}
 
 
 def load(path, name, model):

@@ -29,7 +29,7 @@ def build(work, contestant, weights, device):
 def about(device):
   """Threads and settings, for the results file."""
   settings = {name: value for name, value in os.environ.items()
-              if name.startswith(('OMP', 'GOMP', 'KMP', 'MALLOC', 'DNNL', 'ONEDNN'))}
+              if name.startswith(('OMP', 'GOMP', 'KMP', 'MALLOC', 'LD_PRELOAD', 'DNNL', 'ONEDNN'))}
   gpu = {'gpu': torch.cuda.get_device_name()} if device == 'gpu' else {}
   return {'threads': torch.get_num_threads(), 'environment': settings, **gpu}
 
