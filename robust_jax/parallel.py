@@ -152,7 +152,7 @@ def _pmap(fn, devices, **axes):
 
   Simulated devices share the threads of the process. With hundreds of calls under way they came to
   wait for each other without end (LeNet's plain train step, two devices), and XLA ends a process
-  that waits for 40 seconds. One call at a time costs 1 to 3% of the plain steps of LeNet and ResNet-20.
+  that waits for 40 seconds. One call at a time costs 2 to 3% of LeNet's and ResNet-20's plain step.
   """
   mapped = jax.pmap(fn, axis_name=AXIS, devices=devices, **axes)
   if len(devices) == 1 or devices[0].platform != 'cpu':
