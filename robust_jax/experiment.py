@@ -170,6 +170,7 @@ def build(config, devices=None):
   parallel.check_divisible('config.evaluation.batch_size', settings['evaluation'].batch_size,
                            devices)
   test_data = settings['data'].load('test')
+  data.take(test_data, [0])  # Refuses a split without labels, or of images of other sizes.
   model = _bind('model', config)(test_data.num_classes)
   sigma, own = smoothing_sigma(config), settings['evaluation'].sigma
   attacked_sigma = sigma if own is None else own

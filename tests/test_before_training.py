@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from launch import command_line
 from robust_jax import attacks, configuration, data, experiment, stages, workdir
@@ -62,6 +64,34 @@ def test_tangents_of_joined_images_are_refused():
                  data.load('digits', 'test', in_memory_bytes=0).images):
     with pytest.raises(UserError, match='decoded on the way or has extra examples'):
       data.load_tangents(dataset._replace(images=images), 8, num_directions=2, num_neighbors=5)
+
+
+def test_tangents_of_images_that_are_decoded_on_the_way(tmp_path):
+  whole, kept = (data.load('digits', 'test', data_dir=str(tmp_path), at_once=at_once)
+                 for at_once in (True, False))
+  directions = [data.load_tangents(dataset, 8, num_directions=2, num_neighbors=5)
+                for dataset in (whole, kept)]
+  some = np.array([3, 200, 7])
+  np.testing.assert_array_equal(*(each[some] for each in directions))
+
+
+def test_a_split_whose_first_image_is_damaged_is_refused(tmp_path):
+  for split in ('train', 'test'):
+    for name in 'ab':
+      (tmp_path / split / name).mkdir(parents=True)
+      for number in range(8):
+        Image.new('L', (8, 8), number).save(tmp_path / split / name / f'{number}.png')
+  words = ['pgd_digits', '--config.data.name=folder', f'--config.data.data_dir={tmp_path}',
+           '--config.train.batch_size=8']
+  place = tmp_path / 'run'
+  place.mkdir()
+  (tmp_path / 'train' / 'a' / '0.png').write_bytes(b'no image')
+  with pytest.raises(UserError, match="0.png.*: no image that can be decoded"):
+    stages.run_stage('train', build(*words), place)
+  assert not workdir.stages(place) and not list(place.glob('checkpoints*'))
+  (tmp_path / 'test' / 'a' / '0.png').write_bytes(b'no image')
+  with pytest.raises(UserError, match="0.png.*: no image that can be decoded"):
+    build(*words)
 
 
 @pytest.mark.parametrize('words, message', [

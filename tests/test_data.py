@@ -303,6 +303,13 @@ def test_images_decoded_on_the_way_are_those_in_memory(kind, how, data_dir):
   np.testing.assert_array_equal(kept.images, np.asarray(lazies.images))
 
 
+def test_runs_decode_images_when_they_are_asked_for(data_dir):
+  settings = configuration.DataSettings('digits', data_dir)
+  extra = data.extra.load('digits', data_dir=data_dir, like=settings.load('train'))
+  for dataset in (settings.load('train'), settings.load('test'), extra):
+    assert isinstance(dataset.images, lazy.KeptImages)
+
+
 def test_an_image_is_decoded_once_and_kept(data_dir, monkeypatch):
   whole = data.load('digits', 'test', data_dir=data_dir, pad=2)
   decoded = []

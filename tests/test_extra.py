@@ -401,9 +401,9 @@ def test_a_share_of_one_is_out_of_range(data_dir):
     make_run(data_dir, extra__name='digits', extra__share=1.)
 
 
-@pytest.mark.parametrize('in_memory_bytes', [0, 2**31])
-def test_images_may_be_decoded_on_the_way(in_memory_bytes, data_dir):
-  parts = [data.load('digits', split, data_dir=str(data_dir), in_memory_bytes=in_memory_bytes)
+@pytest.mark.parametrize('how', [{}, {'in_memory_bytes': 0}, {'at_once': False}])
+def test_images_may_be_decoded_on_the_way(how, data_dir):
+  parts = [data.load('digits', split, data_dir=str(data_dir), **how)
            for split in ('test[:20]', 'test[20:50]')]
   mixed = data.extra.mix(*parts, share=0.5, weight=1.)
   whole = data.load('digits', 'test[:50]', data_dir=str(data_dir))

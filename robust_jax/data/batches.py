@@ -17,7 +17,7 @@ from robust_jax.types import Batch, TangentBatch
 
 CROP_PADDING = 4
 Augmentation = Literal['none', 'crop', 'crop_flip', 'resized_crop']
-# One thread reads ahead; images that are not in memory are decoded by more (`lazy.in_threads`).
+# One thread reads ahead; large images are decoded by more (`lazy.in_threads`).
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 

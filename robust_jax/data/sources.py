@@ -39,7 +39,7 @@ class Dataset(NamedTuple):
     split: the split that was read.
     images: [num_examples, height, width, channel] uint8: an array, or what is indexed like one:
       `lazy.LazyImages` or `lazy.KeptImages`, which decode what is asked for, or a `lazy.Joined`.
-    labels: [num_examples] int32, likewise.
+    labels: [num_examples] int32, an array or what is indexed like one.
     class_names: a name for each class.
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
       (images - mean) / std that networks on this dataset apply.
@@ -122,7 +122,8 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
     std: likewise; 1 for most.
     pad: black pixels added on every side of images that are in memory.
     at_once: whether images that are kept are decoded now, and are an array; otherwise each is when
-      it is first asked for (`lazy.KeptImages`). So are labels read.
+      it is first asked for (`lazy.KeptImages`), and its label is read. What is damaged is found
+      then, as it is of images that are not kept.
     in_memory_bytes: the most that decoded images may need.
 
   Returns:
@@ -152,9 +153,11 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
   shape, resize = _shape(name, records.shape, image_size or source.image_size, channels)
   images, labels = lazy.LazyImages(records, shape, resize), records.labels
   if not resize and np.prod(images.shape, dtype=np.int64) <= in_memory_bytes:
-    images = lazy.KeptImages(images, pad)
     if at_once:
       images, labels = images[:], labels[:]
+      images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
+    else:
+      images = lazy.KeptImages(images, pad)
   elif pad:
     raise UserError(f'config.data.pad is {pad}, but {name!r} is decoded on the way; 0, or a '
                     'dataset that fits into memory, is allowed')

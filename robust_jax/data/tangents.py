@@ -30,8 +30,9 @@ class Tangents:
   """
 
   def __init__(self, dataset, *, num_directions, num_neighbors):
-    self._images = np.asarray(dataset.images)
-    self._neighbors = nearest_neighbors(self._images, np.asarray(dataset.labels), num_neighbors)
+    self._images = dataset.images
+    self._neighbors = nearest_neighbors(
+        np.asarray(dataset.images), np.asarray(dataset.labels), num_neighbors)
     self._num_directions = num_directions
 
   def __getitem__(self, index):

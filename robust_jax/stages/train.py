@@ -62,6 +62,7 @@ def train(run, workdir):
     print(f'train: {run.config["method"]["name"]!r} trains within no radius; config.epsilon '
           f'{run.config["epsilon"]:.4g} is not used', flush=True)
   # What can be refused comes before the folder of checkpoints, by which a workdir counts as begun.
+  data.take(dataset, [0, dataset.num_examples - 1])  # The last is an extra one, if there are any.
   tangents = run.train_tangents()
   state = initial() if checkpoint.latest_step(workdir) is None else None
   progress = None
