@@ -15,7 +15,25 @@ _PART = 1024
 _PIXELS = 64 * 64
 
 
-class LazyImages:
+class ArrayLike:
+  """What an array does besides being indexed, of what has shape, dtype and `__getitem__`."""
+
+  def __repr__(self):
+    return f'{type(self).__name__}(shape={self.shape})'
+
+  @property
+  def ndim(self):
+    return len(self.shape)
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __array__(self, dtype=None, copy=None):
+    del copy
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+
+class LazyImages(ArrayLike):
   """Looks like an array [num_examples, height, width, channel] of uint8, but holds no image.
 
   Indexing with anything that indexes a NumPy array's first axis reads and decodes those images,
@@ -29,18 +47,11 @@ class LazyImages:
   """
 
   dtype = np.dtype(np.uint8)
-  ndim = 4
 
   def __init__(self, records, shape, resize):
     self._records = records
     self._resize = resize
     self.shape = (len(records), *shape)
-
-  def __repr__(self):
-    return f'LazyImages(shape={self.shape})'
-
-  def __len__(self):
-    return self.shape[0]
 
   def __getitem__(self, indices):
     indices = np.arange(len(self))[indices]
@@ -49,10 +60,6 @@ class LazyImages:
     if self._resize:
       return self.map(indices, lambda image, _: image_rules.centre_crop(image, self.shape[1]))
     return self.map(indices, lambda image, _: image_rules.to_array(image))
-
-  def __array__(self, dtype=None, copy=None):
-    del copy
-    return self[:].astype(dtype or self.dtype, copy=False)
 
   def map(self, indices, function):
     """Images made of the originals, before they are cut to size.
@@ -89,7 +96,7 @@ class LazyImages:
     return image
 
 
-class KeptImages:
+class KeptImages(ArrayLike):
   """Looks like an array [num_examples, height, width, channel] of uint8, which fills as it is read.
 
   An image is decoded when it is first asked for, and kept: so training begins at once, and decodes
@@ -101,7 +108,6 @@ class KeptImages:
   """
 
   dtype = np.dtype(np.uint8)
-  ndim = 4
 
   def __init__(self, images, pad=0):
     number, height, width, channels = images.shape
@@ -111,26 +117,16 @@ class KeptImages:
     self._is_kept = np.zeros(number, bool)
     self.shape = self._kept.shape
 
-  def __repr__(self):
-    return f'KeptImages(shape={self.shape})'
-
-  def __len__(self):
-    return self.shape[0]
-
   def __getitem__(self, indices):
-    wanted = np.atleast_1d(np.arange(len(self))[indices])
-    missing = np.unique(wanted[~self._is_kept[wanted]])
+    indices = np.arange(len(self))[indices]
+    missing = np.unique(indices[~self._is_kept[indices]])
     if len(missing):
       self._kept[missing, *self._inside] = self._images[missing]
       self._is_kept[missing] = True
-    return self._kept[indices].copy()
-
-  def __array__(self, dtype=None, copy=None):
-    del copy
-    return self[:].astype(dtype or self.dtype, copy=False)
+    return self._kept.take(indices, axis=0)  # A copy, of a single image too.
 
 
-class Joined:
+class Joined(ArrayLike):
   """Looks like the concatenation of two arrays, without a copy of either.
 
   Args:
@@ -141,21 +137,14 @@ class Joined:
   def __init__(self, first, second):
     self._parts = (first, second)
     none = first[:0]
-    self.dtype, self.ndim = none.dtype, none.ndim
+    self.dtype = none.dtype
     self.shape = (len(first) + len(second), *none.shape[1:])
-
-  def __len__(self):
-    return self.shape[0]
 
   def __getitem__(self, indices):
     indices = np.arange(len(self))[indices]
     if indices.ndim == 0:
       return self[indices[None]][0]
     return self._gather(indices, lambda part, chosen, _: part[chosen])
-
-  def __array__(self, dtype=None, copy=None):
-    del copy
-    return self[:].astype(dtype or self.dtype, copy=False)
 
   def map(self, indices, function):
     """Of images: as `LazyImages.map`."""

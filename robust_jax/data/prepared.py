@@ -152,7 +152,7 @@ class Prepared:
         raise unreadable(self.place(index), error) from error
 
 
-class _Labels:
+class _Labels(lazy.ArrayLike):
   """Looks like an array [num_examples] of int32; a label is known once its record is read.
 
   A record holds an image and its label, and is read for the image anyway. `known` holds the labels
@@ -160,15 +160,11 @@ class _Labels:
   """
 
   dtype = np.dtype(np.int32)
-  ndim = 1
 
   def __init__(self, records):
     self._records = records
     self.known = np.full(len(records), _UNKNOWN, np.int32)
     self.shape = self.known.shape
-
-  def __len__(self):
-    return len(self.known)
 
   def __getitem__(self, indices):
     unknown = np.arange(len(self))[indices]
@@ -180,10 +176,6 @@ class _Labels:
 
     lazy.in_threads(work, len(unknown))
     return self.known[indices].copy()
-
-  def __array__(self, dtype=None, copy=None):
-    del copy
-    return self[:].astype(dtype or self.dtype, copy=False)
 
 
 def _keys(info, name):
