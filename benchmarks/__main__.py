@@ -28,6 +28,7 @@ from benchmarks.work import (
     TASKS,
     plan,
 )
+from launch import allocator
 
 
 def parse(argv):
@@ -147,6 +148,10 @@ def available(options, pythons):
     contestant = CONTESTANTS[options.suite][name]
     found = hardware.versions(pythons[contestant.kind])
     lacks = [package for package in PACKAGES[contestant.kind] if package not in found]
+    # Ours is launched without it then.
+    if (contestant.kind != 'ours' and contestant.malloc == 'jemalloc'
+        and not allocator.environment()):
+      lacks.append(allocator.LIBRARY)
     if lacks:
       missing[name] = lacks[0]
     else:
@@ -165,7 +170,7 @@ class Run:
                    if c.kind in ('ours', 'torch')}
 
   def worker(self, contestant):
-    return Worker(self.pythons[contestant.kind], self.options.device, contestant.keeps_memory)
+    return Worker(self.pythons[contestant.kind], self.options.device, contestant.malloc)
 
   def close(self):
     for _, process in self.gauges.values():

@@ -5,6 +5,8 @@ import os
 import subprocess
 import tempfile
 
+from launch import allocator
+
 _LINES = 15
 # glibc's settings of `robust_jax.runtime.keep_memory`, from outside of a process.
 _KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0',
@@ -18,10 +20,10 @@ class WorkerError(RuntimeError):
 class Worker:
   """A process `python -m benchmarks.worker`, which waits for requests."""
 
-  def __init__(self, python, device, keeps_memory=False):
+  def __init__(self, python, device, malloc=''):
     self.log = tempfile.TemporaryFile('w+')  # noqa: SIM115, closed by `close`
     self.process = subprocess.Popen(
-        [python, '-m', 'benchmarks.worker'], env=environment(device, keeps_memory),
+        [python, '-m', 'benchmarks.worker'], env=environment(device, malloc),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
 
   def ask(self, request, **arguments):
@@ -49,7 +51,7 @@ class Worker:
     self.log.close()
 
 
-def environment(device, keeps_memory):
+def environment(device, malloc):
   """The environment of a worker: this process's, with one kind of device and nothing preallocated.
 
   Programs are compiled anew, not read from a cache, so that the first call is comparable. Threads
@@ -61,7 +63,7 @@ def environment(device, keeps_memory):
     found |= {'JAX_PLATFORMS': 'cuda', 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
   else:
     found |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
-  return found | (_KEEP_MEMORY if keeps_memory else {})
+  return found | {'': {}, 'glibc': _KEEP_MEMORY, 'jemalloc': allocator.environment()}[malloc]
 
 
 def take_turns(names, number):

@@ -92,8 +92,8 @@ class Contestant(NamedTuple):
     precision: what matrix products are computed in: 'float32', 'tf32' or 'bfloat16'.
     layout: of PyTorch's tensors: 'channels_last' or 'contiguous' (NCHW).
     compiled: by torch.compile.
-    keeps_memory: whether the C library is told to keep freed memory, as `robust_jax.runtime`
-      tells it, which makes PyTorch faster on CPU too.
+    malloc: on CPU, 'glibc' told to keep freed memory, as `robust_jax.runtime` tells it, which makes
+      PyTorch faster too; 'jemalloc' as the launcher starts with, where it is installed; '' neither.
     says: what it is, for people.
   """
 
@@ -101,7 +101,7 @@ class Contestant(NamedTuple):
   precision: str
   layout: str = 'contiguous'
   compiled: bool = False
-  keeps_memory: bool = False
+  malloc: str = ''
   says: str = ''
 
 
@@ -112,15 +112,19 @@ _LIBRARIES = {
 }
 CONTESTANTS = {
     'cpu': {
-        'ours': Contestant('ours', 'float32', says='robust_jax'),
-        'torch': Contestant('torch', 'float32', 'channels_last', keeps_memory=True,
+        'ours': Contestant('ours', 'float32', malloc='jemalloc',
+                           says='robust_jax as launched, with jemalloc if it is installed'),
+        'ours-glibc': Contestant('ours', 'float32', says="robust_jax with glibc's malloc"),
+        'torch': Contestant('torch', 'float32', 'channels_last', malloc='glibc',
                             says='PyTorch, channels-last, freed memory kept'),
-        'torch-nchw': Contestant('torch', 'float32', keeps_memory=True,
+        'torch-nchw': Contestant('torch', 'float32', malloc='glibc',
                                  says='PyTorch, NCHW, freed memory kept'),
+        'torch-jemalloc': Contestant('torch', 'float32', 'channels_last', malloc='jemalloc',
+                                     says='PyTorch, channels-last, jemalloc'),
         'torch-plain': Contestant('torch', 'float32',
                                   says='PyTorch, NCHW, as it is used by most'),
         'torch-compile': Contestant(
-            'torch', 'float32', 'channels_last', compiled=True, keeps_memory=True,
+            'torch', 'float32', 'channels_last', compiled=True, malloc='glibc',
             says='PyTorch, channels-last, torch.compile, freed memory kept'),
         **{name: Contestant(name, 'float32', says=says) for name, says in _LIBRARIES.items()},
     },

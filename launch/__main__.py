@@ -1,13 +1,13 @@
 """Trains, attacks, certifies and reports: `python -m launch --config=configs/NAME.py`."""
 
-import os
-import sys
+from launch import allocator
 
-from absl import logging
+if __name__ == '__main__':
+  allocator.start_again('launch')  # Before the imports, which take seconds.
 
-from launch import command_line, sweep
-from robust_jax import errors, experiment, interrupts, parallel, report, stages, workdir
-from robust_jax.configuration import resolve
+from launch import command_line, process, sweep  # noqa: E402
+from robust_jax import errors, experiment, parallel, report, stages, workdir  # noqa: E402
+from robust_jax.configuration import resolve  # noqa: E402
 
 
 def main(argv):
@@ -56,23 +56,5 @@ def print_report(folder):
   print(report.summary(folder), f'report: {page}', sep='\n')
 
 
-def run(main):
-  """Runs a main(argv) -> status as this process: mistakes and signals end it with one line."""
-  # Orbax reports through absl what it does, and errors that it raises as well.
-  logging.set_verbosity(logging.FATAL)
-  interrupts.raise_interrupted()
-  try:
-    sys.exit(main(sys.argv))
-  except (errors.UserError, errors.NonFiniteLossError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(error.exit_status)
-  except interrupts.Interrupted as error:
-    print(f'interrupted: {error}; the same command, without --redo, goes on', file=sys.stderr,
-          flush=True)
-    sys.stdout.flush()
-    # At once: threads that still read or compute can crash the interpreter while it takes leave.
-    os._exit(error.exit_status)
-
-
 if __name__ == '__main__':
-  run(main)
+  process.run(main)

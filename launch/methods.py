@@ -18,8 +18,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from launch import command_line, sweep
-from launch.__main__ import run as run_process
+from launch import command_line, process, sweep
 from robust_jax import configuration, interrupts, stages, workdir
 from robust_jax.errors import UserError
 from robust_jax.studies import methods
@@ -163,4 +162,4 @@ def run(folder, rows, num_devices):
 
 
 if __name__ == '__main__':
-  run_process(main)
+  process.run(main)

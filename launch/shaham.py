@@ -8,8 +8,7 @@ goes on where it was interrupted.
                           [--redo=train] [--devices=N] [--profile=STEPS]
 """
 
-from launch import command_line, sweep
-from launch.__main__ import run
+from launch import command_line, process, sweep
 from robust_jax import parallel, stages
 from robust_jax.errors import UserError
 from robust_jax.studies import shaham
@@ -42,4 +41,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  run(main)
+  process.run(main)

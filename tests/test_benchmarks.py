@@ -201,9 +201,10 @@ def test_packages_that_are_missing_are_named(monkeypatch):
   options = argparse.Namespace(suite='cpu', contestants=DEFAULT_CONTESTANTS['cpu'])
   able, missing = benchmark.available(options, dict.fromkeys(
       ('ours', 'torch', 'torchattacks', 'foolbox', 'art'), 'python'))
-  assert list(able) == ['ours']
+  assert list(able) == ['ours', 'ours-glibc']
   assert missing == dict.fromkeys(
-      ('torch', 'torch-nchw', 'torch-plain', 'torchattacks', 'foolbox', 'art'), 'torch')
+      ('torch', 'torch-nchw', 'torch-jemalloc', 'torch-plain', 'torchattacks', 'foolbox', 'art'),
+      'torch')
 
 
 def test_ours_alone(tmp_path):
