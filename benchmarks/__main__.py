@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import hardware, results, table
-from benchmarks.process import Worker, WorkerError, take_turns
+from benchmarks.process import Worker, WorkerError, jemalloc, take_turns
 from benchmarks.work import (
     CONTESTANTS,
     DEFAULT_CONTESTANTS,
@@ -28,7 +28,7 @@ from benchmarks.work import (
     TASKS,
     plan,
 )
-from launch import allocator
+from launch.allocator import LIBRARY
 
 
 def parse(argv):
@@ -38,7 +38,7 @@ def parse(argv):
       formatter_class=argparse.RawDescriptionHelpFormatter,
       epilog='Lists are written with commas. A package that is not installed is named and its '
              'contestants left out. Flags and environment variables (XLA_FLAGS, OMP_...) reach '
-             'the contestants and the results file.')
+             'the contestants and the results file, but LD_PRELOAD and MALLOC_CONF.')
   parser.error = lambda message: stop(message)
   add = parser.add_argument
   add('--suite', default='cpu', help='cpu (default) or gpu: networks, sizes and contestants')
@@ -148,10 +148,9 @@ def available(options, pythons):
     contestant = CONTESTANTS[options.suite][name]
     found = hardware.versions(pythons[contestant.kind])
     lacks = [package for package in PACKAGES[contestant.kind] if package not in found]
-    # Ours is launched without it then.
-    if (contestant.kind != 'ours' and contestant.malloc == 'jemalloc'
-        and not allocator.environment()):
-      lacks.append(allocator.LIBRARY)
+    # Ours runs all the same: the launcher, too, does without where it is not installed.
+    if contestant.kind != 'ours' and contestant.malloc == 'jemalloc' and not jemalloc():
+      lacks.append(LIBRARY)
     if lacks:
       missing[name] = lacks[0]
     else:

@@ -1,5 +1,6 @@
 """The parent's side of a worker: a process that is asked, and answers or is reported dead."""
 
+import functools
 import json
 import os
 import subprocess
@@ -11,6 +12,10 @@ _LINES = 15
 # glibc's settings of `robust_jax.runtime.keep_memory`, from outside of a process.
 _KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0',
                 'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1), 'MALLOC_TOP_PAD_': str(2**26)}
+
+
+MALLOC = ('LD_PRELOAD', 'MALLOC_CONF')
+"""Variables that are each contestant's own."""
 
 
 class WorkerError(RuntimeError):
@@ -52,18 +57,30 @@ class Worker:
 
 
 def environment(device, malloc):
-  """The environment of a worker: this process's, with one kind of device and nothing preallocated.
+  """The environment of a worker: this process's, with one kind of device and nothing preallocated,
+  and with a `Contestant`'s malloc, whatever this process was started with.
 
   Programs are compiled anew, not read from a cache, so that the first call is comparable. Threads
   keep their own defaults of how to wait: PyTorch's spin for some milliseconds after their work,
   which makes them faster, and then sleep.
   """
   found = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+  for name in MALLOC:
+    found.pop(name, None)
   if device == 'gpu':
     found |= {'JAX_PLATFORMS': 'cuda', 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
   else:
     found |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
-  return found | {'': {}, 'glibc': _KEEP_MEMORY, 'jemalloc': allocator.environment()}[malloc]
+  if malloc == 'jemalloc':
+    return found | jemalloc()
+  return found | (_KEEP_MEMORY if malloc == 'glibc' else {})
+
+
+@functools.cache
+def jemalloc():
+  """What a worker needs for jemalloc; nothing where it is not installed."""
+  return allocator.environment({name: value for name, value in os.environ.items()
+                                if name not in MALLOC})
 
 
 def take_turns(names, number):

@@ -71,7 +71,7 @@ def measure(curve, model, python, rounds, block_seconds):
   contestant, workers, first_call, calls = CONTESTANTS['cpu']['ours'], [], [], []
   try:
     for value in values:
-      workers.append(Worker(python, 'cpu'))
+      workers.append(Worker(python, 'cpu', contestant.malloc))
       found = workers[-1].ask('start', work=make(model, **{field: value}), contestant=contestant,
                               weights=None, device='cpu')
       first_call.append(found['first_call_seconds'])

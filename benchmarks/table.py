@@ -128,8 +128,9 @@ def _names(record, precision):
 
 
 def _ours(record, line, precision):
-  return next((name for name in _names(record, precision) if name in line['results']
-               and record['contestants'][name]['kind'] == 'ours'), None)
+  ours = [name for name in _names(record, precision)
+          if record['contestants'][name]['kind'] == 'ours']
+  return ours[0] if ours and ours[0] in line['results'] else None
 
 
 def _ratio(record, line, precision):

@@ -92,7 +92,7 @@ class Contestant(NamedTuple):
     precision: what matrix products are computed in: 'float32', 'tf32' or 'bfloat16'.
     layout: of PyTorch's tensors: 'channels_last' or 'contiguous' (NCHW).
     compiled: by torch.compile.
-    malloc: on CPU, 'glibc' told to keep freed memory, as `robust_jax.runtime` tells it, which makes
+    malloc: 'glibc' told to keep freed memory, as `robust_jax.runtime` tells it, which makes
       PyTorch faster too; 'jemalloc' as the launcher starts with, where it is installed; '' neither.
     says: what it is, for people.
   """
@@ -129,9 +129,12 @@ CONTESTANTS = {
         **{name: Contestant(name, 'float32', says=says) for name, says in _LIBRARIES.items()},
     },
     'gpu': {
-        'ours': Contestant('ours', 'tf32', says='robust_jax as launched (TF32 products)'),
-        'ours-float32': Contestant('ours', 'float32', says='robust_jax, float32 products'),
-        'ours-bf16': Contestant('ours', 'bfloat16', says='robust_jax, model.dtype=bfloat16'),
+        'ours': Contestant('ours', 'tf32', malloc='jemalloc',
+                           says='robust_jax as launched (TF32 products)'),
+        'ours-float32': Contestant('ours', 'float32', malloc='jemalloc',
+                                   says='robust_jax, float32 products'),
+        'ours-bf16': Contestant('ours', 'bfloat16', malloc='jemalloc',
+                                says='robust_jax, model.dtype=bfloat16'),
         **{f'torch{suffix}{name}': Contestant('torch', precision, layout, compiled,
                                               says=f'PyTorch, {says}, {precision}')
            for name, precision in (('', 'tf32'), ('-float32', 'float32'), ('-bf16', 'bfloat16'))

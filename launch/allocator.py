@@ -1,10 +1,12 @@
 """jemalloc instead of glibc's malloc, which a process has to be started with.
 
-oneDNN and XLA's elementwise kernels ask for tens of thousands of small blocks a train step, most of
-them aligned ones, for which glibc has no cache: it searches its lists of free blocks, long after
-compiling, while the other devices wait. benchmarks/README.md has figures.
+oneDNN asks for thousands of aligned blocks a train step. glibc (2.36) keeps no cache of them, and
+searches its lists of free blocks, which compiling has made long, while the other devices' threads
+wait. benchmarks/README.md has figures.
 """
 
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -13,23 +15,28 @@ LIBRARY = 'libjemalloc.so.2'
 SETTINGS = 'dirty_decay_ms:-1,muzzy_decay_ms:-1'
 """Freed memory stays with the process, as `runtime.keep_memory` has it with glibc."""
 
+_TRIAL = 'import os; os.environ["LD_PRELOAD"]'
 
-def environment():
+
+def environment(given=os.environ):
   """The variables that a process needs for jemalloc; none where it is to keep its malloc.
 
   That is where jemalloc is not installed (Debian and Ubuntu: libjemalloc2), off Linux, and where
-  LD_PRELOAD is set, be it to nothing.
+  the given environment has an LD_PRELOAD, be it of nothing.
   """
-  if sys.platform != 'linux' or 'LD_PRELOAD' in os.environ or not _can_be_preloaded():
+  settings = given.get('MALLOC_CONF', '')
+  if sys.platform != 'linux' or 'LD_PRELOAD' in given or SETTINGS in settings:
     return {}
-  return {'LD_PRELOAD': LIBRARY, 'MALLOC_CONF': os.environ.get('MALLOC_CONF', SETTINGS)}
+  # Of a setting that is there twice the last counts: the user's.
+  added = {'LD_PRELOAD': LIBRARY, 'MALLOC_CONF': ','.join(filter(None, (SETTINGS, settings)))}
+  return added if _works({**given, **added}) else {}
 
 
-def _can_be_preloaded():
-  """Whether the loader finds it and it starts: of what fails, either complains on stderr."""
+def _works(variables):
+  """Whether an interpreter starts with them and keeps them, and nothing complains."""
   try:
-    tried = subprocess.run(['true'], env={**os.environ, 'LD_PRELOAD': LIBRARY},
-                           capture_output=True, check=False)
+    tried = subprocess.run([sys.executable, '-ISc', _TRIAL], env=variables, check=False,
+                           stdin=subprocess.DEVNULL, capture_output=True)
   except OSError:
     return False
   return tried.returncode == 0 and not tried.stderr
@@ -38,7 +45,11 @@ def _can_be_preloaded():
 def start_again(module):
   """Starts `python -m module` again in this process, with jemalloc, if that changes anything.
 
-  Nothing happens in a process that was started otherwise, such as a notebook's.
+  Nothing happens in a process that was started otherwise: a notebook's, a debugger's.
   """
-  if ('-m', module) in zip(sys.orig_argv, sys.orig_argv[1:]) and (added := environment()):
-    os.execve(sys.executable, sys.orig_argv, {**os.environ, **added})
+  words = itertools.dropwhile(lambda word: word.startswith('-') and word != '-m',
+                              sys.orig_argv[1:])
+  if list(words)[:2] == ['-m', module] and (added := environment()):
+    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # It is slower without, but it runs.
+      os.execve(sys.executable, sys.orig_argv, {**os.environ, **added})

@@ -38,9 +38,9 @@ def keep_memory():
 
   XLA:CPU frees its temporary buffers after every call. By default their pages go back to the
   system and are faulted in again at the next call, which costs a fifth to a half of a train step
-  of ResNet-20. The process stays at its largest size instead. Nothing is done without glibc.
-  Only the first of glibc's arenas keeps buffers of more than 64 MiB: from others they are mapped
-  anew, and zeroed, at every call.
+  of ResNet-20. The process stays at its largest size instead. Without glibc's malloc it has no
+  effect. Only the first of glibc's arenas keeps buffers of more than 64 MiB: from others they are
+  mapped anew, and zeroed, at every call.
   """
   if platform.libc_ver()[0] != 'glibc':
     return

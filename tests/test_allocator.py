@@ -34,8 +34,9 @@ def run(folder, name, *words, **variables):
   kept = {key: value for key, value in os.environ.items()
           if key not in ('LD_PRELOAD', 'MALLOC_CONF')}
   path = os.pathsep.join([str(ROOT), str(folder)])
-  done = subprocess.run([sys.executable, '-m', name, *words], capture_output=True, text=True,
-                        check=True, env={**kept, 'PYTHONPATH': path, **variables})
+  words = [str(folder / name)] if name.endswith('.py') else ['-m', name, *words]
+  done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True,
+                        timeout=120, cwd=ROOT, env={**kept, 'PYTHONPATH': path, **variables})
   assert not done.stderr
   return done.stdout.splitlines()
 
@@ -55,7 +56,16 @@ def test_the_users_own_settings_stay(tmp_path):
   for mine in ('', 'libdl.so.2'):
     begun, end = run(tmp_path, 'program', LD_PRELOAD=mine)
     assert end == f'{begun.split()[1]} {mine} None []'
-  assert 'narenas:1' in run(tmp_path, 'program', MALLOC_CONF='narenas:1')[-1]
+  *_, end = run(tmp_path, 'program', MALLOC_CONF='narenas:1')
+  assert end.endswith(f' {STAND_IN} {allocator.SETTINGS},narenas:1 []')
+
+
+@needs_linux
+def test_a_start_that_loses_its_library_is_the_last(tmp_path):
+  write(tmp_path, 'program')
+  (tmp_path / 'sitecustomize.py').write_text("import os; os.environ.pop('LD_PRELOAD', None)")
+  first, second, end = run(tmp_path, 'program')
+  assert first == second and end == f'{first.split()[1]} None {allocator.SETTINGS} []'
 
 
 @needs_linux
@@ -66,9 +76,16 @@ def test_what_cannot_be_preloaded_is_left(tmp_path):
 
 @needs_linux
 def test_other_programs_are_not_started_again(tmp_path):
-  """A notebook that runs `launch` stays the process it is."""
+  """A notebook or a debugger that runs `launch` stays the process it is."""
   write(tmp_path, 'notebook', module='launch')
-  assert len(run(tmp_path, 'notebook')) == 2
+  assert len(run(tmp_path, 'notebook', '-m', 'launch')) == 2
+  write(tmp_path, 'program')
+  (tmp_path / 'starter.py').write_text("""
+import runpy, sys
+sys.orig_argv += ['-m', 'program']
+runpy.run_module('program', run_name='__main__')
+""")
+  assert len(run(tmp_path, 'starter.py')) == 2
 
 
 def test_nothing_is_added_off_linux(monkeypatch):
@@ -93,7 +110,7 @@ def loud(*arguments):
 os.execve = loud
 """)
   assert any('--config' in line for line in run(tmp_path, 'launch', '--help'))
-  assert (tmp_path / 'starts').read_text().splitlines()[:2] == ['None', STAND_IN]
+  assert (tmp_path / 'starts').read_text().splitlines() == ['None', STAND_IN]
 
 
 @needs_linux
@@ -103,6 +120,7 @@ from launch import allocator
 allocator.start_again('program')
 print('jemalloc' in open('/proc/self/maps').read())
 """)
-  if subprocess.run(['true'], env={'LD_PRELOAD': allocator.LIBRARY}, capture_output=True).stderr:
+  if not allocator.environment({name: value for name, value in os.environ.items()
+                                if name not in ('LD_PRELOAD', 'MALLOC_CONF')}):
     pytest.skip(f'{allocator.LIBRARY} is not installed')
   assert run(tmp_path, 'program') == ['True']

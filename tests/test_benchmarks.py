@@ -207,6 +207,37 @@ def test_packages_that_are_missing_are_named(monkeypatch):
       'torch')
 
 
+def test_pytorch_with_jemalloc_is_left_out_where_it_is_not_installed(monkeypatch):
+  everything = dict.fromkeys(('jax', 'flax', 'optax', 'torch'), '1')
+  monkeypatch.setattr(hardware, 'versions', lambda python: everything)
+  options = argparse.Namespace(suite='cpu', contestants=['ours', 'torch', 'torch-jemalloc'])
+  pythons = dict.fromkeys(('ours', 'torch'), 'python')
+  for found, lacks in (({}, {'torch-jemalloc': 'libjemalloc.so.2'}), ({'LD_PRELOAD': 'x'}, {})):
+    monkeypatch.setattr(benchmark, 'jemalloc', lambda found=found: found)
+    assert benchmark.available(options, pythons)[1] == lacks
+
+
+def test_a_worker_has_its_contestants_malloc(monkeypatch):
+  monkeypatch.setenv('LD_PRELOAD', 'libmine.so')
+  monkeypatch.setenv('MALLOC_CONF', 'mine')
+  monkeypatch.delenv('MALLOC_ARENA_MAX', raising=False)
+  monkeypatch.setattr(process, 'jemalloc', lambda: {'LD_PRELOAD': 'libjemalloc.so.2'})
+  found = {malloc: process.environment('cpu', malloc) for malloc in ('', 'glibc', 'jemalloc')}
+  assert [env.get('LD_PRELOAD') for env in found.values()] == [None, None, 'libjemalloc.so.2']
+  assert [env.get('MALLOC_ARENA_MAX') for env in found.values()] == [None, '1', None]
+  assert not any('MALLOC_CONF' in env for env in found.values())
+
+
+def test_the_ratio_is_never_that_of_another_of_ours():
+  found = record()
+  found['contestants']['ours-glibc'] = CONTESTANTS['cpu']['ours-glibc']._asdict()
+  line = found['lines'][0]
+  line['results']['ours-glibc'] = line['results']['ours']
+  assert '**2.00**' in table.brief(found, line)
+  del line['results']['ours']
+  assert table.brief(found, line).endswith('ratio -')
+
+
 def test_ours_alone(tmp_path):
   ended = run('--quick', '--models=lenet', '--contestants=ours', '--noises=2',
               f'--name={tmp_path / "made"}')

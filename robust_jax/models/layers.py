@@ -271,14 +271,12 @@ def _max_pool_jvp(size, primals, tangents):
 def _first_of(images, maximum, size):
   """Whether an entry is the first of its window to have the maximum, as `_windows`."""
   windows = _windows(images, size)
-  taken, found = jnp.zeros(maximum.shape, bool), []
-  for row in range(size):
-    for column in range(size):
-      here = windows[:, :, row, :, column] == maximum
-      found.append(here & ~taken)
-      taken |= here
-  by_row = [jnp.stack(found[row * size:(row + 1) * size], axis=3) for row in range(size)]
-  return jnp.stack(by_row, axis=2)
+  places = jnp.arange(size**2).reshape(size, 1, size, 1)
+  first = jnp.full(maximum.shape, size**2 - 1)
+  for place in reversed(range(size**2 - 1)):
+    row, column = divmod(place, size)
+    first = jnp.where(windows[:, :, row, :, column] == maximum, place, first)
+  return first[:, :, None, :, None] == places
 
 
 def _windows(images, size):
