@@ -38,7 +38,7 @@ def parse(argv):
       formatter_class=argparse.RawDescriptionHelpFormatter,
       epilog='Lists are written with commas. A package that is not installed is named and its '
              'contestants left out. Flags and environment variables (XLA_FLAGS, OMP_...) reach '
-             'the contestants and the results file, but LD_PRELOAD and MALLOC_CONF.')
+             'the contestants and the results file, except LD_PRELOAD and MALLOC_CONF.')
   parser.error = lambda message: stop(message)
   add = parser.add_argument
   add('--suite', default='cpu', help='cpu (default) or gpu: networks, sizes and contestants')

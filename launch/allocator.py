@@ -6,7 +6,6 @@ wait. benchmarks/README.md has figures.
 """
 
 import contextlib
-import itertools
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ LIBRARY = 'libjemalloc.so.2'
 SETTINGS = 'dirty_decay_ms:-1,muzzy_decay_ms:-1'
 """Freed memory stays with the process, as `runtime.keep_memory` has it with glibc."""
 
+_PROCESS = 'ROBUST_JAX_STARTED_AGAIN'  # The process that has been, so that it is once.
 _TRIAL = 'import os; os.environ["LD_PRELOAD"]'
 
 
@@ -25,7 +25,7 @@ def environment(given=os.environ):
   the given environment has an LD_PRELOAD, be it of nothing.
   """
   settings = given.get('MALLOC_CONF', '')
-  if sys.platform != 'linux' or 'LD_PRELOAD' in given or SETTINGS in settings:
+  if sys.platform != 'linux' or 'LD_PRELOAD' in given:
     return {}
   # Of a setting that is there twice the last counts: the user's.
   added = {'LD_PRELOAD': LIBRARY, 'MALLOC_CONF': ','.join(filter(None, (SETTINGS, settings)))}
@@ -47,9 +47,17 @@ def start_again(module):
 
   Nothing happens in a process that was started otherwise: a notebook's, a debugger's.
   """
-  words = itertools.dropwhile(lambda word: word.startswith('-') and word != '-m',
-                              sys.orig_argv[1:])
-  if list(words)[:2] == ['-m', module] and (added := environment()):
+  process = str(os.getpid())
+  if not _is_program(module, sys.orig_argv[1:]) or os.environ.get(_PROCESS) == process:
+    return
+  if added := environment():
     sys.stdout.flush()
     with contextlib.suppress(OSError):  # It is slower without, but it runs.
-      os.execve(sys.executable, sys.orig_argv, {**os.environ, **added})
+      os.execve(sys.executable, sys.orig_argv, {**os.environ, **added, _PROCESS: process})
+
+
+def _is_program(module, words):
+  """Whether an interpreter's words have the module as its program, not as one of its arguments."""
+  while words and words[0].startswith('-') and words[0] != '-m':
+    words = words[2 if words[0] in ('-X', '-W') else 1:]
+  return words[:2] == ['-m', module]

@@ -88,6 +88,14 @@ runpy.run_module('program', run_name='__main__')
   assert len(run(tmp_path, 'starter.py')) == 2
 
 
+@pytest.mark.parametrize('words, program', [
+    ('-m launch --redo=train', True), ('-X dev -Wignore -u -m launch', True), ('-mlaunch', False),
+    ('-W ignore -m launch', True), ('-m memray run -m launch', False), ('x.py -m launch', False),
+    ('-c pass -m launch', False), ('', False), ('-m', False)])
+def test_the_program_among_the_interpreters_words(words, program):
+  assert allocator._is_program('launch', words.split()) == program
+
+
 def test_nothing_is_added_off_linux(monkeypatch):
   monkeypatch.setattr(allocator, 'LIBRARY', STAND_IN)
   monkeypatch.delenv('LD_PRELOAD', raising=False)
