@@ -13,7 +13,6 @@ _LINES = 15
 _KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0',
                 'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1), 'MALLOC_TOP_PAD_': str(2**26)}
 
-
 MALLOC = ('LD_PRELOAD', 'MALLOC_CONF')
 """Variables that are each contestant's own."""
 
