@@ -56,7 +56,7 @@ def xla_flags():
   Left to itself XLA computes the convolutions that `onednn` does not take with YNNPACK one by one;
   Eigen, which this flag leaves them to, takes half the time for kernel gradients.
   """
-  return ['--xla_cpu_experimental_ynn_fusion_type=eltwise'] if onednn.available() else []
+  return ['--xla_cpu_experimental_ynn_fusion_type=eltwise,reduce'] if onednn.available() else []
 
 
 def keep_compilations():

@@ -599,6 +599,40 @@ def test_new_variables_compile_nothing(images):
   assert not np.allclose(*outputs)
 
 
+@pytest.mark.parametrize('name', ['lenet', 'resnet20'])
+def test_images_that_are_not_finite_have_nan_logits(name):
+  model = models.create(name, 10)
+  images = np.random.default_rng(0).random((16, 20, 20, 1), np.float32)
+  logits_fn = models.logits_fn(model, models.init(keys.root(0), model, images.shape[1:]))
+  broken = images.copy()
+  broken[2, 3, 4], broken[5], broken[9, 0, 0], broken[10, 7, 7] = np.nan, np.nan, np.inf, -np.inf
+  logits, expected = evaluate(logits_fn, broken), np.array(evaluate(logits_fn, images))
+  expected[[2, 5, 9, 10]] = np.nan
+  np.testing.assert_array_equal(logits, expected)
+
+
+# ReLU.
+
+
+@pytest.mark.parametrize('shift', [0.0, 0.75, -0.75, 1e30])
+def test_relu_of_a_convolution_at_its_edges(shift):
+  class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+      return layers.conv(images, 1, kernel_size=1, bias=True, relu=True, name='conv')
+
+  params = {'conv': {'kernel': np.ones((1, 1, 1, 1), np.float32),
+                     'bias': np.full(1, shift, np.float32)}}
+  x = np.array([-np.inf, -1e38, -0.75, -1e-30, -0.0, 0.0, 1e-30, 0.75, 1e38, np.inf], np.float32)
+  relu = lambda params, x: Layer().apply({'params': params}, x.reshape(-1, 1, 1, 1)).ravel()
+  total = x + np.float32(shift)
+  np.testing.assert_array_equal(evaluate(relu, params, x), np.maximum(total, 0))
+  gradient = evaluate(jax.grad(lambda *of: relu(*of)[1:-1].sum(), (0, 1)), params, x)
+  inside = (total > 0)[1:-1]  # where it is 0 the gradient is 0, as PyTorch's
+  np.testing.assert_array_equal(gradient[1][1:-1], inside)
+  np.testing.assert_array_equal(gradient[0]['conv']['bias'], [inside.sum()])
+
+
 # Pooling.
 
 
@@ -687,33 +721,38 @@ def test_initialisation_of_resnet():
   np.testing.assert_array_equal(variables['batch_stats']['norm']['var'], 1)
 
 
-@pytest.mark.parametrize('train', [False, True])
-def test_batch_norm_has_the_derivatives_of_its_formula(train):
-  x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2))
+@pytest.mark.parametrize(('train', 'activation', 'shortcut'), [
+    (False, None, False), (True, None, True), (False, 'relu', True), (True, 'relu', False),
+    (True, 'relu', True), (True, 'swish', True)])
+def test_batch_norm_has_the_derivatives_of_its_formula(train, activation, shortcut):
+  x, added = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 2))
   variables = {'params': {'norm': {'scale': jnp.array([.5, -2.]), 'bias': jnp.array([1., 3.])}},
                'batch_stats': {'norm': {'mean': jnp.array([.1, -.2]), 'var': jnp.array([2., .3])}}}
 
   class Norm(nn.Module):
     @nn.compact
-    def __call__(self, images):
-      return layers.norm(images, name='norm', train=train)
+    def __call__(self, images, added):
+      return layers.norm(images, name='norm', train=train, added=added, activation=activation)
 
-  def ours(x, params):
-    out, _ = Norm().apply({**variables, 'params': params}, x, mutable=['batch_stats'])
+  def ours(x, params, added):
+    out, _ = Norm().apply({**variables, 'params': params}, x, added if shortcut else None,
+                          mutable=['batch_stats'])
     return out
 
-  def formula(x, params):
+  def formula(x, params, added):
     stored = variables['batch_stats']['norm']
     mean = x.mean((0, 1, 2)) if train else stored['mean']
     var = x.var((0, 1, 2)) if train else stored['var']
-    return ((x - mean) / jnp.sqrt(var + 1e-5) * params['norm']['scale'] + params['norm']['bias'])
+    out = (x - mean) / jnp.sqrt(var + 1e-5) * params['norm']['scale'] + params['norm']['bias']
+    out = out + added if shortcut else out
+    return {None: lambda z: z, 'relu': jax.nn.relu, 'swish': jax.nn.swish}[activation](out)
 
   weights, towards = jax.random.normal(jax.random.key(1), (2, *x.shape))
 
   def derivatives(norm):
-    of_images = lambda x: norm(x, variables['params'])
-    gradient = jax.grad(lambda x, params: jnp.sum(weights * norm(x, params) ** 2), (0, 1))
-    gradient_at = lambda x: gradient(x, variables['params'])
+    of_images = lambda x: norm(x, variables['params'], added)
+    gradient = jax.grad(lambda *of: jnp.sum(weights * norm(*of) ** 2), (0, 1, 2))
+    gradient_at = lambda x: gradient(x, variables['params'], added)
     return (gradient_at(x), jax.jvp(of_images, (x,), (towards,)),
             jax.jvp(gradient_at, (x,), (towards,)))
 

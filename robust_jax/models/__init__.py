@@ -102,7 +102,7 @@ def logits_fn(model, variables, *, mean=0.0, std=1.0):
 
   Returns:
     A LogitsFn: images [batch, height, width, channel] in [0, 1] -> logits [batch, classes]
-    float32.
+    float32; NaN where a pixel is not finite.
   """
   if getattr(model, 'takes_pixels', False):
     mean, std = 0., 1.
@@ -152,6 +152,9 @@ def _eval_logits(model, mean, std):
   """One function for each classifier: jit knows functions by identity."""
 
   def eval_logits(variables, images):
-    return model.apply(variables, _normalise(images, mean, std), train=False).astype(jnp.float32)
+    logits = model.apply(variables, _normalise(images, mean, std), train=False)
+    # XLA:CPU's maximum loses NaN: relu(NaN) is 0 there, and an image of NaN would have a class.
+    finite = jnp.isfinite(images).all(axis=tuple(range(1, images.ndim)))
+    return jnp.where(finite[:, None], logits.astype(jnp.float32), jnp.nan)
 
   return eval_logits

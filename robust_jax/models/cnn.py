@@ -49,9 +49,8 @@ class CNN(nn.Module):
       x = layers.norm(x, train=train, axis_name=self.axis_name, affine=False, name='norm')
     for number, width in enumerate(self.widths):
       x = layers.conv(x, width, kernel_size=self.kernel_size, padding=self.padding, bias=True,
-                      pool=self.pools[number] if self.pools else 2, initialise=self.initialise,
-                      dtype=self.dtype, name=f'conv{number + 1}')
-      x = nn.relu(x)  # Max-pool and ReLU commute; this order works on fewer entries.
+                      pool=self.pools[number] if self.pools else 2, relu=True,
+                      initialise=self.initialise, dtype=self.dtype, name=f'conv{number + 1}')
     x = layers.dense(x.reshape(x.shape[0], -1), self.dense, initialise=self.initialise,
                      dtype=self.dtype, name='dense')
     return layers.dense(nn.relu(x), self.num_classes, initialise=self.initialise, name='logits')

@@ -31,10 +31,11 @@ class DenseLayer(nn.Module):
   @nn.compact
   def __call__(self, features):
     # Concatenated in here, so that with remat the quadratic number of copies is not kept.
-    x = nn.relu(self.norm(jnp.concatenate(features, axis=-1), name='norm1'))
+    x = self.norm(jnp.concatenate(features, axis=-1), activation='relu', name='norm1')
     if self.bottleneck:
       x = self.conv(x, 4 * self.growth, kernel_size=1, name='conv1')
-      return self.conv(nn.relu(self.norm(x, name='norm2')), self.growth, name='conv2')
+      x = self.norm(x, activation='relu', name='norm2')
+      return self.conv(x, self.growth, name='conv2')
     return self.conv(x, self.growth, name='conv1')
 
 
@@ -76,11 +77,11 @@ class DenseNet(nn.Module):
                                    name=f'block{block}_layer{number}')(features))
       x = jnp.concatenate(features, axis=-1)
       if block < 3:
-        x = nn.relu(norm(x, name=f'transition{block}_norm'))
+        x = norm(x, activation='relu', name=f'transition{block}_norm')
         x = conv(x, x.shape[-1] // (2 if self.bottleneck else 1), kernel_size=1,
                  name=f'transition{block}')
         x = nn.avg_pool(x, (2, 2), (2, 2))
-    x = layers.average(nn.relu(norm(x, name='norm')))
+    x = layers.average(norm(x, activation='relu', name='norm'))
     return layers.dense(x, self.num_classes, name='logits')
 
 

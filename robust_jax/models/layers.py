@@ -19,6 +19,7 @@ from robust_jax.types import Interval
 
 Dtype = Literal['float32', 'bfloat16']
 """What a network computes in; parameters, BatchNorm statistics and logits are float32."""
+Activation = Literal['relu', 'swish']
 Rate = Annotated[float, Interval(0, 1, open_high=True)]
 """The probability that dropout drops an entry."""
 
@@ -42,8 +43,8 @@ def fan_out_normal(fan_in):
 
 
 def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=False, pool=1,
-         initialise=uniform, dtype='float32'):
-  """A square convolution, and a max-pool if one follows.
+         relu=False, initialise=uniform, dtype='float32'):
+  """A square convolution, and a max-pool and ReLU if they follow.
 
   Args:
     images: [batch, height, width, channel].
@@ -56,6 +57,7 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
     bias: whether there is one.
     pool: side of the windows of `max_pool`, in pixels; 1 for none. The bias is added after it,
       which is the same, on fewer entries (but that it cannot make entries tie by rounding).
+    relu: whether ReLU follows.
     initialise: fan_in -> (kernel_init, bias_init).
     dtype: what it computes in.
 
@@ -64,7 +66,7 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
   """
   kernel_init, bias_init = initialise(kernel_size**2 * images.shape[-1])
   padding = padding or ((kernel_size // 2, kernel_size // 2),) * 2
-  return _Conv(features, kernel_size, stride, padding, bias, pool, kernel_init, bias_init,
+  return _Conv(features, kernel_size, stride, padding, bias, pool, relu, kernel_init, bias_init,
                dtype, name=name)(images)
 
 
@@ -77,6 +79,7 @@ class _Conv(nn.Module):
   padding: str | tuple
   bias: bool
   pool: int
+  relu: bool
   kernel_init: Callable
   bias_init: Callable
   dtype: str
@@ -94,8 +97,9 @@ class _Conv(nn.Module):
       out = max_pool(out, self.pool)
     if self.bias:
       bias = self.param('bias', self.bias_init, (self.features,)).astype(self.dtype)
-      rows = _rows(out)
-      out = (rows + _per_row(bias, rows)).reshape(out.shape)
+      out = _shift(_rows(out), bias, self.relu).reshape(out.shape)
+    elif self.relu:
+      out = nn.relu(out)
     return out
 
 
@@ -117,22 +121,45 @@ def _per_row(vector, rows):
 
 
 @jax.custom_jvp
-def _affine(rows, factor, shift):
-  """rows * factor + shift, [channel] each.
+def _scale(rows, factor):
+  """rows * factor, of [channel].
 
   The factor that its gradient multiplies by is kept apart from this one, because XLA:CPU would
   otherwise write it down for every pixel, to have it for both.
   """
-  return rows * _per_row(factor, rows) + _per_row(shift, rows)
+  return rows * _per_row(factor, rows)
 
 
-@_affine.defjvp
-def _affine_jvp(primals, tangents):
-  rows, factor, _ = primals
-  d_rows, d_factor, d_shift = tangents
+@_scale.defjvp
+def _scale_jvp(primals, tangents):
+  rows, factor = primals
+  d_rows, d_factor = tangents
   apart = jax.lax.optimization_barrier(factor)
-  return _affine(*primals), (d_rows * _per_row(apart, rows) + rows * _per_row(d_factor, rows)
-                             + _per_row(d_shift, rows))
+  return _scale(rows, factor), d_rows * _per_row(apart, rows) + rows * _per_row(d_factor, rows)
+
+
+def _shift(rows, shift, relu):
+  """rows + shift, of [channel], and its ReLU if that follows."""
+  return _shifted_relu(rows, shift) if relu else rows + _per_row(shift, rows)
+
+
+@jax.custom_jvp
+def _shifted_relu(rows, shift):
+  """relu(rows + shift), shift of [channel].
+
+  As max(rows, -shift) + shift, and its gradient by its result: so XLA:CPU makes one pass of it and
+  of what comes before, where it would write down rows + shift for the gradient, and the zeros of
+  max(..., 0) for every pixel.
+  """
+  return jnp.maximum(rows, _per_row(-shift, rows)) + _per_row(shift, rows)
+
+
+@_shifted_relu.defjvp
+def _shifted_relu_jvp(primals, tangents):
+  rows, _ = primals
+  d_rows, d_shift = tangents
+  result = _shifted_relu(*primals)
+  return result, jnp.where(result > 0, d_rows + _per_row(d_shift, rows), 0)
 
 
 def _channel_mean(rows, channels):
@@ -154,9 +181,9 @@ def dense(inputs, features, *, name, initialise=uniform, dtype='float32'):
                   name=name)(inputs)
 
 
-def norm(images, *, name, train, axis_name=None, affine=True, momentum=0.9, epsilon=1e-5,
-         dtype='float32'):
-  """BatchNorm over all axes but the last.
+def norm(images, *, name, train, axis_name=None, affine=True, added=None, activation=None,
+         momentum=0.9, epsilon=1e-5, dtype='float32'):
+  """activation(BN(images) + added), with BatchNorm over all axes but the last.
 
   With `train` the statistics of `images`, over all devices of `axis_name`, normalise, and update
   the stored ones as momentum old + (1 - momentum) new (the variance is the biased one, where
@@ -168,6 +195,8 @@ def norm(images, *, name, train, axis_name=None, affine=True, momentum=0.9, epsi
     train: whether to use batch statistics.
     axis_name: the mapped axis over which they are averaged, or None.
     affine: whether a learned scale and bias follow.
+    added: a shortcut, shaped as `images`; None for none.
+    activation: 'relu' or 'swish'; None for none.
     momentum: weight of the stored statistics in their update.
     epsilon: added to the variance.
     dtype: of the result; the arithmetic is float32.
@@ -175,7 +204,8 @@ def norm(images, *, name, train, axis_name=None, affine=True, momentum=0.9, epsi
   Returns:
     [batch, ..., channel] in `dtype`.
   """
-  return _BatchNorm(train, axis_name, affine, momentum, epsilon, dtype, name=name)(images)
+  return _BatchNorm(train, axis_name, affine, activation, momentum, epsilon, dtype,
+                    name=name)(images, added)
 
 
 class _BatchNorm(nn.Module):
@@ -184,12 +214,13 @@ class _BatchNorm(nn.Module):
   train: bool
   axis_name: str | None
   affine: bool
+  activation: Activation | None
   momentum: float
   epsilon: float
   dtype: str
 
   @nn.compact
-  def __call__(self, images):
+  def __call__(self, images, added):
     channels = images.shape[-1:]
     stored_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels, jnp.float32)
     stored_var = self.variable('batch_stats', 'var', jnp.ones, channels, jnp.float32)
@@ -197,7 +228,7 @@ class _BatchNorm(nn.Module):
     if self.train:
       mean, square = _channel_mean(x, *channels), _channel_mean(jnp.square(x), *channels)
       if self.axis_name is not None and not self.is_initializing():
-        mean, square = jax.lax.pmean((mean, square), self.axis_name)
+        mean, square = jax.lax.pmean(jnp.stack([mean, square]), self.axis_name)
       var = jnp.maximum(square - jnp.square(mean), 0)
       if not self.is_initializing():
         for stored, new in ((stored_mean, mean), (stored_var, var)):
@@ -210,7 +241,11 @@ class _BatchNorm(nn.Module):
     shift = -mean * factor
     if self.affine:
       shift += self.param('bias', nn.initializers.zeros, channels)
-    return _affine(x, factor, shift).astype(self.dtype).reshape(images.shape)
+    x = _scale(x, factor)
+    if added is not None:
+      x += _rows(added).astype(jnp.float32)
+    x = _shift(x, shift, self.activation == 'relu').astype(self.dtype).reshape(images.shape)
+    return nn.swish(x) if self.activation == 'swish' else x
 
 
 def dropout(inputs, rate, key, number):

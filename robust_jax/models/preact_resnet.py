@@ -12,7 +12,6 @@ from robust_jax.errors import UserError
 from robust_jax.models import layers
 from robust_jax.types import Count
 
-Activation = Literal['relu', 'swish']
 Form = Literal['zagoruyko', 'deepmind', 'mcdonnell']
 
 
@@ -34,8 +33,7 @@ class PreActBlock(nn.Module):
 
   Attributes:
     conv: layers.conv but for its images, features and name.
-    norm: layers.norm but for its images and name.
-    activation: act.
+    norm: layers.norm but for its images and name; with its activation, act.
     width: channels.
     stride: stride of the first convolution.
     pool_shortcut: where the shape changes, the shortcut is the 3x3 average pool of x and zeros
@@ -46,7 +44,6 @@ class PreActBlock(nn.Module):
 
   conv: Callable
   norm: Callable
-  activation: Callable
   width: int
   stride: int
   pool_shortcut: bool
@@ -55,7 +52,7 @@ class PreActBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, key):
-    out = self.activation(self.norm(x, name='norm1'))
+    out = self.norm(x, name='norm1')
     if self.stride == 1 and x.shape[-1] == self.width:
       shortcut = x
     elif self.pool_shortcut:
@@ -64,7 +61,7 @@ class PreActBlock(nn.Module):
     else:
       shortcut = self.conv(out, self.width, kernel_size=1, stride=self.stride, name='shortcut')
     out = self.conv(out, self.width, stride=self.stride, name='conv1')
-    out = self.activation(self.norm(out, name='norm2'))
+    out = self.norm(out, name='norm2')
     out = layers.dropout(out, self.dropout, key, self.number)
     return shortcut + self.conv(out, self.width, name='conv2')
 
@@ -93,7 +90,7 @@ class PreActResNet(nn.Module):
   num_blocks: tuple[int, ...]
   stem: int
   width: int
-  activation: Activation = 'relu'
+  activation: layers.Activation = 'relu'
   form: Form = 'zagoruyko'
   initialise: Callable = layers.fan_out_normal
   final_norm: bool = True
@@ -113,19 +110,18 @@ class PreActResNet(nn.Module):
                              padding='SAME' if deepmind else None)
     norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, dtype=self.dtype,
                              momentum=0.99 if deepmind else 0.9)
-    inner_norm = functools.partial(norm, affine=not mcdonnell)
-    activation = {'relu': nn.relu, 'swish': nn.swish}[self.activation]
+    inner_norm = functools.partial(norm, affine=not mcdonnell, activation=self.activation)
     block_type = nn.remat(PreActBlock) if self.remat else PreActBlock
     x = conv(images, self.stem, name='conv')
     number = 0
     for stage, blocks in enumerate(self.num_blocks):
       for block in range(blocks):
         stride = 2 if stage > 0 and block == 0 else 1
-        x = block_type(conv, inner_norm, activation, self.width * 2**stage, stride, mcdonnell,
+        x = block_type(conv, inner_norm, self.width * 2**stage, stride, mcdonnell,
                        self.dropout, number, name=f'stage{stage + 1}_block{block + 1}')(x, key)
         number += 1
     if self.final_norm:
-      x = activation(inner_norm(x, name='norm'))
+      x = inner_norm(x, name='norm')
     if mcdonnell:
       x = conv(x.astype(jnp.float32), self.num_classes, kernel_size=1, dtype='float32',
                name='logits')
@@ -134,7 +130,7 @@ class PreActResNet(nn.Module):
                         initialise=zeros if deepmind else layers.uniform)
 
 
-def preact_resnet18(num_classes, *, activation: Activation = 'relu', final_norm: bool = True,
+def preact_resnet18(num_classes, *, activation: layers.Activation = 'relu', final_norm: bool = True,
                     dtype: layers.Dtype = 'float32', remat: bool = False):
   """PreActResNet-18 for CIFAR-sized images: 11,172,170 parameters at 10 classes.
 
@@ -160,7 +156,7 @@ def preact_resnet18(num_classes, *, activation: Activation = 'relu', final_norm:
 
 
 def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
-                activation: Activation = 'relu', form: Form = 'zagoruyko',
+                activation: layers.Activation = 'relu', form: Form = 'zagoruyko',
                 dropout: layers.Rate = 0.0, dtype: layers.Dtype = 'float32', remat: bool = False):
   """WRN-depth-width for CIFAR-sized images; WRN-28-10 has 36,479,194 parameters at 10 classes.
 
@@ -205,14 +201,14 @@ def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
       dtype=dtype, remat=remat)
 
 
-def wrn_28_10(num_classes, *, activation: Activation = 'relu', dtype: layers.Dtype = 'float32',
-              remat: bool = False):
+def wrn_28_10(num_classes, *, activation: layers.Activation = 'relu',
+              dtype: layers.Dtype = 'float32', remat: bool = False):
   """WRN-28-10: 36,479,194 parameters at 10 classes. Arguments and result as `wide_resnet`."""
   return wide_resnet(num_classes, depth=28, activation=activation, dtype=dtype, remat=remat)
 
 
-def wrn_34_10(num_classes, *, activation: Activation = 'relu', dtype: layers.Dtype = 'float32',
-              remat: bool = False):
+def wrn_34_10(num_classes, *, activation: layers.Activation = 'relu',
+              dtype: layers.Dtype = 'float32', remat: bool = False):
   """WRN-34-10: 46,160,474 parameters at 10 classes. Arguments and result as `wide_resnet`."""
   return wide_resnet(num_classes, depth=34, activation=activation, dtype=dtype, remat=remat)
 

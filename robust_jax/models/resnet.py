@@ -28,9 +28,9 @@ class BasicBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     out = self.conv(x, self.width, stride=self.stride, name='conv1')
-    out = nn.relu(self.norm(out, name='norm1'))
-    out = self.norm(self.conv(out, self.width, name='conv2'), name='norm2')
-    return nn.relu(out + _shortcut(self, x, self.width))
+    out = self.norm(out, activation='relu', name='norm1')
+    out = self.conv(out, self.width, name='conv2')
+    return self.norm(out, added=_shortcut(self, x, self.width), activation='relu', name='norm2')
 
 
 class Bottleneck(nn.Module):
@@ -48,12 +48,12 @@ class Bottleneck(nn.Module):
   @nn.compact
   def __call__(self, x):
     out = self.conv(x, self.width, kernel_size=1, name='conv1')
-    out = nn.relu(self.norm(out, name='norm1'))
+    out = self.norm(out, activation='relu', name='norm1')
     out = self.conv(out, self.width, stride=self.stride, name='conv2')
-    out = nn.relu(self.norm(out, name='norm2'))
+    out = self.norm(out, activation='relu', name='norm2')
     out = self.conv(out, 4 * self.width, kernel_size=1, name='conv3')
-    out = self.norm(out, name='norm3')
-    return nn.relu(out + _shortcut(self, x, 4 * self.width))
+    return self.norm(out, added=_shortcut(self, x, 4 * self.width), activation='relu',
+                     name='norm3')
 
 
 def _shortcut(block, x, features):
@@ -96,9 +96,10 @@ class ResNet(nn.Module):
     norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
     if self.large_images:
       x = conv(images, self.width, kernel_size=7, stride=2, name='conv')
-      x = nn.max_pool(nn.relu(norm(x, name='norm')), (3, 3), (2, 2), ((1, 1), (1, 1)))
+      x = norm(x, activation='relu', name='norm')
+      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     else:
-      x = nn.relu(norm(conv(images, self.width, name='conv'), name='norm'))
+      x = norm(conv(images, self.width, name='conv'), activation='relu', name='norm')
     block_type = Bottleneck if self.bottleneck else BasicBlock
     block_type = nn.remat(block_type) if self.remat else block_type
     for stage, blocks in enumerate(self.num_blocks):

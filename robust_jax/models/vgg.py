@@ -37,13 +37,13 @@ class VGG(nn.Module):
     for stage, (convs, factor) in enumerate([(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)], start=1):
       for number in range(1, convs + 1):
         x = conv(x, factor * self.width, name=f'stage{stage}_conv{number}')
-        x = nn.relu(norm(x, epsilon=1e-3, name=f'stage{stage}_norm{number}'))
+        x = norm(x, epsilon=1e-3, activation='relu', name=f'stage{stage}_norm{number}')
         if number < convs:
           x = layers.dropout(x, 0.3 if stage == 1 else 0.4, key, 10 * stage + number)
       x = _ceil_pool(x)
     x = layers.dropout(x.reshape(x.shape[0], -1), 0.5, key, 1)
     x = layers.dense(x, 8 * self.width, dtype=self.dtype, name='dense')
-    x = layers.dropout(nn.relu(norm(x, name='norm')), 0.5, key, 2)
+    x = layers.dropout(norm(x, activation='relu', name='norm'), 0.5, key, 2)
     return layers.dense(x, self.num_classes, name='logits')
 
 

@@ -1,6 +1,7 @@
 """One training step: an ordinary function, mapped over devices by `parallel`."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -50,44 +51,51 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     their number, 'count': their number}, over all devices; an example counts whatever its weight,
     unless that is 0.
   """
-  total = (lambda x: x) if axis_name is None else lambda x: jax.lax.psum(x, axis_name)
-
   def train_step(state, batch, key):
     example_keys = keys.fold_in(keys.fold_in(key, state.step), batch.index)
     progress = Progress(state.step, state.step // steps_per_epoch)
     memory = {name: values.at[batch.index].get(mode='clip')
               for name, values in state.memory.items()}
-    weight = total(jnp.sum(batch.mask))
 
     def gradient_of(batch_stats, rows):
       example_keys, batch, memory = rows
 
-      def mean_loss(params):
+      def weighted_loss(params):
         output = method(example_keys, network, params, batch_stats, batch, memory, progress)
         _check_per_example(output, len(batch.labels))
-        return jnp.sum(batch.mask * output.loss) / weight, output
+        return jnp.sum(batch.mask * output.loss), output
 
-      return jax.grad(mean_loss, has_aux=True)(state.params)
+      return jax.grad(weighted_loss, has_aux=True)(state.params)
 
     rows = (example_keys, batch, memory)
     if accumulation == 1:
       gradient, output = gradient_of(state.batch_stats, rows)
     else:
       gradient, output = _accumulate(gradient_of, state, rows, accumulation)
-    updates, opt_state = optimizer.update(total(gradient), state.opt_state, state.params)
     counts = (batch.mask > 0).astype(jnp.float32)
-    count = total(jnp.sum(counts))
-    sums = {name: total(jnp.sum(counts * values)) for name, values in output.metrics.items()}
+    sums = {name: jnp.sum(counts * values) for name, values in output.metrics.items()}
+    sums['loss'], sums['count'] = jnp.sum(batch.mask * output.loss), jnp.sum(counts)
+    gradient, sums, weight = _over_devices((gradient, sums, jnp.sum(batch.mask)), axis_name)
+    gradient = jax.tree.map(lambda x: x / weight, gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     # The mean of what is minimised, as often as there are examples: it is divided by `count`.
-    sums['loss'] = total(jnp.sum(batch.mask * output.loss)) * (count / weight)
+    sums['loss'] *= sums['count'] / weight
     params = optax.apply_updates(state.params, updates)
     state = TrainState(
         step=state.step + 1, params=params, batch_stats=output.batch_stats, opt_state=opt_state,
         ema=_average(state, params, output.batch_stats, ema_decay),
         memory=_write_memory(state.memory, output.memory, batch.index, axis_name))
-    return state, {**sums, 'count': count}
+    return state, sums
 
   return train_step
+
+
+def _over_devices(tree, axis_name):
+  """The sums over devices, of all arrays at once: on CPU devices meet once for each array."""
+  if axis_name is None:
+    return tree
+  flat, restore = jax.flatten_util.ravel_pytree(tree)
+  return restore(jax.lax.psum(flat, axis_name))
 
 
 def _check_per_example(output, size):
