@@ -54,7 +54,11 @@ def xla_flags():
   """XLA's flags, which only a jaxlib that knows them may be given: others end the process.
 
   Left to itself XLA computes the convolutions that `onednn` does not take with YNNPACK one by one;
-  Eigen, which this flag leaves them to, takes half the time for kernel gradients.
+  Eigen, which this flag leaves them to, takes half the time for kernel gradients. Sums and what is
+  elementwise stay with YNNPACK, whose maximum may lose a NaN: the other argument comes out. In
+  jaxlib 0.10.2, with this flag and without any, it is wrong where a matrix product of few rows is
+  squared and summed for more than 32,768 columns (jax-ml/jax#39103), and crashes where products of
+  arrays of seven axes are summed (#40412); nothing here does either.
   """
   return ['--xla_cpu_experimental_ynn_fusion_type=eltwise,reduce'] if onednn.available() else []
 

@@ -614,12 +614,13 @@ def test_images_that_are_not_finite_have_nan_logits(name):
 # ReLU.
 
 
-@pytest.mark.parametrize('shift', [0.0, 0.75, -0.75, 1e30])
-def test_relu_of_a_convolution_at_its_edges(shift):
+@pytest.mark.parametrize(('shift', 'bias'), [
+    (0.0, False), (0.0, True), (0.75, True), (-0.75, True), (1e30, True)])
+def test_relu_of_a_convolution_at_its_edges(shift, bias):
   class Layer(nn.Module):
     @nn.compact
     def __call__(self, images):
-      return layers.conv(images, 1, kernel_size=1, bias=True, relu=True, name='conv')
+      return layers.conv(images, 1, kernel_size=1, bias=bias, relu=True, name='conv')
 
   params = {'conv': {'kernel': np.ones((1, 1, 1, 1), np.float32),
                      'bias': np.full(1, shift, np.float32)}}
@@ -630,7 +631,31 @@ def test_relu_of_a_convolution_at_its_edges(shift):
   gradient = evaluate(jax.grad(lambda *of: relu(*of)[1:-1].sum(), (0, 1)), params, x)
   inside = (total > 0)[1:-1]  # where it is 0 the gradient is 0, as PyTorch's
   np.testing.assert_array_equal(gradient[1][1:-1], inside)
-  np.testing.assert_array_equal(gradient[0]['conv']['bias'], [inside.sum()])
+  if bias:
+    np.testing.assert_array_equal(gradient[0]['conv']['bias'], [inside.sum()])
+
+
+def test_clipped_entries_are_zero_without_scale_and_bias():
+  """Compiled as in use: a sum that is fused with the product before it need not cancel."""
+  x = np.random.default_rng(0).normal(size=(16, 8, 8, 16)).astype(np.float32)
+  statistics = {'mean': x.mean((0, 1, 2)), 'var': x.var((0, 1, 2))}
+
+  class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+      return layers.norm(images, name='norm', train=False, affine=False, activation='relu')
+
+  relu = jax.jit(lambda x: Norm().apply({'batch_stats': {'norm': statistics}}, x))
+  expected = (x - statistics['mean']) / np.sqrt(statistics['var'] + 1e-5)
+  far = np.abs(expected) > 1e-5  # from where rounding decides
+  gradient = jax.jit(jax.grad(lambda x: relu(x).sum()))(x)
+  np.testing.assert_array_equal((relu(x) > 0)[far], (expected > 0)[far])
+  np.testing.assert_array_equal((gradient > 0)[far], (expected > 0)[far])
+
+
+def test_an_unknown_activation_is_refused():
+  with pytest.raises(ValueError, match=r"activation is 'gelu'; relu, swish or None is allowed"):
+    layers.norm(jnp.zeros((1, 2)), name='norm', train=False, activation='gelu')
 
 
 # Pooling.

@@ -62,6 +62,39 @@ print(os.environ['XLA_FLAGS'])
   assert run(code, XLA_FLAGS=mine).stdout.split() == [mine]
 
 
+def test_sums_are_right_with_the_flags():
+  """Sums over first, middle and last axes, of products, windows and parts of uneven sizes."""
+  code = '''
+import numpy as np
+from robust_jax import runtime
+runtime.keep_compilations = lambda: None
+runtime.tune()
+import jax
+from robust_jax.models import layers
+rng = np.random.default_rng(0)
+def check(f, *arrays):
+  exact = f(*(x.astype(np.float64) for x in arrays))
+  np.testing.assert_allclose(jax.jit(f)(*arrays), exact, rtol=2e-5, atol=1e-5, err_msg=str(
+      [x.shape for x in arrays]))
+product = lambda axes: lambda x, y: (x * y).sum(axes)
+for columns in (1000, 32769, 40000, 65537, 100001):
+  for rows in (2, 3, 10):
+    x, y = rng.random((2, rows, columns), np.float32)
+    for f in (product(0), product(1), lambda x, y: (x + y).mean(0), lambda x, y: (x ** 2).sum(1)):
+      check(f, x, y)
+for shape in ((64, 32, 32, 16), (1000, 8, 8, 64), (37, 33, 31, 20), (2, 17, 32, 32, 3)):
+  x, y = rng.random((2, *shape), np.float32)
+  for axes in (0, -1, (0, 1), (1, 2), (0, 1, 2)):
+    check(product(axes), x, y)
+  check(lambda x, y: (x * y).reshape(shape[0] * shape[1], -1).sum(0), x, y)
+for side, size in ((24, 2), (25, 3)):
+  x = rng.random((32, side, side, 20), np.float32)
+  part = x[:, :24, :24].reshape(32, 24 // size, size, 24 // size, size, 20)
+  np.testing.assert_array_equal(jax.jit(lambda x: layers.max_pool(x, size))(x), part.max((2, 4)))
+'''
+  run(code)
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='counts page faults as Linux does')
 def test_memory_is_kept():
   """Buffers of 64 MiB, freed and taken again in a thread, fault no page in."""

@@ -193,9 +193,9 @@ def on_grid(logits_fn, steps=255):
 @functools.cache
 def _rounded(steps):
   def rounded_logits(logits_fn, images):
-    # Integers proper have one zero; NaN stays.
+    # Integers proper have one zero; what is not finite stays so.
     numbers = jnp.rint(images * steps).astype(jnp.int32).astype(jnp.float32)
-    return logits_fn(jnp.where(jnp.isnan(images), jnp.nan, numbers / steps))
+    return logits_fn(jnp.where(jnp.isfinite(images), numbers / steps, jnp.nan))
 
   return rounded_logits
 

@@ -64,8 +64,8 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
   those of image i - 1: row r is draw start[i] + r - first[i] of the image i with first[i] <= r <
   first[i + 1], first the sums of num. Pass p holds rows p * batch_size, ...; rows of several
   images share a pass, an image of 0 draws costs nothing, and the last pass alone is padded, with
-  rows that do not vote. A row with a NaN among its logits votes for no class, so that
-  sum_c counts[i, c] <= num[i].
+  rows that do not vote. A row with a NaN among its logits, or a pixel that is not
+  finite, votes for no class, so that sum_c counts[i, c] <= num[i].
 
   One compilation serves every start, num, sigma and shard, and every logits_fn that is a pytree
   of the same structure and shapes (`jax.tree_util.Partial`, such as Network.eval_logits gives).
@@ -137,7 +137,10 @@ def _count(key, logits_fn, images, example_ids, start, num, sigma, shard, num_sh
     noise = jax.vmap(lambda k: noise_fn(k, tuple(shape), sigma))(
       keys.fold_in(image_keys[image], draw)
     )
-    logits = logits_fn(images[image] + noise)
+    noisy = images[image] + noise
+    logits = logits_fn(noisy)
+    # A classifier may lose NaN on its way: XLA:CPU's maximum of NaN and 0 can be 0.
+    votes &= jnp.isfinite(noisy).all(axis=tuple(range(1, noisy.ndim)))
     votes &= ~jnp.isnan(logits).any(axis=-1)
     return counts.at[image, logits.argmax(axis=-1)].add(votes.astype(jnp.int32))
 

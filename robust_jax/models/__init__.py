@@ -153,7 +153,7 @@ def _eval_logits(model, mean, std):
 
   def eval_logits(variables, images):
     logits = model.apply(variables, _normalise(images, mean, std), train=False)
-    # XLA:CPU's maximum loses NaN: relu(NaN) is 0 there, and an image of NaN would have a class.
+    # XLA:CPU's maxima may lose NaN (`runtime.xla_flags`), and an image of NaN would have a class.
     finite = jnp.isfinite(images).all(axis=tuple(range(1, images.ndim)))
     return jnp.where(finite[:, None], logits.astype(jnp.float32), jnp.nan)
 

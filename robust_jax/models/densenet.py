@@ -18,7 +18,7 @@ class DenseLayer(nn.Module):
 
   Attributes:
     conv: layers.conv but for its images, features and name.
-    norm: layers.norm but for its images and name.
+    norm: layers.norm but for its images, activation and name.
     growth: channels of the result.
     bottleneck: whether the 1x1 convolution is there.
   """

@@ -7,7 +7,7 @@ PyTorch's. Every layer computes in `dtype` and keeps its parameters and statisti
 import functools
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
     bias: whether there is one.
     pool: side of the windows of `max_pool`, in pixels; 1 for none. The bias is added after it,
       which is the same, on fewer entries (but that it cannot make entries tie by rounding).
-    relu: whether ReLU follows.
+    relu: whether ReLU follows, after the pool, with which it commutes.
     initialise: fan_in -> (kernel_init, bias_init).
     dtype: what it computes in.
 
@@ -151,6 +151,8 @@ def _shifted_relu(rows, shift):
   of what comes before, where it would write down rows + shift for the gradient, and the zeros of
   max(..., 0) for every pixel.
   """
+  # As a number of its own: were a product fused into the sum, 0 would be its rounding error.
+  shift = jax.lax.optimization_barrier(shift)
   return jnp.maximum(rows, _per_row(-shift, rows)) + _per_row(shift, rows)
 
 
@@ -203,7 +205,12 @@ def norm(images, *, name, train, axis_name=None, affine=True, added=None, activa
 
   Returns:
     [batch, ..., channel] in `dtype`.
+
+  Raises:
+    ValueError: there is no such activation.
   """
+  if activation not in (None, *get_args(Activation)):
+    raise ValueError(f'activation is {activation!r}; relu, swish or None is allowed')
   return _BatchNorm(train, axis_name, affine, activation, momentum, epsilon, dtype,
                     name=name)(images, added)
 

@@ -33,7 +33,7 @@ class PreActBlock(nn.Module):
 
   Attributes:
     conv: layers.conv but for its images, features and name.
-    norm: layers.norm but for its images and name; with its activation, act.
+    norm: layers.norm with act as its activation, but for its images and name.
     width: channels.
     stride: stride of the first convolution.
     pool_shortcut: where the shape changes, the shortcut is the 3x3 average pool of x and zeros

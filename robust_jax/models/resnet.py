@@ -15,7 +15,7 @@ class BasicBlock(nn.Module):
 
   Attributes:
     conv: layers.conv but for its images, features and name.
-    norm: layers.norm but for its images and name.
+    norm: layers.norm but for its images, activation, shortcut and name.
     width: channels.
     stride: stride of the first convolution.
   """

@@ -51,6 +51,7 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     their number, 'count': their number}, over all devices; an example counts whatever its weight,
     unless that is 0.
   """
+
   def train_step(state, batch, key):
     example_keys = keys.fold_in(keys.fold_in(key, state.step), batch.index)
     progress = Progress(state.step, state.step // steps_per_epoch)
@@ -91,7 +92,7 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
 
 
 def _over_devices(tree, axis_name):
-  """The sums over devices, of all arrays at once: on CPU devices meet once for each array."""
+  """The sums over devices, as one array: on CPU devices would meet for each array by itself."""
   if axis_name is None:
     return tree
   flat, restore = jax.flatten_util.ravel_pytree(tree)
