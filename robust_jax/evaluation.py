@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from robust_jax import keys, losses, parallel, smoothing
 from robust_jax.types import Batch
@@ -60,6 +59,6 @@ def _evaluate(replicated, batch):
   noise = smoothing.sample_noise(keys.fold_in(key, batch.index), batch.images, sigma=sigma,
                                  num_noise=1)[0]
   logits = logits_fn(batch.images + noise)
-  correct = jnp.argmax(logits, axis=-1) == batch.labels
+  correct = losses.predicted(logits) == batch.labels
   return {'loss': batch.mask * losses.cross_entropy(logits, batch.labels),
           'correct': batch.mask * correct, 'count': batch.mask}

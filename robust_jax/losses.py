@@ -1,7 +1,19 @@
-"""Losses of logits, one value per example; the caller reduces."""
+"""Losses and classes of logits, one value per example; the caller reduces."""
 
 import jax
 import jax.numpy as jnp
+
+
+def predicted(logits):
+  """The class of the largest logit, the lowest of several; -1, no class, where a logit is NaN.
+
+  Args:
+    logits: [..., classes].
+
+  Returns:
+    [...] int32.
+  """
+  return jnp.where(jnp.isnan(logits).any(axis=-1), -1, jnp.argmax(logits, axis=-1))
 
 
 def cross_entropy(logits, labels, *, label_smoothing=0.):

@@ -77,7 +77,7 @@ def vote(logits_fn, images, noise):
 
 def majority(logits):
   """The class that is largest in most of the logits [m, batch, classes]: [batch]; as `vote`."""
-  votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+  votes = jax.nn.one_hot(losses.predicted(logits), logits.shape[-1])
   return jnp.argmax(jnp.sum(votes, axis=0), axis=-1)
 
 

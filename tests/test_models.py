@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from numpy.lib.stride_tricks import sliding_window_view
 
-from robust_jax import keys, models, schema
+from robust_jax import keys, losses, models, schema
 from robust_jax.errors import UserError
 from robust_jax.models import cnn, densenet, layers, preact_resnet, resnet, vgg
 
@@ -609,6 +609,11 @@ def test_images_that_are_not_finite_have_nan_logits(name):
   logits, expected = evaluate(logits_fn, broken), np.array(evaluate(logits_fn, images))
   expected[[2, 5, 9, 10]] = np.nan
   np.testing.assert_array_equal(logits, expected)
+  np.testing.assert_array_equal(losses.predicted(logits) == -1, np.isnan(expected[:, 0]))
+  variables = logits_fn.args[0]
+  trained, _ = evaluate(models.network(model).train_logits, variables['params'],
+                        variables['batch_stats'], broken, keys.root(0))
+  assert np.isnan(np.asarray(trained)[[2, 5, 9, 10]]).all()
 
 
 # ReLU.

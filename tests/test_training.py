@@ -230,6 +230,21 @@ def test_accumulated_parts_make_the_step_of_the_whole(parts, linear, batch):
                (accumulated, found), (whole, sums))
 
 
+def test_a_gradient_that_is_not_finite_shows_in_the_loss(linear, batch):
+  network, params = linear
+
+  def method(key, network, params, batch_stats, batch, memory, progress):
+    output = methods.standard(key, network, params, batch_stats, batch, memory, progress)
+    # 0, with a derivative of infinity times 0.
+    return output._replace(loss=output.loss + jnp.sqrt(0 * params['logits']['kernel'].sum()))
+
+  optimizer = training.OPTIMIZERS['sgd'](0.1)
+  step = jax.jit(training.make_train_step(network, optimizer, method, steps_per_epoch=5))
+  state = training.create_state({'params': params, 'batch_stats': {}}, optimizer)
+  _, sums = step(state, batch, KEY)
+  assert np.isnan(sums['loss']) and sums['count'] == 16
+
+
 def test_accumulation_threads_the_batch_statistics(small_net, batch):
   network, variables = small_net
   state, _ = one_step(network, variables, batch, accumulation=2)

@@ -187,7 +187,7 @@ def _choose_targets(key, logits_fn, images, labels, noise, target):
 
 def _success(logits_fn, labels, targets, noise, images):
   if noise is None:
-    predicted = jnp.argmax(logits_fn(images), axis=-1)
+    predicted = losses.predicted(logits_fn(images))
   else:
     predicted = smoothing.vote(logits_fn, images, noise)
   return predicted != labels if targets is None else predicted == targets

@@ -151,7 +151,7 @@ def _judge(logits_fn, images, targets, noise):
   """(L at the targets, predicted classes), [batch] each."""
   loss = _target_loss(logits_fn, images, targets, noise)
   if noise is None:
-    return loss, jnp.argmax(logits_fn(images), axis=-1)
+    return loss, losses.predicted(logits_fn(images))
   return loss, smoothing.vote(logits_fn, images, noise)
 
 

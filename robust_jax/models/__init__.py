@@ -102,7 +102,7 @@ def logits_fn(model, variables, *, mean=0.0, std=1.0):
 
   Returns:
     A LogitsFn: images [batch, height, width, channel] in [0, 1] -> logits [batch, classes]
-    float32; NaN where a pixel is not finite.
+    float32; all NaN for an image with a pixel that is not finite.
   """
   if getattr(model, 'takes_pixels', False):
     mean, std = 0., 1.
@@ -132,7 +132,7 @@ def network(model, *, mean=0.0, std=1.0, axis_name=None):
     logits, updated = train_model.apply(
       {'params': params, 'batch_stats': batch_stats}, _normalise(images, mean, std),
       train=True, mutable=['batch_stats'], **kwargs)
-    return logits.astype(jnp.float32), updated.get('batch_stats', {})
+    return _nan_unless_finite(logits, images), updated.get('batch_stats', {})
 
   return Network(
     eval_logits=functools.partial(logits_fn, model, mean=mean, std=std),
@@ -153,8 +153,12 @@ def _eval_logits(model, mean, std):
 
   def eval_logits(variables, images):
     logits = model.apply(variables, _normalise(images, mean, std), train=False)
-    # XLA:CPU's maxima may lose NaN (`runtime.xla_flags`), and an image of NaN would have a class.
-    finite = jnp.isfinite(images).all(axis=tuple(range(1, images.ndim)))
-    return jnp.where(finite[:, None], logits.astype(jnp.float32), jnp.nan)
+    return _nan_unless_finite(logits, images)
 
   return eval_logits
+
+
+def _nan_unless_finite(logits, images):
+  # XLA:CPU's maxima may lose NaN (`runtime.xla_flags`), and an image of NaN would have a class.
+  finite = jnp.isfinite(images).all(axis=tuple(range(1, images.ndim)))
+  return jnp.where(finite[:, None], logits.astype(jnp.float32), jnp.nan)

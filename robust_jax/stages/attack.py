@@ -5,10 +5,9 @@ import json
 import os
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import attacks, certification, keys, monitoring, parallel, smoothing
+from robust_jax import attacks, certification, keys, losses, monitoring, parallel, smoothing
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
 from robust_jax.stages import classifier, images
@@ -76,7 +75,7 @@ def _attacker(run):
 def _predictor(run, logits_fn):
   """(images, index) -> predicted classes of the (smoothed) classifier; -1 where it abstains."""
   if run.attacked_sigma == 0:
-    classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), run.devices)
+    classify = parallel.map_rows(lambda f, x: losses.predicted(f(x)), run.devices)
     return lambda x, index: classify(logits_fn, x)
   count = parallel.sharded_count(run.devices)
   return lambda x, index: certification.predict(

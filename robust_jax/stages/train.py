@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import (
@@ -131,7 +130,7 @@ def _restored(run, checkpoints, create_state):
 
 def _save(run, checkpoints, state, metrics, accuracy):
   progress = metrics.progress()
-  if not _all_finite(state.params):
+  if not jax.jit(training.all_finite)(state.params):
     raise NonFiniteLossError(f'step {int(state.step)}: a parameter is not finite; '
                              f'the newest good checkpoint is step {checkpoints.latest_step()}')
   dataset, config = run.test_data, run.config
@@ -146,11 +145,6 @@ def _save(run, checkpoints, state, metrics, accuracy):
 
 def _listed(constant):
   return np.asarray(constant).tolist()
-
-
-@jax.jit
-def _all_finite(params):
-  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
 def _test(run, state):

@@ -24,6 +24,11 @@ def create_state(variables, optimizer, *, ema=False, memory=None):
       ema=dict(variables) if ema else None, memory=memory or {})
 
 
+def all_finite(tree):
+  """Whether every entry of a pytree's arrays is finite."""
+  return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=None,
                     accumulation=1, ema_decay=0.):
   """Builds the step (state, batch, key) -> (state, sums).
@@ -48,8 +53,8 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
   Returns:
     A pure function, which raises ValueError where the method's loss, metrics or memory are not one
     number an example. `sums` is {metric: sum over examples, 'loss': their weighted mean loss times
-    their number, 'count': their number}, over all devices; an example counts whatever its weight,
-    unless that is 0.
+    their number, or NaN if the gradient is not finite, 'count': their number}, over all devices; an
+    example counts whatever its weight, unless that is 0.
   """
 
   def train_step(state, batch, key):
@@ -81,6 +86,8 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     # The mean of what is minimised, as often as there are examples: it is divided by `count`.
     sums['loss'] *= sums['count'] / weight
+    # ReLU and max-pools on CPU may lose what became NaN: the next loss need not show it.
+    sums['loss'] = jnp.where(all_finite(gradient), sums['loss'], jnp.nan)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(
         step=state.step + 1, params=params, batch_stats=output.batch_stats, opt_state=opt_state,
