@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.work import MODELS, Job, batch
-from robust_jax import attacks, keys, losses, models, parallel, torch_weights, training
+from robust_jax import attacks, keys, losses, models, training
+from robust_jax.devices import parallel
+from robust_jax.models import torch_weights
 from robust_jax.training import methods
 from robust_jax.types import Batch
 

@@ -9,7 +9,7 @@ import tempfile
 from launch import allocator
 
 _LINES = 15
-# glibc's settings of `robust_jax.runtime.keep_memory`, from outside of a process.
+# glibc's settings of `robust_jax.cpu.runtime.keep_memory`, from outside of a process.
 _KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0',
                 'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1), 'MALLOC_TOP_PAD_': str(2**26)}
 

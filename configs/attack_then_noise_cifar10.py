@@ -10,7 +10,7 @@ noise_then_attack to SmoothAdv with several draws; their figures for it are not 
 """
 
 from configs import smoothadv_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

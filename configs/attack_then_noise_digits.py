@@ -7,7 +7,7 @@ The base classifier is attacked at x, and trained on x' + n. As smoothadv_digits
 """
 
 from configs import smoothadv_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -1,7 +1,7 @@
 """The fields that every experiment shares. Lengths and radii are in [0, 1] pixel units."""
 
-from robust_jax import configuration
-from robust_jax.configuration import component
+from robust_jax.config import configuration
+from robust_jax.config.configuration import component
 
 
 def get_config():
@@ -65,7 +65,7 @@ def get_config():
       split='train',
       data_dir=None,
       # Pseudo-labels in place of the source's own: a file .npy, .txt (one a line) or .tsv (columns
-      # idx and label), as `python -m robust_jax.pseudo_labels` writes it.
+      # idx and label), as `python -m robust_jax.stages.label` writes it.
       labels=None,
       # Their share of train.batch_size, 0: none; an epoch is one pass through the other examples.
       share=0.,

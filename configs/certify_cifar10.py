@@ -13,7 +13,7 @@ for 100,000 draws on one GPU of 2019, so 3 s an image, 23 minutes in all.
 """
 
 from configs import smoothadv_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -12,7 +12,7 @@ at sigma 0.5 a simulation takes 9,800 draws an image instead of 100,000. They ne
 """
 
 from configs import smoothadv_imagenet
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

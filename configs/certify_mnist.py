@@ -13,7 +13,7 @@ changes its class needs 44,900 to show it. --config.certify_images.stride=1 take
 """
 
 from configs import smoothadv_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -8,7 +8,7 @@ at sigma 1 it is 5: ACR 1.738.
 """
 
 from configs import gaussian_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -5,7 +5,7 @@ r"""Consistency regularisation with SmoothAdv's attack, on 8x8 digits: a minute 
 """
 
 from configs import smoothadv_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -9,7 +9,7 @@ the authors' commands.
 """
 
 from configs import smoothadv_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -10,7 +10,7 @@ config.weights to the config of that network.
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -7,7 +7,7 @@ Published at sigma 0.5, 10,000 images: ACR 0.525; certified accuracy 65.7/42.8/2
 """
 
 from configs import smoothadv_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -6,7 +6,7 @@ As smoothadv_digits without its attack.
 """
 
 from configs import smoothadv_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -9,7 +9,7 @@ GPU of 2019. Made for several accelerators; nobody has trained it to the end wit
 """
 
 from configs import smoothadv_imagenet
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -7,7 +7,7 @@ Published at sigma 0.5, 10,000 images, n=100,000: ACR 1.558; certified accuracy 
 """
 
 from configs import smoothadv_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

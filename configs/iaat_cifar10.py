@@ -13,7 +13,7 @@ then. Three attacks a step: about three times the time of pgd_wrn_cifar10, on ac
 """
 
 from configs import pgd_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

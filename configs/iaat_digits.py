@@ -10,7 +10,7 @@ training goes on from its radii.
 """
 
 from configs import pgd_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

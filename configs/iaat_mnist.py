@@ -7,7 +7,7 @@ warm-up at 0.1, gamma 0.025. Half an hour or so on two cores.
 """
 
 from configs import pgd_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

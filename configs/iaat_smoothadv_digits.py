@@ -8,7 +8,7 @@ published.
 """
 
 from configs import smoothadv_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -6,7 +6,7 @@ Half a minute.
 """
 
 from configs import tangent_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -7,7 +7,7 @@ A smaller weight than published, and half the learning rate of the other digits 
 """
 
 from configs import smoothadv_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

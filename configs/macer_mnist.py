@@ -7,7 +7,7 @@ from the 32nd epoch on). At sigma 0.25, lambda 16: ACR 0.920; at sigma 1, lambda
 """
 
 from configs import gaussian_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

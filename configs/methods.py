@@ -12,8 +12,8 @@ without noise; certified is its smoothed version, with the same noise whatever i
 
 import importlib
 
-from robust_jax import configuration
-from robust_jax.configuration import component
+from robust_jax.config import configuration
+from robust_jax.config.configuration import component
 
 
 def get_config(name='smoothadv_digits'):

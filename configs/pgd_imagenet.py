@@ -11,7 +11,7 @@ this code.
 """
 
 from configs import smoothadv_imagenet
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -12,7 +12,7 @@ statistics; here the attack sees it in evaluation mode.
 """
 
 from configs import pgd_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

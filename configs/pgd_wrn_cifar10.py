@@ -7,7 +7,7 @@ epoch: 85.3% clean accuracy, 53.4% under AutoAttack (RobustBench).
 """
 
 from configs import pgd_preact_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -13,7 +13,7 @@ is the mixture with clean images (equation 3).
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

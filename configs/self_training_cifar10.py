@@ -10,7 +10,7 @@ has the weight 1. Both are choices made here; all else as smoothadv_cifar10.
 
 Without such a file: config.extra.name=DATASET and config.extra.labels=LABELS.tsv, from
 
-  python -m robust_jax.pseudo_labels runs/TEACHER --name=DATASET --output=LABELS.tsv
+  python -m robust_jax.stages.label runs/TEACHER --name=DATASET --output=LABELS.tsv
 """
 
 from configs import smoothadv_cifar10

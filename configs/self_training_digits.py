@@ -2,7 +2,7 @@ r"""Self-training on 8x8 digits: 300 labelled images, and 1,142 that a first net
 
   python -m launch --config=configs/self_training_digits.py --workdir=runs/teacher \
       --stages=train --config.extra.share=0.0
-  python -m robust_jax.pseudo_labels runs/teacher --split="train[300:]" \
+  python -m robust_jax.stages.label runs/teacher --split="train[300:]" \
       --output=runs/self_training_digits.tsv
   python -m launch --config=configs/self_training_digits.py --workdir=runs/self_training_digits
 

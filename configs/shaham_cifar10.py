@@ -12,7 +12,7 @@ sweep has the baseline and l2; 300 epochs and momentum 0.9 are those of the netw
 """
 
 from configs import shaham_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 MEAN, STD = 0.4734, 0.2516
 

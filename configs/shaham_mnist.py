@@ -21,7 +21,7 @@ all (500 test images, a briefly trained baseline). One epsilon serves l1 and l2.
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 MEAN, STD = 0.1, 0.2752
 

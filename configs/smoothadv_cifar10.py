@@ -10,7 +10,7 @@ About 83 hours on one P100 at 10 steps.
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -7,7 +7,7 @@ As smoothadv_digits but for the attack: 4 steps on a sphere that begins at the w
 """
 
 from configs import smoothadv_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -12,7 +12,7 @@ Made for several accelerators; nobody has trained it to the end with this code.
 """
 
 from configs import smoothadv_imagenet
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

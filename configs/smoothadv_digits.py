@@ -8,7 +8,7 @@ Three seeds of it, with the mean and its interval (three times as long):
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -13,7 +13,7 @@ such as that of ImageNet at 32x32 pixels, normalised as CIFAR-10:
 """
 
 from configs import smoothadv_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -13,7 +13,7 @@ several accelerators; nobody has trained it to the end with this code.
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

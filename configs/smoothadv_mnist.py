@@ -8,7 +8,7 @@ README.md names a reduced run with its figures.
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -7,7 +7,7 @@ that way: it needs a smaller learning rate and more epochs than the other method
 """
 
 from configs import smoothadv_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

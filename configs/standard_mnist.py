@@ -4,7 +4,7 @@
 """
 
 from configs import smoothadv_mnist
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

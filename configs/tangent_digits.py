@@ -8,7 +8,7 @@ nearest neighbours of its class. The penalty on the derivatives along them (equa
 """
 
 from configs import robust_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

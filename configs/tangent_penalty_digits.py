@@ -7,7 +7,7 @@ Half a minute. As tangent_digits but for the method.
 """
 
 from configs import tangent_digits
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -10,7 +10,7 @@ are one batch.
 """
 
 from configs import pgd_cifar10
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

@@ -9,7 +9,7 @@ too.
 """
 
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 
 def get_config():

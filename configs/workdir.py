@@ -3,7 +3,7 @@
 The launcher uses it by itself where --workdir names a run and --config is not given.
 """
 
-from robust_jax import configuration
+from robust_jax.config import configuration
 
 
 def get_config(workdir):

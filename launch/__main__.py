@@ -6,8 +6,10 @@ if __name__ == '__main__':
   allocator.start_again('launch')  # Before the imports, which take seconds.
 
 from launch import command_line, process, sweep  # noqa: E402
-from robust_jax import errors, experiment, parallel, report, stages, workdir  # noqa: E402
-from robust_jax.configuration import resolve  # noqa: E402
+from robust_jax import errors, report, stages, workdir  # noqa: E402
+from robust_jax.config import experiment  # noqa: E402
+from robust_jax.config.configuration import resolve  # noqa: E402
+from robust_jax.devices import parallel  # noqa: E402
 
 
 def main(argv):

@@ -9,8 +9,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import sweep
-from robust_jax import schema, stages
-from robust_jax.configuration import TABLES, component
+from robust_jax import stages
+from robust_jax.config import schema
+from robust_jax.config.configuration import TABLES, component
 from robust_jax.errors import UserError
 
 STAGES = [*stages.STAGES, 'report']

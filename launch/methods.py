@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import command_line, process, sweep
-from robust_jax import configuration, interrupts, stages, workdir
+from robust_jax import stages, workdir
+from robust_jax.config import configuration
 from robust_jax.errors import UserError
 from robust_jax.studies import methods
+from robust_jax.workdir import interrupts
 
 ENDING = '_digits'
 SETTINGS = 'configs/methods.py'

@@ -5,7 +5,8 @@ import sys
 
 from absl import logging
 
-from robust_jax import errors, interrupts
+from robust_jax import errors
+from robust_jax.workdir import interrupts
 
 
 def run(main):

@@ -9,7 +9,8 @@ goes on where it was interrupted.
 """
 
 from launch import command_line, process, sweep
-from robust_jax import parallel, stages
+from robust_jax import stages
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.studies import shaham
 

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_jax import configuration, interrupts, report, stages, workdir
+from robust_jax import report, stages, workdir
+from robust_jax.config import configuration
 from robust_jax.errors import UserError
+from robust_jax.workdir import interrupts
 
 LAUNCHER = (sys.executable, '-m', 'launch')
 # A run is in no terminal's foreground, which would end it when the terminal goes.

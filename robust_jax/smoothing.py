@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses
-from robust_jax.noise import standard_normal
+from robust_jax.keys import standard_normal
 
 
 def sample_noise(key, images, *, sigma, num_noise):

@@ -24,8 +24,9 @@ from scipy import special, stats
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from robust_jax import certification, keys, parallel  # noqa: E402
+from robust_jax import certification, keys  # noqa: E402
 from robust_jax.certification import ESTIMATE, SELECT, bounds, certify, certify_by_rule  # noqa: E402
+from robust_jax.devices import parallel  # noqa: E402
 from robust_jax.types import Certificate  # noqa: E402
 
 # Probability with which a check may flag a sound certifier.

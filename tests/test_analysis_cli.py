@@ -16,7 +16,7 @@ from scipy import stats
 
 from robust_jax import analysis
 from robust_jax.analysis import __main__ as command_line
-from robust_jax.analysis import curves, listings, sources
+from robust_jax.analysis import curves, listings, published_logs
 from robust_jax.certification import bounds, log
 from robust_jax.certification import certify as certify_images
 from robust_jax.errors import UserError
@@ -139,7 +139,7 @@ def test_every_format_and_the_width_of_a_terminal(tmp_path, capsys, monkeypatch)
 def test_default_radii():
   def radii(*largest):
     return listings.default_radii([
-        sources.Source(Path('x'), log.Log(
+        published_logs.Source(Path('x'), log.Log(
             np.arange(2), np.zeros(2), np.zeros(2), np.array([value, 99.]),
             np.array([True, False]), np.ones(2), {}, []), None, None, False, None, None, [])
         for value in largest])
@@ -187,15 +187,16 @@ def test_a_folder_is_searched(tmp_path, capsys):
 def test_names_are_short_and_different():
   paths = [Path(f'/logs/net/{eps}/resnet/{sigma}/test/sigma_{sigma}')
            for eps in 'ab' for sigma in (1, 2)]
-  assert sources.names(paths) == ('/logs/net', [
+  assert published_logs.names(paths) == ('/logs/net', [
       'a/…/1/…/sigma_1', 'a/…/2/…/sigma_2', 'b/…/1/…/sigma_1', 'b/…/2/…/sigma_2'])
-  assert sources.names([Path('runs/a/certify.jsonl'), Path('runs/b/certify.jsonl')]) == (
+  assert published_logs.names([Path('runs/a/certify.jsonl'), Path('runs/b/certify.jsonl')]) == (
       'runs', ['a', 'b'])
-  assert sources.names([Path('runs/a/certify.jsonl'), Path('runs/a/certify.tsv')]) == (
+  assert published_logs.names([Path('runs/a/certify.jsonl'), Path('runs/a/certify.tsv')]) == (
       'runs/a', ['certify.jsonl', 'certify.tsv'])
-  assert sources.names([Path('runs/a/certify.jsonl')]) == ('', ['runs/a'])
-  assert sources.names([Path('x/y'), Path('/z')]) == ('', ['x/y', '/z'])
-  assert sources.names([Path('certify.jsonl'), Path('b.tsv')]) == ('', ['certify.jsonl', 'b.tsv'])
+  assert published_logs.names([Path('runs/a/certify.jsonl')]) == ('', ['runs/a'])
+  assert published_logs.names([Path('x/y'), Path('/z')]) == ('', ['x/y', '/z'])
+  assert published_logs.names([Path('certify.jsonl'), Path('b.tsv')]) == (
+      '', ['certify.jsonl', 'b.tsv'])
 
 
 @pytest.mark.parametrize('path, dataset, train, sigma, noise', [
@@ -206,7 +207,7 @@ def test_names_are_short_and_different():
     ('pretrained/trained_mnist/x.tsv', 'mnist', False, None, None),
 ])
 def test_what_a_path_says(tmp_path, path, dataset, train, sigma, noise):
-  found = sources.load(write_table(tmp_path / path, [0.1]))
+  found = published_logs.load(write_table(tmp_path / path, [0.1]))
   assert (found.dataset, found.train_split, found.sigma, found.training_noise) == (
       dataset, train, sigma, noise)
 
@@ -216,12 +217,12 @@ def test_what_a_path_says(tmp_path, path, dataset, train, sigma, noise):
 def test_what_a_log_says(tmp_path, stages, noise):
   folder = write_run(tmp_path / 'cifar10' / 'train' / 'noise_1', stages=stages, split='validation',
                      dataset='imagenet2012', training_noise=noise)
-  found = sources.load(folder / 'certify.jsonl')
+  found = published_logs.load(folder / 'certify.jsonl')
   assert (found.dataset, found.train_split, found.sigma, found.training_noise) == (
       'imagenet', False, 0.5, noise)
   assert found.remarks == []
   folder = write_run(tmp_path / 'x', stages=stages, split='train[:5%]', dataset='folder')
-  found = sources.load(folder / 'certify.jsonl')
+  found = published_logs.load(folder / 'certify.jsonl')
   assert (found.dataset, found.train_split) == (None, True)
 
 
@@ -250,7 +251,7 @@ def test_gaps_against_a_loop():
     idx = np.sort((kept if known else kept + 3) * stride)
     first = 0 if known else idx[0]
     missing = [i for i in range(first, idx[-1], stride) if i not in idx]
-    lines = sources._gaps(idx, stride if known else None)
+    lines = published_logs._gaps(idx, stride if known else None)
     if not missing:
       assert lines == []
     else:
@@ -258,7 +259,7 @@ def test_gaps_against_a_loop():
       assert f'pattern {first}, {first + stride}, ' in lines[0]
       assert f'(idx {missing[0]}{")" if len(missing) == 1 else ", ...)"}' in lines[0]
   for irregular in ([], [3], [0, 7, 9, 30, 31, 80]):
-    assert sources._gaps(np.array(irregular, int), None) == []
+    assert published_logs._gaps(np.array(irregular, int), None) == []
 
 
 def test_votes_are_read_and_checked(tmp_path):
@@ -455,9 +456,9 @@ def test_what_makes_certificates_differ_is_said(tmp_path, capsys):
   write_run(tmp_path / 'a')
   write_run(tmp_path / 'b', sigma=0.25, alpha=0.01, bound='runner_up')
   write_run(tmp_path / 'c', seed=4, batch_size=7, n=500)
-  found, _ = sources.collect([tmp_path])
+  found, _ = published_logs.collect([tmp_path])
   a, b, c = (str(tmp_path / name / 'certify.jsonl') for name in 'abc')
-  assert sources.differences(found) == [
+  assert published_logs.differences(found) == [
       f'sigma differs: 0.5 in {a} and 1 more, 0.25 in {b}',
       f'alpha differs: 0.001 in {a} and 1 more, 0.01 in {b}',
       f'n differs: 1000 in {a} and 1 more, 500 in {c}',
@@ -469,9 +470,9 @@ def test_what_makes_certificates_differ_is_said(tmp_path, capsys):
     most = bounds.certified_radius(bounds.clopper_pearson_lower(n, n, 0.001), sigma)
     radii = np.where(rng.random(100) < 0.1, most, rng.random(100) * most)
     paths.append(write_table(tmp_path / name / f'sigma_{sigma}', [f'{r:.3}' for r in radii]))
-  x, y, z = (sources.load(path) for path in paths)
-  assert sources.differences([x, y]) == [f'sigma differs: 0.5 in {x.path}, 1.0 in {y.path}']
-  line, = sources.differences([x, z])
+  x, y, z = (published_logs.load(path) for path in paths)
+  assert published_logs.differences([x, y]) == [f'sigma differs: 0.5 in {x.path}, 1.0 in {y.path}']
+  line, = published_logs.differences([x, z])
   assert re.fullmatch(f'the largest radius is 3.8. sigma in {z.path}, 2.4. sigma in {x.path}: '
                       'n or alpha differs', line)
 

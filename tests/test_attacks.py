@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, keys, losses, smoothing, threat_models
+from robust_jax import attacks, keys, losses, smoothing
+from robust_jax.attacks import threat_models
 
 KEY = jax.random.key(11)
 NORMS = sorted(threat_models.NORMS)

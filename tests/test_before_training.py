@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from launch import command_line
-from robust_jax import attacks, configuration, data, experiment, stages, workdir
+from robust_jax import attacks, data, stages, workdir
+from robust_jax.config import configuration, experiment
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
 

@@ -16,7 +16,8 @@ from flax import traverse_util
 from benchmarks import __main__ as benchmark
 from benchmarks import flops, hardware, ours, process, results, scaling, table
 from benchmarks.work import CONTESTANTS, DEFAULT_CONTESTANTS, MODELS, TASKS, Contestant, Work, plan
-from robust_jax import models, onednn
+from robust_jax import models
+from robust_jax.cpu import onednn
 
 ROOT = Path(__file__).parents[1]
 OURS, TORCH = CONTESTANTS['cpu']['ours'], CONTESTANTS['cpu']['torch']

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from robust_jax import checkpoint, configuration, experiment, models, stages, training, workdir
-from robust_jax.configuration import component
+from robust_jax import models, stages, training, workdir
+from robust_jax.config import configuration, experiment
+from robust_jax.config.configuration import component
 from robust_jax.errors import UserError
-from robust_jax.stages import classifier
+from robust_jax.stages import weights
+from robust_jax.workdir import checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +47,7 @@ def save(run, folder, *, seed=0, step=3, done=True, **info):
 
 
 def logits(run, folder):
-  logits_fn, origin, _ = classifier.load(run, folder)
+  logits_fn, origin, _ = weights.load(run, folder)
   return np.asarray(logits_fn(np.full((1, 8, 8, 1), 0.5, np.float32))), origin
 
 
@@ -58,18 +60,18 @@ def test_weights_of_a_workdir_are_judged_until_something_is_trained(data_dir, tm
   found, origin = logits(run, folder)
   expected = models.logits_fn(run.model, brought)(np.full((1, 8, 8, 1), 0.5, np.float32))
   np.testing.assert_array_equal(found, expected)
-  jax.tree.map(np.testing.assert_array_equal, classifier.initial_variables(run), brought)
+  jax.tree.map(np.testing.assert_array_equal, weights.initial_variables(run), brought)
   assert origin['checkpoint_step'] is None and len(origin['classifier_sha256']) == 64
-  assert classifier.load(run, folder).training_noise == 0.25
+  assert weights.load(run, folder).training_noise == 0.25
   # The finished certificates of these weights do not stand beside another training.
   record = {'status': 'done', 'origin': origin, 'config': run.config}
   workdir.write_json(folder / 'stages.json', {'certify': record})
-  classifier.check_same(run, folder, 'certify')
+  weights.check_same(run, folder, 'certify')
   save(run, folder, seed=2)
   records = workdir.stages(folder)
   workdir.write_json(folder / 'stages.json', {**records, 'certify': record})
   now, trained = logits(run, folder)
-  assert classifier.load(run, folder).training_noise is None, 'nothing tells'
+  assert weights.load(run, folder).training_noise is None, 'nothing tells'
   assert trained['checkpoint_step'] == 3 and np.abs(now - expected).max() > 1e-3
   with pytest.raises(UserError, match='has judged another classifier .*--redo=certify'):
     stages.run_stage('certify', run, folder)
@@ -79,7 +81,7 @@ def test_an_unfinished_training_is_not_judged(data_dir, tmp_path):
   run = make_run(data_dir, weights=str(tmp_path / 'other'))
   save(run, tmp_path / 'other', done=False)
   with pytest.raises(UserError, match='whose training is not finished'):
-    classifier.load(run, tmp_path)
+    weights.load(run, tmp_path)
   save(run, tmp_path / 'other')
   save(run, tmp_path, done=False)
   with pytest.raises(UserError, match='no finished training'):
@@ -97,7 +99,7 @@ def test_weights_that_do_not_fit_are_refused(info, message, data_dir, tmp_path):
   run = make_run(data_dir, weights=str(tmp_path))
   save(run, tmp_path, **info)
   with pytest.raises(UserError, match=message):
-    classifier.initial_variables(run)
+    weights.initial_variables(run)
 
 
 def test_weights_have_to_be_there_until_they_have_been_used(data_dir, tmp_path):
@@ -138,9 +140,9 @@ def test_the_best_checkpoint_is_judged_where_it_was_asked_for(data_dir, tmp_path
           'model': run.config['model'], 'num_classes': 10, 'mean': 0., 'std': 1.},
           accuracy=accuracy)
   workdir.write_json(tmp_path / 'stages.json', {'train': {'status': 'done', 'last_step': 2}})
-  assert classifier.load(run, tmp_path)[1]['checkpoint_step'] == 1
+  assert weights.load(run, tmp_path)[1]['checkpoint_step'] == 1
   last = dataclasses.replace(run, config={**run.config, 'checkpoint': 'last'})
-  assert classifier.load(last, tmp_path)[1]['checkpoint_step'] == 2
+  assert weights.load(last, tmp_path)[1]['checkpoint_step'] == 2
 
 
 def test_of_a_folder_of_images_the_place_is_the_name(data_dir):

@@ -15,8 +15,9 @@ import tiny_imagenet
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from robust_jax import configuration, data
-from robust_jax.data import digits, images, lazy, prepared
+from robust_jax import data
+from robust_jax.config import configuration
+from robust_jax.data import decode, digits, lazy, prepared
 from robust_jax.errors import UserError
 
 
@@ -223,7 +224,7 @@ def test_every_dataset_is_read_by_what_its_files_say(tmp_path):
   assert fish.split == 'valid' and fish.class_names == ('salmon', 'trout', 'eel')
   assert (fish.mean, fish.std, fish.image_shape) == (0.0, 1.0, (14, 14, 3))
   found = sorted((fish.labels[i], fish.images[i].tobytes()) for i in range(4))
-  assert found == sorted((seed % 3, images.centre_crop(image.convert('RGB'), 14).tobytes())
+  assert found == sorted((seed % 3, decode.centre_crop(image.convert('RGB'), 14).tobytes())
                          for seed, image in enumerate(pictures))
   grey = data.load('fish', 'valid', data_dir=str(tmp_path), image_size=14, channels=1,
                    mean=(0.5,), std=(0.25,))
@@ -262,7 +263,7 @@ def test_a_tiny_imagenet_in_the_files_of_the_real_one(imagenet_dir):
   assert len({example['image'].shape for example in decoded}) > 6
   for index, example in enumerate(decoded):
     np.testing.assert_array_equal(
-      test.images[index], images.centre_crop(Image.fromarray(example['image']), 16))
+      test.images[index], decode.centre_crop(Image.fromarray(example['image']), 16))
     assert test.labels[index] == example['label']
   np.testing.assert_array_equal(np.bincount(train.labels)[::100], [3] * 10)
   part = data.load('imagenet2012', 'test[25%:50%]', data_dir=imagenet_dir, image_size=16)
@@ -313,8 +314,8 @@ def test_runs_decode_images_when_they_are_asked_for(data_dir):
 def test_an_image_is_decoded_once_and_kept(data_dir, monkeypatch):
   whole = data.load('digits', 'test', data_dir=data_dir, pad=2)
   decoded = []
-  original = images.decode
-  monkeypatch.setattr(images, 'decode',
+  original = decode.decode
+  monkeypatch.setattr(decode, 'decode',
                       lambda *args: decoded.append(args) or original(*args))
   some = data.load('digits', 'test', data_dir=data_dir, pad=2, at_once=False)
   assert not decoded and some.image_shape == (12, 12, 1)
@@ -366,7 +367,7 @@ def test_a_folder_of_images_that_differ_in_size(tmp_path):
   test = data.load('folder', 'test', data_dir=root, image_size=12)
   assert test.image_shape == (12, 12, 3)
   np.testing.assert_array_equal(
-    test.images[3], images.centre_crop(picture((True, 1, 1), 31, 21), 12))
+    test.images[3], decode.centre_crop(picture((True, 1, 1), 31, 21), 12))
   with pytest.raises(UserError, match="config.data.image_size is None.*differ in size"):
     data.load('folder', 'test', data_dir=root)
 
@@ -445,7 +446,7 @@ def test_images_of_every_mode_are_converted(mode, channels):
     image = Image.fromarray((np.asarray(image).astype(np.uint16) << 8) + 77)
   file = io.BytesIO()
   image.save(file, 'TIFF')
-  found = images.to_array(images.decode(file.getvalue(), channels))
+  found = decode.to_array(decode.decode(file.getvalue(), channels))
   assert found.shape == (5, 4, channels) and found.dtype == np.uint8
   opened = Image.open(file)
   if mode == 'I;16':
@@ -457,8 +458,8 @@ def test_images_of_every_mode_are_converted(mode, channels):
 def test_pixels_of_32_bits_are_refused():
   file = io.BytesIO()
   Image.fromarray(np.ones((4, 4), np.float32)).save(file, 'TIFF')
-  with pytest.raises(images.BROKEN, match="mode 'F'; 8 or 16 bits are allowed"):
-    images.decode(file.getvalue(), 1)
+  with pytest.raises(decode.BROKEN, match="mode 'F'; 8 or 16 bits are allowed"):
+    decode.decode(file.getvalue(), 1)
 
 
 def resized(values, height, width):
@@ -486,7 +487,7 @@ def test_evaluation_keeps_the_middle_of_the_resized_image(height, width, size):
   else:
     new_height, new_width = math.floor(short * height / width), short
   top, left = round((new_height - size) / 2), round((new_width - size) / 2)
-  found = images.centre_crop(image, size)
+  found = decode.centre_crop(image, size)
   pil = np.asarray(image.resize((new_width, new_height), Image.Resampling.BILINEAR))
   np.testing.assert_array_equal(found, pil[top:top + size, left:left + size])
   expected = resized(np.asarray(image), new_height, new_width)[top:top + size, left:left + size]
@@ -515,8 +516,8 @@ def test_random_boxes_follow_torchvisions_rule(width, height):
   rng = np.random.default_rng(0)
   boxes = []
   for _ in range(1000):
-    draws = rng.random((images.CROP_TRIES, 4))
-    boxes.append(images.crop_box(width, height, draws))
+    draws = rng.random((decode.CROP_TRIES, 4))
+    boxes.append(decode.crop_box(width, height, draws))
     assert boxes[-1] == torchvision_box(width, height, draws)
   left, top, w, h = np.transpose(boxes)
   assert min(left) >= 0 and min(top) >= 0
@@ -526,7 +527,7 @@ def test_random_boxes_follow_torchvisions_rule(width, height):
 def test_random_boxes_are_as_wide_spread_as_they_should_be():
   """On a large square, where rounding is nothing: areas of 0.08 to 1, ratios of 3/4 to 4/3."""
   rng = np.random.default_rng(0)
-  boxes = np.array([images.crop_box(4000, 4000, rng.random((10, 4))) for _ in range(4000)])
+  boxes = np.array([decode.crop_box(4000, 4000, rng.random((10, 4))) for _ in range(4000)])
   left, top, width, height = boxes.T
   area, ratio = width * height / 4000**2, width / height
   assert 0.0799 < area.min() < 0.085 and 0.98 < area.max() < 1.0001
@@ -544,9 +545,9 @@ def test_random_boxes_are_as_wide_spread_as_they_should_be():
 def test_a_resized_crop_is_a_part_of_the_image(channels, mirrored):
   image = picture(2, 50, 70, channels)
   draws = np.random.default_rng(3).random((10, 4))
-  left, top, width, height = images.crop_box(70, 50, draws)
-  part = images.to_array(image)[top:top + height, left:left + width]
-  found = images.resized_crop(image, (20, 16), draws, mirrored)
+  left, top, width, height = decode.crop_box(70, 50, draws)
+  part = decode.to_array(image)[top:top + height, left:left + width]
+  found = decode.resized_crop(image, (20, 16), draws, mirrored)
   expected = resized(part, 20, 16)[:, ::-1] if mirrored else resized(part, 20, 16)
   assert found.shape == (20, 16, channels) and found.dtype == np.uint8
   assert np.abs(found - expected).max() <= 1.01
@@ -665,7 +666,7 @@ def test_resized_crops_are_of_the_original_image(imagenet_dir):
     expected = Image.fromarray(originals[int(batch.index[row])]['image'])
     assert image.size == expected.size
     found.append(row)
-    return images.centre_crop(image, 16)
+    return decode.centre_crop(image, 16)
 
   dataset.images.map(batch.index, crop)
   assert sorted(found) == list(range(8))

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, configuration, keys, losses, smoothing, threat_models
-from robust_jax.configuration import component
+from robust_jax import attacks, keys, losses, smoothing
+from robust_jax.attacks import threat_models
+from robust_jax.config import configuration
+from robust_jax.config.configuration import component
 
 KEY = jax.random.key(3)
 

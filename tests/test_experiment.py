@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, configuration, data, experiment, parallel, workdir
+from robust_jax import attacks, data, workdir
+from robust_jax.config import configuration, experiment
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import Attack, Count, NonNegative, Positive

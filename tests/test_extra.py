@@ -8,22 +8,16 @@ import numpy as np
 import pytest
 
 from configs import base
-from robust_jax import (
-  checkpoint,
-  configuration,
-  data,
-  experiment,
-  models,
-  parallel,
-  pseudo_labels,
-  stages,
-  training,
-)
+from robust_jax import data, models, stages, training
 from robust_jax import workdir as workdirs
-from robust_jax.configuration import component
+from robust_jax.config import configuration, experiment
+from robust_jax.config.configuration import component
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
+from robust_jax.stages import label
 from robust_jax.training import methods
 from robust_jax.types import Batch
+from robust_jax.workdir import checkpoint
 
 KEY = jax.random.key(2)
 RNG = np.random.default_rng(4)
@@ -306,7 +300,7 @@ def train(run, folder):
 def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
   teacher, labels = tmp_path / 'teacher', tmp_path / 'labels.tsv'
   variables = train(make_run(data_dir), teacher)
-  pseudo_labels.main([str(teacher), f'--output={labels}', '--split=train[300:]', '--num_noise=0'])
+  label.main([str(teacher), f'--output={labels}', '--split=train[300:]', '--num_noise=0'])
   assert '1142 labels; ' in capsys.readouterr().out
   # They are the teacher's predictions.
   rest = data.load('digits', 'train[300:]', data_dir=str(data_dir))
@@ -355,17 +349,17 @@ def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
   teacher = tmp_path / 'teacher'
   train(make_run(data_dir), teacher)
   for name in ('a.tsv', 'b.tsv'):
-    pseudo_labels.main([str(teacher), f'--output={tmp_path / name}', '--split=test',
+    label.main([str(teacher), f'--output={tmp_path / name}', '--split=test',
                         '--num_noise=9'])
   votes = data.extra.read_labels(tmp_path / 'a.tsv')
   np.testing.assert_array_equal(votes, data.extra.read_labels(tmp_path / 'b.tsv'))
-  pseudo_labels.main([str(teacher), f'--output={tmp_path / "c.tsv"}', '--split=test',
+  label.main([str(teacher), f'--output={tmp_path / "c.tsv"}', '--split=test',
                       '--num_noise=0'])
   plain = data.extra.read_labels(tmp_path / 'c.tsv')
   assert len(plain) == 355 and 0 < (votes != plain).mean() < 0.5
   # Without a word: a teacher that was trained with noise votes.
-  for name, words in (('d.tsv', []), ('e.tsv', [f'--num_noise={pseudo_labels.NUM_NOISE}'])):
-    pseudo_labels.main([str(teacher), f'--output={tmp_path / name}', '--split=test', *words])
+  for name, words in (('d.tsv', []), ('e.tsv', [f'--num_noise={label.NUM_NOISE}'])):
+    label.main([str(teacher), f'--output={tmp_path / name}', '--split=test', *words])
   assert (tmp_path / 'd.tsv').read_text() == (tmp_path / 'e.tsv').read_text()
   # One that was trained without does not, though its certificates have a sigma.
   plain_teacher = tmp_path / 'plain'
@@ -376,17 +370,17 @@ def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
   train(make_run(data_dir, sigma=0., method=noisy), unsmoothed)
   for silent in (plain_teacher, unsmoothed):
     for name, words in (('f.tsv', []), ('g.tsv', ['--num_noise=0'])):
-      pseudo_labels.main([str(silent), f'--output={tmp_path / name}', '--split=test', *words])
+      label.main([str(silent), f'--output={tmp_path / name}', '--split=test', *words])
     assert (tmp_path / 'f.tsv').read_text() == (tmp_path / 'g.tsv').read_text()
   with pytest.raises(UserError, match='--output is labels.csv'):
-    pseudo_labels.main([str(teacher), '--output=labels.csv'])
+    label.main([str(teacher), '--output=labels.csv'])
   with pytest.raises(UserError, match='--num_noise is -1'):
-    pseudo_labels.main([str(teacher), '--output=labels.tsv', '--num_noise=-1'])
+    label.main([str(teacher), '--output=labels.tsv', '--num_noise=-1'])
 
 
 def test_labels_by_a_function_of_ones_own():
   some = dataset(10)
-  found = pseudo_labels.label(lambda x: x.reshape(len(x), -1)[:, :3], some, batch_size=4)
+  found = label.label(lambda x: x.reshape(len(x), -1)[:, :3], some, batch_size=4)
   np.testing.assert_array_equal(found, some.images.reshape(10, -1)[:, :3].argmax(-1))
 
 

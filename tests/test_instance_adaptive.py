@@ -15,22 +15,15 @@ from jax.test_util import check_grads
 from test_report import read_page
 
 from launch import command_line
-from robust_jax import (
-  attacks,
-  checkpoint,
-  configuration,
-  data,
-  experiment,
-  keys,
-  models,
-  parallel,
-  training,
-)
+from robust_jax import attacks, data, keys, models, training
 from robust_jax import report as reports
+from robust_jax.config import configuration, experiment
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.stages import STAGES, classifier
+from robust_jax.stages import STAGES, weights
 from robust_jax.training import methods
 from robust_jax.types import AttackResult, Batch, Network, Progress
+from robust_jax.workdir import checkpoint
 
 ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(5)
@@ -323,7 +316,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   monkeypatch.chdir(ROOT)
   same = build(f'--config.weights={trained}')
   with np.load(trained / 'radii.npz') as saved:
-    np.testing.assert_array_equal(classifier.initial_memory(same)['radius'], saved['radius'])
+    np.testing.assert_array_equal(weights.initial_memory(same)['radius'], saved['radius'])
   assert re.fullmatch(f'train: the radius of each example is that of {trained}(, until .*)?\n',
                       capsys.readouterr().out)
   known = shutil.copytree(trained, tmp_path / 'known')
@@ -338,7 +331,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
       (fewer, 721, r"it is of 1442 examples of 'digits' \(labels \w+\), and here are 721 examples"),
       (other, 1442, r"it is of 1442 examples of .*, and here are 1442 examples"),
       (other_norm, 1442, 'it is of norm linf, and here is l2'), (new, 1442, 'config.new_head')):
-    np.testing.assert_array_equal(classifier.initial_memory(run)['radius'], np.zeros(num))
+    np.testing.assert_array_equal(weights.initial_memory(run)['radius'], np.zeros(num))
     line = capsys.readouterr().out
     assert re.fullmatch(rf'train: the radius of each example .*{why}.*begins anew\n', line), line
   (tmp_path / 'plain').mkdir()
@@ -348,7 +341,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   STAGES['train'](experiment.build(configuration.resolve(plain), jax.devices()[:2]),
                   tmp_path / 'plain')
   capsys.readouterr()
-  classifier.initial_memory(build(f'--config.weights={tmp_path / "plain"}'))
+  weights.initial_memory(build(f'--config.weights={tmp_path / "plain"}'))
   assert capsys.readouterr().out == (
       f'train: {tmp_path / "plain"} has no radius of each example; each begins anew\n')
   # Within a training they cannot change.
@@ -359,7 +352,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   plain = command_line.parse(['launch', '--config=configs/pgd_digits.py',
                               f'--config.weights={trained}',
                               '--config.data.train_split=train[:50%]']).config
-  assert classifier.initial_memory(experiment.build(configuration.resolve(plain))) == {}
+  assert weights.initial_memory(experiment.build(configuration.resolve(plain))) == {}
 
 
 def test_a_damaged_memory_is_one_line(trained, monkeypatch):

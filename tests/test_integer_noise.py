@@ -12,12 +12,12 @@ from scipy import special, stats
 
 from robust_jax import keys
 from robust_jax.certification import (
-  anytime_rule,
-  certify,
-  certify_by_rule,
-  count,
-  integer,
-  sequential_rule,
+    anytime_rule,
+    certify,
+    certify_by_rule,
+    count,
+    integer,
+    sequential_rule,
 )
 
 COARSE, FINE = (0.12, 255), (0.5, 255 * 4)

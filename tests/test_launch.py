@@ -17,18 +17,11 @@ import pytest
 import tiny_imagenet
 
 from launch import command_line
-from robust_jax import (
-  checkpoint,
-  configuration,
-  experiment,
-  interrupts,
-  models,
-  stages,
-  training,
-  workdir,
-)
+from robust_jax import models, stages, training, workdir
 from robust_jax.certification import log
+from robust_jax.config import configuration, experiment
 from robust_jax.errors import NonFiniteLossError, UserError
+from robust_jax.workdir import checkpoint, interrupts
 
 ROOT = Path(__file__).parents[1]
 SMALL = ['--config.train.num_epochs=4', '--config.train.checkpoint_every=20',

@@ -127,7 +127,8 @@ def test_it_says_that_it_cannot_be_compiled(mlp_fn, images, labels):
 
 def test_a_run_is_attacked_with_it(tmp_path):
   from launch import command_line
-  from robust_jax import configuration, experiment, stages, workdir
+  from robust_jax import stages, workdir
+  from robust_jax.config import configuration, experiment
   config = command_line.parse([
       'launch', '--config=configs/robust_digits.py', '--config.train.num_steps=20',
       '--config.attack.name=lbfgs', '--config.attack.num_constants=3',

@@ -13,10 +13,11 @@ from scipy import stats
 
 from launch import methods as command
 from launch import sweep
-from robust_jax import experiment, interrupts
+from robust_jax.config import experiment
 from robust_jax.errors import UserError
 from robust_jax.studies import methods
 from robust_jax.training.methods import METHODS
+from robust_jax.workdir import interrupts
 
 # Of two networks trained for a few steps; the third config lacks its labels.
 SMALL = ['--seeds=2', '--devices=2', '--configs=vat_digits,smoothadv_digits,self_training_digits',

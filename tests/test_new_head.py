@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from configs import base
-from robust_jax import checkpoint, configuration, data, experiment, models, stages, torch_weights
+from robust_jax import data, models, stages
 from robust_jax import workdir as workdirs
-from robust_jax.configuration import component
+from robust_jax.config import configuration, experiment
+from robust_jax.config.configuration import component
 from robust_jax.errors import UserError
-from robust_jax.models import resnet
-from robust_jax.stages import classifier
+from robust_jax.models import resnet, torch_weights
+from robust_jax.stages import weights
+from robust_jax.workdir import checkpoint
 
 GOLDEN = Path(__file__).parent / 'golden'
 
@@ -69,7 +71,7 @@ def fine_tuning(three_digits, weights, **fields):
 
 def test_all_but_the_last_layer_is_as_loaded(pretrained, three_digits, capsys):
   run = fine_tuning(three_digits, pretrained[1])
-  found = classifier.initial_variables(run)
+  found = weights.initial_variables(run)
   out = capsys.readouterr().out
   assert out.count('\n') == 1
   assert 'last layer of 10 classes; a new one of 3 is initialised (config.new_head)' in out
@@ -107,10 +109,10 @@ def test_a_resumed_run_reads_no_weights(pretrained, three_digits, tmp_path, caps
 def test_the_same_number_of_classes_may_have_a_new_head_too(pretrained):
   data_dir, folder = pretrained
   run = make_run(data_dir, weights=str(folder), new_head=True)
-  found, loaded = classifier.initial_variables(run), checkpoint.load(folder)[1]
+  found, loaded = weights.initial_variables(run), checkpoint.load(folder)[1]
   new, old = (tree['params']['logits']['kernel'] for tree in (found, loaded))
   assert np.abs(new - old).max() > 0
-  kept = classifier.initial_variables(make_run(data_dir, weights=str(folder)))
+  kept = weights.initial_variables(make_run(data_dir, weights=str(folder)))
   jax.tree.map(np.testing.assert_array_equal, kept, loaded)
 
 
@@ -119,7 +121,7 @@ def test_what_the_field_does_not_allow(pretrained, three_digits, tmp_path):
   run = make_run(three_digits, data__name='folder', data__channels=1, weights=str(folder))
   with pytest.raises(UserError, match='num_classes is 10; 3 is allowed, or any with '
                                       'config.new_head=True'):
-    classifier.initial_variables(run)
+    weights.initial_variables(run)
   with pytest.raises(UserError, match='config.new_head is True without config.weights'):
     make_run(data_dir, new_head=True)
   # A last layer that nobody trained judges nothing.
@@ -127,7 +129,7 @@ def test_what_the_field_does_not_allow(pretrained, three_digits, tmp_path):
     stages.check(fine_tuning(three_digits, folder), tmp_path, {'certify'})
   wider = fine_tuning(three_digits, folder, model__hidden=(7,))
   with pytest.raises(UserError, match='whose model is'):
-    classifier.initial_variables(wider)
+    weights.initial_variables(wider)
 
 
 def test_pytorch_weights_with_another_head(monkeypatch, capsys):
@@ -144,14 +146,14 @@ def test_pytorch_weights_with_another_head(monkeypatch, capsys):
   monkeypatch.setitem(models.MODELS, 'resnet8', resnet8)
   monkeypatch.setattr(data, 'load', load)
   settings = dict(data__name='any', weights=str(path), model=component('model', 'resnet8'))
-  found = classifier.initial_variables(make_run('', **settings, new_head=True))
+  found = weights.initial_variables(make_run('', **settings, new_head=True))
   assert 'last layer of 5 classes; a new one of 3' in capsys.readouterr().out
   whole = torch_weights.load(path, resnet8(5), (8, 8, 3))
   assert found['params'].pop('logits')['kernel'].shape == (16, 3)
   del whole['params']['logits']
   jax.tree.map(np.testing.assert_array_equal, found, whole)
   with pytest.raises(UserError, match='num_classes is 5; 3 is allowed, or any with config.new_'):
-    classifier.initial_variables(make_run('', **settings))
+    weights.initial_variables(make_run('', **settings))
 
 
 @pytest.mark.parametrize('name', sorted(set(models.MODELS) - {'external'}))

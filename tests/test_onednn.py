@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import onednn
+from robust_jax.cpu import onednn
 
 # height, width, in, out, kernel size, stride, padding: 3x3 of both strides on even and odd sides,
 # 1x1, LeNet's 5x5, ResNet-50's 7x7, kernels smaller than the stride, pads that differ, windows that

@@ -13,7 +13,8 @@ import tiny_training
 from jax.test_util import check_grads
 
 from launch import command_line
-from robust_jax import attacks, configuration, experiment, keys, models, smoothing
+from robust_jax import attacks, keys, models, smoothing
+from robust_jax.config import configuration, experiment
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import AttackResult, Progress

@@ -17,8 +17,10 @@ import optax
 import pytest
 
 from configs import base
-from robust_jax import checkpoint, configuration, interrupts, models, training, workdir
+from robust_jax import models, training, workdir
+from robust_jax.config import configuration
 from robust_jax.errors import UserError
+from robust_jax.workdir import checkpoint, interrupts
 
 ROOT = Path(__file__).parents[1]
 INFO = {'model': {'name': 'mlp', 'hidden': [8]}, 'num_classes': 3, 'mean': [0.5], 'std': 0.25}

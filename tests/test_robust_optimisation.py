@@ -11,18 +11,9 @@ import tiny_training
 from jax.test_util import check_grads
 
 from launch import command_line
-from robust_jax import (
-    attacks,
-    configuration,
-    data,
-    experiment,
-    keys,
-    losses,
-    models,
-    stages,
-    threat_models,
-    workdir,
-)
+from robust_jax import attacks, data, keys, losses, models, stages, workdir
+from robust_jax.attacks import threat_models
+from robust_jax.config import configuration, experiment
 from robust_jax.data import tangents
 from robust_jax.errors import UserError
 from robust_jax.training import methods

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from robust_jax import onednn
+from robust_jax.cpu import onednn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, special, stats
 
-from robust_jax import schema
 from robust_jax.certification import bounds, sequential
+from robust_jax.config import schema
 
 SCORES = [0.0, 0.25, 1.2815515655446004, 3.090232306167813, 7.034483825301132]  # 1 - p0 to 1e-12
 COUNTS = [(0, 1), (1, 1), (0, 5), (3, 5), (50, 100), (98, 100), (100, 100), (600, 1000),

@@ -10,7 +10,8 @@ import pytest
 
 from launch import command_line
 from launch import shaham as command
-from robust_jax import attacks, experiment, keys, report, stages, workdir
+from robust_jax import attacks, keys, report, stages, workdir
+from robust_jax.config import experiment
 from robust_jax.errors import UserError
 from robust_jax.studies import shaham
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, configuration, data, experiment
+from robust_jax import attacks, data
+from robust_jax.config import configuration, experiment
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import linear_logits
 
-from robust_jax import certification, keys, parallel
+from robust_jax import certification, keys
 from robust_jax.certification import count, sequential, stream
 from robust_jax.certification.rules import replay
+from robust_jax.devices import parallel
 
 KEY = keys.root(5)
 SMALL = {'sigma': 0.25, 'n': 600, 'n0': 30, 'batch_size': 64, 'first_look': 20}

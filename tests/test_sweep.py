@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from launch import command_line, sweep
-from robust_jax import interrupts, report, workdir
-from robust_jax.configuration import component
+from robust_jax import report, workdir
+from robust_jax.config.configuration import component
 from robust_jax.errors import UserError
+from robust_jax.workdir import interrupts
 
 ROOT = Path(__file__).parents[1]
 ALL = {'train', 'attack', 'certify', 'report'}

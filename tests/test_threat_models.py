@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from robust_jax import threat_models
+from robust_jax.attacks import threat_models
 
 NORMS = sorted(threat_models.NORMS)
 ORDERS = ['ball_then_box', 'box_then_ball']

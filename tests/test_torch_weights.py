@@ -15,9 +15,9 @@ import pytest
 import safetensors.numpy
 from golden import seeded
 
-from robust_jax import keys, models, torch_weights
+from robust_jax import keys, models
 from robust_jax.errors import UserError
-from robust_jax.models import resnet
+from robust_jax.models import resnet, torch_weights
 
 GOLDEN = Path(__file__).parent / 'golden'
 FORMATS = ['zip.pth', 'legacy.pth', '.safetensors']

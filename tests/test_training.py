@@ -10,7 +10,8 @@ import pytest
 import tiny_training
 from flax import linen as nn
 
-from robust_jax import attacks, keys, losses, models, parallel, smoothing, training
+from robust_jax import attacks, keys, losses, models, smoothing, training
+from robust_jax.devices import parallel
 from robust_jax.training import methods, schedules
 from robust_jax.types import MethodOutput, Progress, TangentBatch
 

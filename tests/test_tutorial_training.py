@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import attacks, configuration, experiment, keys, losses
+from robust_jax import attacks, keys, losses
+from robust_jax.config import configuration, experiment
 from robust_jax.training import methods
 from robust_jax.types import Batch, Network, Progress
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from launch import command_line
-from robust_jax import configuration, experiment, stages, workdir
+from robust_jax import stages, workdir
 from robust_jax.certification import integer, log
+from robust_jax.config import configuration, experiment
 from robust_jax.errors import MismatchError, UserError
 from robust_jax.stages.certify import certify
 from robust_jax.stages.verify import verify
@@ -101,7 +102,7 @@ class Stop(Exception):
 
 def interrupted_after(calls, monkeypatch):
   """Makes the votes fail after so many calls; they answer again when the context is undone."""
-  from robust_jax import parallel
+  from robust_jax.devices import parallel
   sharded, left = parallel.sharded_count, [calls]
 
   def breaking(devices):

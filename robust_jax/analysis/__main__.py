@@ -15,7 +15,7 @@ import shutil
 import sys
 
 from robust_jax import analysis
-from robust_jax.analysis import curves, listings, sources
+from robust_jax.analysis import curves, listings, published_logs
 from robust_jax.errors import UserError
 
 FORMATS = {'text': analysis.to_text, 'markdown': analysis.to_markdown, 'latex': analysis.to_latex,
@@ -99,8 +99,8 @@ def make_parser():
 
 def table(flags):
   found = _collect(flags)
-  _warn(sources.mixed(found))
-  _warn(line for line in sources.differences(found) if not line.startswith('sigma '))
+  _warn(published_logs.mixed(found))
+  _warn(line for line in published_logs.differences(found) if not line.startswith('sigma '))
   folder, names = _names(found, flags)
   values = listings.logs_table(found, names, _radii_of(found, flags), decimals=flags.decimals,
                                separate=flags.format == 'csv')
@@ -112,15 +112,15 @@ draws, seconds: mean an image.""")
 
 def envelope(flags):
   found = _without(_collect(flags), lambda source: _no_part(source, flags))
-  sources.check_dataset(found)
-  other = sources.other_labels(found)
+  published_logs.check_dataset(found)
+  other = published_logs.other_labels(found)
   if other:
     first, second, idx = other
     text = f'idx {idx} has one label in {first.path} and another in {second.path}'
     if None in (first.dataset, second.dataset):
       raise UserError(f'{text}; logs of one dataset are allowed')
     _warn([f'{text}: they number the images differently'])
-  _warn(line for line in sources.differences(found) if not line.startswith('sigma '))
+  _warn(line for line in published_logs.differences(found) if not line.startswith('sigma '))
   folder, names = _names(found, flags)
   values = listings.envelope_table(found, names, _radii_of(found, flags),
                                    decimals=flags.decimals)
@@ -132,8 +132,8 @@ def compare(flags):
   found = _without(_collect(flags), _empty)
   if len(found) < 2:
     raise UserError(f'{found[0].path} is a single log; two or more are allowed')
-  sources.check_images(found)
-  _warn(sources.differences(found))
+  published_logs.check_images(found)
+  _warn(published_logs.differences(found))
   folder, names = _names(found, flags)
   values = listings.comparison_table(found, names, _radii_of(found, flags),
                                      decimals=flags.decimals, separate=flags.format == 'csv')
@@ -148,10 +148,11 @@ images that all {len(found)} logs have: {shared}; ± 95% interval over images, p
 def plot(flags):
   curves.check_output(flags.output)
   found = _without(_collect(flags), _empty)
-  _warn(sources.mixed(found))
-  _warn(line for line in sources.differences(found) if not line.startswith(('sigma ', 'radii ')))
-  _warn(sources.ending(found))
-  folder, names = sources.names([source.path for source in found])
+  _warn(published_logs.mixed(found))
+  _warn(line for line in published_logs.differences(found)
+        if not line.startswith(('sigma ', 'radii ')))
+  _warn(published_logs.ending(found))
+  folder, names = published_logs.names([source.path for source in found])
   curves.write(flags.output, *curves.draw([source.log for source in found], names,
                                           intervals=flags.intervals))
   print(f'{len(found)} logs{f" in {folder}" if folder else ""}: {flags.output}')
@@ -159,11 +160,11 @@ def plot(flags):
 
 def _collect(flags):
   """The logs of the paths; what there is to say of them is told."""
-  found, skipped = sources.collect(flags.path)
+  found, skipped = published_logs.collect(flags.path)
   for line in skipped:
     _tell('skipped', line)
   _warn(line for source in found for line in source.remarks)
-  _warn(sources.stopped_early(found))
+  _warn(published_logs.stopped_early(found))
   return [_simultaneous(source) for source in found] if flags.simultaneous else found
 
 
@@ -181,7 +182,7 @@ def _without(found, reason):
   reasons = [reason(source) for source in found]
   if all(reasons):
     raise UserError(f'no log is left: {found[0].path}: {reasons[0]}; at least one is needed')
-  for name, text in zip(sources.names([source.path for source in found])[1], reasons):
+  for name, text in zip(published_logs.names([source.path for source in found])[1], reasons):
     if text:
       _tell('left out', f'{name}: {text}')
   return [source for source, text in zip(found, reasons) if not text]
@@ -195,7 +196,7 @@ def _no_part(source, flags):
   """Why a log is no part of the envelope; '' of one that is."""
   if source.train_split and not flags.any_split:
     return 'train split (--any-split includes it)'
-  if sources.other_noise(source) and not flags.any_noise:
+  if published_logs.other_noise(source) and not flags.any_noise:
     return (f'trained with noise {source.training_noise:g}, certified with {source.sigma:g} '
             '(--any-noise includes it)')
   return _empty(source)
@@ -204,14 +205,14 @@ def _no_part(source, flags):
 def _radii_of(found, flags):
   """--radii, or those that suit the logs; warns of what a log has not decided."""
   radii = flags.radii or listings.default_radii(found)
-  _warn(sources.off_grid(found, radii))
+  _warn(published_logs.off_grid(found, radii))
   return radii
 
 
 def _names(found, flags):
   """(folder, names): whole paths for programs, short ones for readers."""
   paths = [source.path for source in found]
-  return ('', list(map(str, paths))) if flags.format == 'csv' else sources.names(paths)
+  return ('', list(map(str, paths))) if flags.format == 'csv' else published_logs.names(paths)
 
 
 def _print(values, flags, folder, caption):

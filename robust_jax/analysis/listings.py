@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from robust_jax.analysis.certified import (
-  abstention_rate,
-  accuracy_interval,
-  average_certified_radius,
-  certified_accuracy,
-  certified_images,
-  decided_radii,
+    abstention_rate,
+    accuracy_interval,
+    average_certified_radius,
+    certified_accuracy,
+    certified_images,
+    decided_radii,
 )
 from robust_jax.analysis.images import common_images, on_images
 from robust_jax.analysis.means import paired_difference
-from robust_jax.analysis.sources import Source, comparable
+from robust_jax.analysis.published_logs import Source, comparable
 from robust_jax.analysis.table import Table
 from robust_jax.errors import UserError
 

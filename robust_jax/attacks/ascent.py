@@ -5,7 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, onednn
+from robust_jax import keys
+from robust_jax.cpu import onednn
 
 Direction = Literal['steepest', 'gradient']
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, losses, smoothing, threat_models
-from robust_jax.attacks import ascent
+from robust_jax import keys, losses, smoothing
+from robust_jax.attacks import ascent, threat_models
 from robust_jax.types import AttackResult, Interval, NonNegative
 
 Steps = Annotated[int, Interval(2)]

@@ -10,8 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, losses, smoothing, threat_models
-from robust_jax.attacks import ascent
+from robust_jax import keys, losses, smoothing
+from robust_jax.attacks import ascent, threat_models
 from robust_jax.types import AttackResult, Count, Index, NonNegative, Positive
 
 Norm = Literal['linf', 'l2', 'l1']

@@ -8,10 +8,10 @@ The others, in `RULES`, stop as soon as they can: (*, sigma, ...) -> Rule, by wh
 """
 
 from robust_jax.certification.bounds import (
-  binomial_test,
-  certified_radius,
-  clopper_pearson_lower,
-  clopper_pearson_upper,
+    binomial_test,
+    certified_radius,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
 )
 from robust_jax.certification.certify import ESTIMATE, PREDICT, SELECT, certify, predict
 from robust_jax.certification.rules import Rule, anytime_rule, sequential_rule

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from robust_jax import keys
-from robust_jax.certification import bounds, sources
+from robust_jax.certification import bounds, noise_sources
 from robust_jax.certification.sampling import count
 from robust_jax.types import Certificate, Count, NonNegative, Positive, Probability
 
@@ -40,7 +40,7 @@ def certify(
   alpha: Probability = 0.001,
   batch_size: Count = 1000,
   bound: Literal['one_vs_rest', 'runner_up'] = 'one_vs_rest',
-  noise: sources.Noise = 'gaussian',
+  noise: noise_sources.Noise = 'gaussian',
   example_ids=None,
   count=count,
 ):
@@ -87,7 +87,7 @@ def certify(
   if bound not in ('one_vs_rest', 'runner_up'):
     raise ValueError(f"bound={bound!r}; 'one_vs_rest' or 'runner_up' is allowed")
   example_ids = _example_ids(example_ids, images)
-  source = sources.make(noise, sigma)
+  source = noise_sources.make(noise, sigma)
   source.check(images, n, alpha)
   base = source.base(logits_fn)
 
@@ -103,8 +103,8 @@ def certify(
 
   counts0 = votes(SELECT, n0)
   counts = votes(ESTIMATE, n)
-  return conclude(counts0, counts, sigma=sigma, n=n, alpha=sources.counted_alpha(alpha, noise),
-                  bound=bound)
+  return conclude(counts0, counts, sigma=sigma, n=n,
+                  alpha=noise_sources.counted_alpha(alpha, noise), bound=bound)
 
 
 def conclude(counts0, counts, *, sigma, n, alpha, bound):

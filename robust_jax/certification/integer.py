@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax.noise import random_words
+from robust_jax.keys import random_words
 
 _BITS = 63
 _PI = decimal.Decimal('3.14159265358979323846264338327950288419716939937510582097494459')

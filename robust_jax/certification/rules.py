@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from robust_jax.certification import bounds, sequential, sources
+from robust_jax.certification import bounds, noise_sources, sequential
 from robust_jax.certification.sequential import AtLeastOne, BelowOne
 from robust_jax.types import Count, Index, NonNegative, Positive, Probability
 
@@ -32,7 +32,7 @@ class Rule(NamedTuple):
   sigma: float
   n0: int
   batch_size: int
-  source: sources.Source
+  source: noise_sources.Source
   alpha: float
   plan: sequential.Plan | sequential.AnytimePlan
   start: Callable[..., Any]
@@ -67,7 +67,7 @@ def sequential_rule(
   look_growth: AtLeastOne = 1.1,
   choose: Choice = 'majority',
   batch_size: Count = 1000,
-  noise: sources.Noise = 'gaussian',
+  noise: noise_sources.Noise = 'gaussian',
 ) -> Rule:
   """Which radii of a grid the smoothed classifier has; draws only until each is decided.
 
@@ -92,8 +92,8 @@ def sequential_rule(
   Raises:
     ValueError: in one line that begins with the argument that is not allowed.
   """
-  source, sigma = sources.make(noise, sigma), _drawn_sigma(sigma)
-  counted = sources.counted_alpha(alpha, noise)
+  source, sigma = noise_sources.make(noise, sigma), _drawn_sigma(sigma)
+  counted = noise_sources.counted_alpha(alpha, noise)
   if radii is None:
     most = bounds.clopper_pearson_lower(n, n, cap_share * counted)
     radii = 0.25 * np.arange(1, 1 + bounds.certified_radius(most, sigma) // 0.25)
@@ -118,7 +118,7 @@ def anytime_rule(
   look_growth: AtLeastOne = 1.1,
   choose: Choice = 'majority',
   batch_size: Count = 1000,
-  noise: sources.Noise = 'gaussian',
+  noise: noise_sources.Noise = 'gaussian',
 ) -> Rule:
   """A radius that holds at every moment; draws only while it could still grow by the tolerance.
 
@@ -132,9 +132,9 @@ def anytime_rule(
   Raises:
     ValueError: in one line that begins with the argument that is not allowed.
   """
-  source, sigma = sources.make(noise, sigma), _drawn_sigma(sigma)
+  source, sigma = noise_sources.make(noise, sigma), _drawn_sigma(sigma)
   plan = sequential.make_anytime_plan(
-    sigma=sigma, n=n, alpha=sources.counted_alpha(alpha, noise), cap_share=cap_share,
+    sigma=sigma, n=n, alpha=noise_sources.counted_alpha(alpha, noise), cap_share=cap_share,
     tolerance=tolerance, futility=futility,
     first_look=first_look, look_growth=look_growth,
   )

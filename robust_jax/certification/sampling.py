@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import keys
-from robust_jax.noise import standard_normal
+from robust_jax.keys import standard_normal
 
 INT32_MAX = 2**31 - 1
 

@@ -5,14 +5,8 @@ input normalisation, is given to it, or is one entry of `DATASETS`.
 """
 
 from robust_jax.data import extra
-from robust_jax.data.batches import (
-  Augmentation,
-  eval_batches,
-  steps_per_epoch,
-  take,
-  train_batches,
-)
-from robust_jax.data.sources import DATASETS, Dataset, load
+from robust_jax.data.batches import Augmentation, eval_batches, steps_per_epoch, take, train_batches
+from robust_jax.data.datasets import DATASETS, Dataset, load
 from robust_jax.data.tangents import load as load_tangents
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Literal
 import grain
 import numpy as np
 
-from robust_jax.data import images as image_rules
+from robust_jax.data import decode as image_rules
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
 from robust_jax.types import Batch, TangentBatch

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax.data import lazy, sources
+from robust_jax.data import datasets, lazy
 from robust_jax.errors import UserError
 
 _IMAGES, _LABELS = ('images', 'image'), ('labels', 'label')
@@ -16,15 +16,15 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
   """The extra examples, as a Dataset of the images and classes of another.
 
   Args:
-    name: a dataset, as `sources.load` takes it; or a file .npz with arrays `images`, [num_examples,
-      height, width, channel] or [num_examples, height, width], uint8, or floating-point in [0, 1],
-      which is rounded to 1/255, and `labels`, [num_examples] int.
+    name: a dataset, as `datasets.load` takes it; or a file .npz with arrays `images`,
+      [num_examples, height, width, channel] or [num_examples, height, width], uint8, or
+      floating-point in [0, 1], which is rounded to 1/255, and `labels`, [num_examples] int.
     split: of a dataset.
     labels: a file of labels, which take the place of the source's own: .npy, [num_examples] int;
       .txt, a label a line; .tsv with the columns idx and label, in any order, a line for every
       example, and before them maybe the `title` of a dataset, whose name and split have to be
       these.
-    data_dir: as `sources.load`.
+    data_dir: as `datasets.load`.
     image_size: likewise.
     channels: likewise.
     pad: likewise; the images of a file are as they are.
@@ -41,7 +41,7 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
     images, own = _read_images(Path(name), needs_labels=labels is None)
   else:
     try:
-      dataset = sources.load(name, split, data_dir=data_dir, image_size=image_size,
+      dataset = datasets.load(name, split, data_dir=data_dir, image_size=image_size,
                              channels=channels, pad=pad, at_once=False)
     except UserError as error:
       raise UserError(f'config.extra: {error}') from error
@@ -105,7 +105,7 @@ def read_labels(path):
       raise ValueError(f'an array {labels.shape} of {labels.dtype}')
   except FileNotFoundError as error:
     raise UserError(f'config.extra.labels is {str(path)!r}, which is not there; python -m '
-                    'robust_jax.pseudo_labels WORKDIR makes such a file') from error
+                    'robust_jax.stages.label WORKDIR makes such a file') from error
   except (OSError, ValueError, EOFError) as error:
     reason = ' '.join(str(error).split())
     raise UserError(f'{path} cannot be read as labels ({reason}); a file .npy, .txt or .tsv '
@@ -128,7 +128,7 @@ def mix(dataset, extra, *, share, weight):
   return dataset._replace(
       images=lazy.Joined(dataset.images, extra.images),
       labels=lazy.Joined(dataset.labels, extra.labels),
-      mixture=sources.Mixture(extra.num_examples, share, weight))
+      mixture=datasets.Mixture(extra.num_examples, share, weight))
 
 
 def _read_images(path, *, needs_labels):

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from robust_jax.data import images as image_rules
+from robust_jax.data import decode as image_rules
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
 

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from robust_jax.data import images as image_rules
+from robust_jax.data import decode as image_rules
 from robust_jax.errors import UserError
 
 # Examples that a thread takes at a time, at most.

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from robust_jax import keys, onednn
+from robust_jax import keys
+from robust_jax.cpu import onednn
 from robust_jax.errors import UserError
 from robust_jax.types import Interval
 

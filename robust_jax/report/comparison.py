@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_jax import analysis
-from robust_jax.analysis.sources import DERIVED, FREE
+from robust_jax.analysis.published_logs import DERIVED, FREE
 from robust_jax.errors import UserError
 from robust_jax.report import groups, results
 from robust_jax.report.contents import Contents

@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple
 
-from robust_jax.configuration import FREE_FIELDS
+from robust_jax.config.configuration import FREE_FIELDS
 from robust_jax.report import results
 from robust_jax.report.contents import Contents
 

@@ -3,7 +3,7 @@
 import time
 
 from robust_jax import workdir as workdirs
-from robust_jax.stages import classifier
+from robust_jax.stages import weights
 from robust_jax.stages.attack import attack
 from robust_jax.stages.certify import certify
 from robust_jax.stages.train import train
@@ -12,7 +12,7 @@ from robust_jax.stages.verify import verify
 STAGES = {'train': train, 'attack': attack, 'certify': certify}
 # It leaves nothing behind that would be done already, and runs whenever it is asked for.
 CHECKS = {'verify': verify}
-check = classifier.check
+check = weights.check
 
 
 def run_stage(stage, run, workdir):
@@ -21,9 +21,9 @@ def run_stage(stage, run, workdir):
   A training whose last checkpoint is damaged is not done: it goes on from the one before.
   """
   if not workdirs.begin(workdir, stage, run,
-                        again=stage == 'train' and classifier.lost(workdir)):
+                        again=stage == 'train' and weights.lost(workdir)):
     if stage != 'train':
-      classifier.check_same(run, workdir, stage)
+      weights.check_same(run, workdir, stage)
     print(f'{stage}: done already')
     return
   begun = time.monotonic()

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax import attacks, certification, keys, losses, monitoring, parallel, smoothing
+from robust_jax import attacks, certification, keys, losses, smoothing
 from robust_jax import workdir as workdirs
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.stages import classifier, images
+from robust_jax.stages import images, weights
+from robust_jax.workdir import monitoring
 
 
 def attack(run, workdir):
@@ -19,7 +21,7 @@ def attack(run, workdir):
   A smoothed classifier (run.attacked_sigma > 0) is attacked through num_noise fixed draws an image
   and judged by `certification.predict` on fresh ones, where an abstention counts as wrong.
   """
-  logits_fn, origin, _ = classifier.load(run, workdir)
+  logits_fn, origin, _ = weights.load(run, workdir)
   settings = run.evaluation
   find, predict = _attacker(run), _predictor(run, logits_fn)
   header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax import analysis, certification, monitoring, parallel
+from robust_jax import analysis, certification
 from robust_jax import workdir as workdirs
 from robust_jax.analysis import listings
-from robust_jax.certification import integer, log, sources, stream
+from robust_jax.certification import integer, log, noise_sources, stream
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.stages import classifier, images
+from robust_jax.stages import images, weights
+from robust_jax.workdir import monitoring
 
 
 def certify(run, workdir):
@@ -22,7 +24,7 @@ def certify(run, workdir):
   if run.certify is None:
     print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset)')
     return {}
-  loaded = classifier.load(run, workdir)
+  loaded = weights.load(run, workdir)
   with log.open_for_append(Path(workdir) / 'certify', settings(run, loaded),
                            workdirs.environment(run.devices)) as writer:
     everything = images.chosen(run.test_data, run.certify_images.stride,
@@ -56,13 +58,13 @@ def settings(run, loaded):
 
   Args:
     run: the Run.
-    loaded: the `classifier.Classifier`.
+    loaded: the `weights.Classifier`.
   """
   chosen, dataset, derived = run.certify_images, run.test_data, {}
   if isinstance(run.certify, certification.Rule):
     derived = run.certify.settings()
   if run.config['certify']['noise'] != 'gaussian':
-    derived['noise_loss'] = sources.loss(
+    derived['noise_loss'] = noise_sources.loss(
         run.config['certify']['noise'], sigma=run.sigma, n=run.config['certify']['n'],
         pixels=math.prod(dataset.image_shape))
   return {**run.config['certify'], **derived, 'sigma': run.sigma, 'seed': run.config['seed'],

@@ -6,19 +6,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from robust_jax import (
-  checkpoint,
-  data,
-  evaluation,
-  interrupts,
-  monitoring,
-  parallel,
-  training,
-)
+from robust_jax import data, training
+from robust_jax.devices import parallel
 from robust_jax.errors import NonFiniteLossError
-from robust_jax.stages import classifier, radii
+from robust_jax.stages import radii, weights
 from robust_jax.stages.metrics import Metrics
+from robust_jax.training import evaluate
 from robust_jax.types import Batch, TangentBatch
+from robust_jax.workdir import checkpoint, interrupts, monitoring
 
 
 def train(run, workdir):
@@ -52,7 +47,7 @@ def train(run, workdir):
   eval_every = max(round(settings.eval_every_epochs * steps_per_epoch), 1)
 
   def initial():
-    return create_state(classifier.initial_variables(run), memory=classifier.initial_memory(run))
+    return create_state(weights.initial_variables(run), memory=weights.initial_memory(run))
 
   if run.config['sigma'] > 0 and 'sigma' not in run.method.keywords:
     print(f'train: {run.config["method"]["name"]!r} trains without noise; config.sigma '
@@ -124,7 +119,7 @@ def _restored(run, checkpoints, create_state):
   """
   if checkpoints.latest_step() is None:
     return None
-  fresh = create_state(classifier.fresh_variables(run), memory=run.memory())
+  fresh = create_state(weights.fresh_variables(run), memory=run.memory())
   return checkpoint.restore(checkpoints, fresh, examples=run.examples)
 
 
@@ -150,6 +145,6 @@ def _listed(constant):
 def _test(run, state):
   """Loss and accuracy of the base classifier on the test split, under noise of config.sigma."""
   batches = data.eval_batches(run.test_data, batch_size=run.train.eval_batch_size)
-  return evaluation.loss_and_accuracy(
+  return evaluate.loss_and_accuracy(
       run.key('evaluate'), run.network.eval_logits(state.variables), batches,
       sigma=run.config['sigma'], devices=run.devices)

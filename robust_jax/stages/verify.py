@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax import certification, monitoring
+from robust_jax import certification
 from robust_jax import workdir as workdirs
-from robust_jax.certification import log, rules, sources
+from robust_jax.certification import log, noise_sources, rules
 from robust_jax.certification.certify import conclude
 from robust_jax.errors import MismatchError, UserError
-from robust_jax.stages import classifier, images
+from robust_jax.stages import images, weights
 from robust_jax.stages.certify import rounds, settings
+from robust_jax.workdir import monitoring
 
 # Statistics of another version of scipy may differ in their last digits.
 _TOLERANCE = {'rtol': 1e-9, 'atol': 1e-12}
@@ -34,7 +35,7 @@ def verify(run, workdir):
   if run.certify is None or not path.exists():
     raise UserError(f'--stages=verify: {workdir} has no {path.name}; a workdir with certificates '
                     'is allowed')
-  loaded = classifier.load(run, workdir)
+  loaded = weights.load(run, workdir)
   logged, entries = log.read(path), log.read_entries(path)
   _check_origin(path, logged.settings, loaded.origin)
   log.check_settings(path, logged.settings, settings(run, loaded))
@@ -166,7 +167,7 @@ def _from_votes(run, entries):
   settings = run.config['certify']
   certificate = conclude(
       *counts, sigma=run.sigma, n=settings['n'], bound=settings['bound'],
-      alpha=sources.counted_alpha(settings['alpha'], settings['noise']))
+      alpha=noise_sources.counted_alpha(settings['alpha'], settings['noise']))
   return map(_decisions, entries, *certificate[:3])
 
 

@@ -18,21 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import (
-    analysis,
-    configuration,
-    experiment,
-    keys,
-    losses,
-    parallel,
-    report,
-    threat_models,
-    workdir,
-)
+from robust_jax import analysis, keys, losses, report, workdir
 from robust_jax.analysis import curves
+from robust_jax.attacks import threat_models
+from robust_jax.config import configuration, experiment
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.report import gallery, markup, plots
-from robust_jax.stages import classifier, images
+from robust_jax.stages import images, weights
 
 BASELINE = 'baseline'
 # (accuracy on the test split, on the paper's own A), in per cent.
@@ -166,7 +159,7 @@ def load(folder, devices):
   nets = []
   for name, config, place in zip(names(configs), configs, places):
     run = experiment.build(config, devices)
-    nets.append(Net(name, run, classifier.load(run, place).logits_fn))
+    nets.append(Net(name, run, weights.load(run, place).logits_fn))
   return sorted(nets, key=lambda net: net.name != BASELINE)
 
 

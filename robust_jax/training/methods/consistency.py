@@ -8,15 +8,7 @@ import jax.numpy as jnp
 from robust_jax import keys, losses, smoothing
 from robust_jax.training import schedules
 from robust_jax.training.methods import noisy
-from robust_jax.types import (
-    Attack,
-    Fraction,
-    Index,
-    Interval,
-    MethodOutput,
-    NonNegative,
-    Positive,
-)
+from robust_jax.types import Attack, Fraction, Index, Interval, MethodOutput, NonNegative, Positive
 
 
 def consistency(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,

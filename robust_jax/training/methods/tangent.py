@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from robust_jax import losses, threat_models
-from robust_jax.attacks import ascent
+from robust_jax import losses
+from robust_jax.attacks import ascent, threat_models
 from robust_jax.training.methods.adversarial import adversarial
 from robust_jax.types import AttackResult, Count, Fraction, Index, NonNegative, Positive
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, losses, threat_models
-from robust_jax.attacks import ascent
+from robust_jax import keys, losses
+from robust_jax.attacks import ascent, threat_models
 from robust_jax.types import Count, Fraction, MethodOutput, NonNegative
 
 

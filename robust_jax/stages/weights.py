@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_jax import checkpoint, configuration, models, torch_weights
+from robust_jax import models
 from robust_jax import workdir as workdirs
+from robust_jax.config import configuration
 from robust_jax.errors import UserError
+from robust_jax.models import torch_weights
 from robust_jax.types import LogitsFn
+from robust_jax.workdir import checkpoint
 
 
 class Classifier(NamedTuple):

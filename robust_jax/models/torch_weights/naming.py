@@ -20,7 +20,7 @@ from flax import traverse_util
 from robust_jax import keys
 from robust_jax.errors import UserError
 from robust_jax.models import HEAD, preact_resnet, resnet
-from robust_jax.torch_weights import files
+from robust_jax.models.torch_weights import files
 
 
 class Naming(NamedTuple):

@@ -12,8 +12,9 @@ import os
 import jax
 import numpy as np
 
-from robust_jax import certification, runtime
+from robust_jax import certification
 from robust_jax.certification import sampling
+from robust_jax.cpu import runtime
 from robust_jax.errors import UserError
 
 AXIS = 'devices'

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import jax
 
-from robust_jax import __version__, configuration
+from robust_jax import __version__
 from robust_jax.errors import UserError
 
 LOCK = '.lock'
@@ -56,6 +56,7 @@ def check(workdir, config, redo=()):
     UserError: it holds something else, or has results of another stage with a config that
       differs in a field they depend on.
   """
+  from robust_jax.config import configuration
   workdir = Path(workdir)
   names = [path.name for path in workdir.iterdir()
            if path.name != LOCK and path.suffix != '.new']

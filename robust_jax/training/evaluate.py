@@ -4,7 +4,8 @@ import functools
 
 import jax
 
-from robust_jax import keys, losses, parallel, smoothing
+from robust_jax import keys, losses, smoothing
+from robust_jax.devices import parallel
 from robust_jax.types import Batch
 
 

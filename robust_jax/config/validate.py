@@ -6,9 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from robust_jax import attacks, certification, keys, models, schema
-from robust_jax.certification import sources
-from robust_jax.configuration import SHARED
+from robust_jax import attacks, certification, keys, models
+from robust_jax.certification import noise_sources
+from robust_jax.config import schema
+from robust_jax.config.configuration import SHARED
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 
@@ -127,8 +128,9 @@ def _check_certify(run):
     certification.check_draws(run.certify_images.images_per_call, 0, draws,
                               run.config['certify']['batch_size'])
     settings = run.config['certify']
-    sources.make(settings['noise'], run.sigma)
-    sources.check_alpha(settings['alpha'], settings['noise'], sigma=run.sigma, n=settings['n'],
-                        pixels=math.prod(run.test_data.image_shape))
+    noise_sources.make(settings['noise'], run.sigma)
+    noise_sources.check_alpha(
+        settings['alpha'], settings['noise'], sigma=run.sigma, n=settings['n'],
+        pixels=math.prod(run.test_data.image_shape))
   except ValueError as error:
     raise UserError(f'config.certify and config.certify_images: {error}') from error

@@ -4,8 +4,8 @@
 PyTorch's code bases call the layers of our networks.
 """
 
-from robust_jax.torch_weights.files import read
-from robust_jax.torch_weights.naming import (
+from robust_jax.models.torch_weights.files import read
+from robust_jax.models.torch_weights.naming import (
     NAMINGS,
     Naming,
     convert,

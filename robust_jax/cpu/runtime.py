@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from robust_jax import onednn
+from robust_jax.cpu import onednn
 
 # glibc's mallopt parameters, by their numbers in malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8

@@ -8,19 +8,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from robust_jax import certification, combinations, data, keys, models, parallel, schema
-from robust_jax.configuration import (
-    SECTIONS,
-    SHARED,
-    TABLES,
-    DataSettings,
-    EvaluationSettings,
-    ExtraSettings,
-    ImagesSettings,
-    TrainSettings,
-    VerifySettings,
-    with_tuples,
+from robust_jax import certification, data, keys, models
+from robust_jax.config import schema, validate
+from robust_jax.config.configuration import (
+  SECTIONS,
+  SHARED,
+  TABLES,
+  DataSettings,
+  EvaluationSettings,
+  ExtraSettings,
+  ImagesSettings,
+  TrainSettings,
+  VerifySettings,
+  with_tuples,
 )
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import Attack, Method, Network
@@ -183,7 +185,7 @@ def build(config, devices=None):
                            {**_shared(config), 'sigma': attacked_sigma}),
       certify=certifier(config) if sigma > 0 else None, sigma=sigma,
       attacked_sigma=attacked_sigma, **settings)
-  combinations.check(run)
+  validate.check(run)
   return run
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import keys
-from robust_jax.noise import standard_normal
+from robust_jax.keys import standard_normal
 from robust_jax.types import Array
 
 Order = Literal['ball_then_box', 'box_then_ball', 'ball_only']

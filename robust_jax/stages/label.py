@@ -1,6 +1,6 @@
 """Labels of a dataset by a trained workdir, for config.extra.labels:
 
-  python -m robust_jax.pseudo_labels WORKDIR --output=FILE.tsv --name=DATASET [--split=train]
+  python -m robust_jax.stages.label WORKDIR --output=FILE.tsv --name=DATASET [--split=train]
       [--data_dir=DIR] [--num_noise=M]
 """
 
@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import checkpoint, data, keys, smoothing
+from robust_jax import data, keys, smoothing
 from robust_jax import workdir as workdirs
 from robust_jax.errors import UserError
+from robust_jax.workdir import checkpoint
 
 # Draws that vote unless it is said how many, for a network that was trained with noise.
 NUM_NOISE = 100
@@ -54,7 +55,7 @@ def _predict(logits_fn, images, index, sigma, *, num_noise):
 def main(argv=None):
   """Writes the file: whose labels they are; the columns idx and label, a line an example."""
   parser = argparse.ArgumentParser(
-      prog='python -m robust_jax.pseudo_labels', description='Labels of a dataset by a workdir.')
+      prog='python -m robust_jax.stages.label', description='Labels of a dataset by a workdir.')
   parser.add_argument('workdir', help='of a finished training')
   parser.add_argument('--output', required=True, help='the file .tsv to be written')
   parser.add_argument('--name', help="dataset, as config.data.name; default: the workdir's own")

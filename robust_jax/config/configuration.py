@@ -13,7 +13,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import ml_collections
 
-from robust_jax import attacks, certification, data, models, schema, training
+from robust_jax import attacks, certification, data, models, training
+from robust_jax.config import schema
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import (

@@ -1,0 +1,1 @@
+"""What makes XLA on CPU fast."""

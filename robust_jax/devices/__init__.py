@@ -1,0 +1,1 @@
+"""Devices: which there are, and functions mapped over them."""
