@@ -23,6 +23,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from robust_jax.workdir import checkpoint  # noqa: E402
+
 WORDS = ['--config.train.num_epochs=16.', '--config.train.checkpoint_every=40',
          '--config.train.ema_decay=0.99', '--config.train.keep_best=True',
          '--config.train.log_every=7', '--config.train.eval_every_epochs=3',
@@ -48,10 +52,8 @@ def results(folder):
                           for line in (folder / 'certify.tsv').read_text().splitlines()]
   with np.load(folder / 'gallery.npz') as gallery:
     found['gallery.npz'] = dict(gallery)
-  # A process of its own, as the ones that ran: this one may have other devices.
   for path in sorted((folder / 'checkpoints').glob('step_*')):
-    sums = json.loads((path / 'about' / 'metadata').read_text())['sha256']
-    found[path.name] = sums
+    found[path.name] = checkpoint.read(folder, int(path.name[5:]))
   return found
 
 

@@ -1,9 +1,8 @@
 """Checkpoints of a workdir: saved by training, opened by every later stage and by notebooks.
 
 Orbax writes them in the background and renames them when they are whole, so a crash or a full disk
-leaves the ones before. Orbax does not notice a flipped bit, so the sha256 of every file and of
-every leaf is saved with them: those of the files are compared before anything is read, those of
-the leaves with what was read.
+leaves the ones before. Orbax does not notice a flipped bit, so the sha256 of every file is saved
+beside them and compared before anything is read.
 """
 
 import contextlib
@@ -29,8 +28,11 @@ DAMAGED = 'damaged'
 _FILE_SUMS = 'sha256sums'
 
 
-class DamagedError(Exception):
-  """A checkpoint that is not what was saved. The message says where."""
+class DamagedError(UserError):
+  """The files of a checkpoint are not those that were saved."""
+
+
+# Saving.
 
 
 @contextlib.contextmanager
@@ -50,22 +52,20 @@ def manager(workdir, *, keep=2, keep_best=False):
   Raises:
     UserError: the last checkpoint could not be written.
   """
+  for step in _steps(workdir):
+    if damage := find_damage(workdir, step):
+      _move_aside(_folder(workdir, step), damage)
   kept = [policies.LatestN(keep)]
   if keep_best:
     kept.append(policies.BestN(get_metric_fn=_accuracy, reverse=False, n=1,
                                keep_checkpoints_without_metrics=False))
   folder = Path(workdir).resolve() / FOLDER
-  for step in _steps(workdir):
-    try:
-      _check_files(_folder(workdir, step))
-    except DamagedError as error:
-      _move_aside(_folder(workdir, step), error)
   checkpoints = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
           step_prefix='step', cleanup_tmp_directories=True,
           # Called when everything is written, before the folder gets its name.
-          async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _seal(folder)),
+          async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _write_sums(folder)),
           best_fn=_accuracy if keep_best else None,
           preservation_policy=policies.AnyPreservationPolicy(kept)))
   try:
@@ -91,13 +91,11 @@ def save(checkpoints, state, info, *, progress=None, accuracy=None):
     UserError: this or the previous checkpoint could not be written.
   """
   tree = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
-  about = {'info': info, 'progress': progress}
-  sums = {name: _sha256(leaf) for name, leaf in _leaves(tree).items()}
   metrics = None if accuracy is None else {'accuracy': accuracy}
   with _writing(checkpoints):
     checkpoints.save(int(state.step), metrics=metrics, args=ocp.args.Composite(
         state=ocp.args.StandardSave(tree),
-        about=ocp.args.JsonSave({**about, 'sha256': {**sums, 'about': _sha256_json(about)}})))
+        about=ocp.args.JsonSave({'info': info, 'progress': progress})))
 
 
 def wait(checkpoints):
@@ -118,15 +116,16 @@ def _writing(checkpoints):
   except (OSError, ValueError, RuntimeError) as error:
     reason = str(error).rpartition(': ')[2]
     raise UserError(
-        f'{checkpoints.directory}: a checkpoint cannot be written ({reason}); room on the disk is '
-        f'needed. The newest whole one is step {checkpoints.latest_step()}; the same command '
-        'goes on from there') from error
+        f'{checkpoints.directory}: a checkpoint cannot be written ({reason}); is the disk full? '
+        f'The newest whole one is step {checkpoints.latest_step()}; the same command goes on from '
+        'there') from error
+
+
+# Reading.
 
 
 def restore(checkpoints, state, *, examples=None):
-  """The newest whole checkpoint.
-
-  A damaged one is named on stderr and moved to DIR/damaged, and the one before it is used.
+  """The newest checkpoint, `manager` having moved damaged ones away.
 
   Args:
     checkpoints: from `manager`.
@@ -139,83 +138,24 @@ def restore(checkpoints, state, *, examples=None):
   Raises:
     UserError: it holds another structure than that of `state`, or is of other examples.
   """
-  for step in sorted(checkpoints.all_steps(), reverse=True):
-    folder = checkpoints.directory / f'step_{step}'
-    try:
-      tree, about = _read(folder)
-    except DamagedError as error:
-      _move_aside(folder, error)
-      checkpoints.reload()
-      continue
-    nested = flax.serialization.to_state_dict(state)
-    wanted = _leaves(nested)
-    for name in sorted(wanted.keys() ^ tree.keys()):
-      where = 'lacks' if name in wanted else 'has'
-      raise UserError(f'{folder} {where} {name}; a checkpoint of the same model, method and '
-                      'optimizer is allowed')
-    found = about['info'].get('examples')
-    if examples is not None and found != examples:
-      raise UserError(f'{folder} is of a training on {describe_examples(found)}, and the config '
-                      f'now gives {describe_examples(examples)}; those there, or --redo=train, are '
-                      'allowed')
-    # Orbax may drop nodes without leaves.
-    everything = flax.traverse_util.flatten_dict(nested, sep='/', keep_empty_nodes=True) | tree
-    restored = flax.traverse_util.unflatten_dict(everything, sep='/')
-    return flax.serialization.from_state_dict(state, restored), about['progress']
-  return None
-
-
-def load_memory(workdir, *, step):
-  """The per-example memory of a checkpoint, for a training that starts from it.
-
-  Args:
-    workdir: folder given to the launcher.
-    step: which checkpoint.
-
-  Returns:
-    ({name: [num_train]}, info['examples'] of `save`, which says of which training examples).
-
-  Raises:
-    UserError: the checkpoint is damaged.
-  """
-  folder = _folder(workdir, step)
-  try:
-    tree, about = _read(folder)
-  except DamagedError as error:
-    raise UserError(f'{folder} is damaged ({error}); a whole checkpoint is allowed') from error
-  memory = flax.traverse_util.unflatten_dict(tree, sep='/').get('memory', {})
-  return memory, about['info'].get('examples')
-
-
-def describe_examples(examples):
-  """info['examples'] of `save` in words."""
-  if examples is None:
-    return 'unknown examples'
-  return (f'{examples["num"]} examples of {examples["dataset"]!r} '
-          f'(labels {examples["labels_sha256"][:8]})')
-
-
-def _move_aside(folder, error):
-  aside = folder.parents[1] / DAMAGED / f'{folder.name}-{time.time_ns()}'
-  aside.parent.mkdir(exist_ok=True)
-  shutil.move(folder, aside)
-  print(f'{folder} is damaged ({error}); it is moved to {aside}', file=sys.stderr)
-
-
-def latest_step(workdir):
-  """The newest checkpoint's step in a workdir, or None."""
-  return max(_steps(workdir), default=None)
-
-
-def find_damage(workdir, step):
-  """What is wrong with the checkpoint of a step: one line, or None where it is whole."""
-  if step not in _steps(workdir):
-    return 'it is not there'
-  try:
-    _read(_folder(workdir, step))
-  except DamagedError as error:
-    return str(error)
-  return None
+  step = checkpoints.latest_step()
+  if step is None:
+    return None
+  folder = checkpoints.directory / f'step_{step}'
+  leaves, about = read(checkpoints.directory.parent, step)
+  nested = flax.serialization.to_state_dict(state)
+  expected = _leaves(nested)
+  for name in sorted(expected.keys() ^ leaves.keys()):
+    where = 'lacks' if name in expected else 'has'
+    raise UserError(f'{folder} {where} {name}; it is of another model, method or optimizer')
+  saved = about['info'].get('examples')
+  if examples is not None and saved != examples:
+    raise UserError(f'{folder} is of a training on {describe_examples(saved)}, and the config now '
+                    f'gives {describe_examples(examples)}: give those again, or --redo=train')
+  # Orbax may drop nodes without leaves.
+  everything = flax.traverse_util.flatten_dict(nested, sep='/', keep_empty_nodes=True) | leaves
+  restored = flax.traverse_util.unflatten_dict(everything, sep='/')
+  return flax.serialization.from_state_dict(state, restored), about['progress']
 
 
 def load(workdir, *, step=None):
@@ -239,35 +179,85 @@ def load(workdir, *, step=None):
   """
   steps = _steps(workdir)
   if not steps:
-    raise UserError(f'{workdir} has no checkpoint; a workdir that the train stage has run in '
-                    'is allowed')
+    raise UserError(f'{workdir} has no checkpoint; the train stage makes them')
   if step == 'best':
     step = best_step(workdir)
   elif step is not None and step not in steps:
-    raise UserError(f'{workdir}: step is {step}; one of {steps} is allowed')
-  wanted = steps[::-1] if step is None else [step]
-  for step in wanted:
+    raise UserError(f'{workdir} has no checkpoint of step {step}; it has {steps}')
+  candidates = steps[::-1] if step is None else [step]
+  for step in candidates:
     try:
-      tree, about = _read(_folder(workdir, step))
+      leaves, about = read(workdir, step)
       break
     except DamagedError as error:
-      print(f'{_folder(workdir, step)} is damaged ({error})', file=sys.stderr)
+      print(error, file=sys.stderr)
   else:
-    raise UserError(f'{workdir}/{FOLDER}: {", ".join(f"step_{step}" for step in wanted)} damaged; '
-                    'a whole checkpoint is allowed')
+    raise UserError(f'{workdir}/{FOLDER}: {", ".join(f"step_{step}" for step in candidates)} '
+                    'damaged, and there is no other')
   info = about['info']
   model = models.create(info['model']['name'], info['num_classes'],
                         **{k: v for k, v in info['model'].items() if k != 'name'})
   network = models.network(model, mean=_constant(info['mean']), std=_constant(info['std']))
-  saved = flax.traverse_util.unflatten_dict(tree, sep='/')
+  saved = flax.traverse_util.unflatten_dict(leaves, sep='/')
   variables = saved.get('ema') or saved
   variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
   sums = {name: _sha256(leaf) for name, leaf in _leaves(variables).items()}
-  return network, variables, {**info, 'step': step, 'sha256': _sha256_json(sums)}
+  identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+  return network, variables, {**info, 'step': step, 'sha256': identity}
 
 
-def _folder(workdir, step):
-  return Path(workdir).resolve() / FOLDER / f'step_{step}'
+def read(workdir, step):
+  """What a checkpoint holds.
+
+  Returns:
+    ({path: NumPy array} of the TrainState, {'info', 'progress'} of `save`).
+
+  Raises:
+    DamagedError: its files are not those that were saved.
+    UserError: Orbax cannot read them although they are.
+  """
+  folder = _folder(workdir, step)
+  if damage := find_damage(workdir, step):
+    raise DamagedError(f'{folder} is damaged ({damage})')
+  try:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+      saved = reader.restore(folder, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()))
+  except Exception as error:  # Of other versions: any of many.
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    raise UserError(f'{folder} is whole but cannot be read ({reason})') from error
+  return _leaves(saved.state), saved.about
+
+
+def load_memory(workdir, *, step):
+  """The per-example memory of a checkpoint, for a training that starts from it.
+
+  Args:
+    workdir: folder given to the launcher.
+    step: which checkpoint.
+
+  Returns:
+    ({name: [num_train]}, info['examples'] of `save`, which says of which training examples).
+
+  Raises:
+    UserError: the checkpoint is damaged.
+  """
+  leaves, about = read(workdir, step)
+  memory = flax.traverse_util.unflatten_dict(leaves, sep='/').get('memory', {})
+  return memory, about['info'].get('examples')
+
+
+def describe_examples(examples):
+  """info['examples'] of `save` in words."""
+  if examples is None:
+    return 'unknown examples'
+  return (f'{examples["num"]} examples of {examples["dataset"]!r} '
+          f'(labels {examples["labels_sha256"][:8]})')
+
+
+def latest_step(workdir):
+  """The newest checkpoint's step in a workdir, or None."""
+  return max(_steps(workdir), default=None)
 
 
 def best_step(workdir):
@@ -276,24 +266,74 @@ def best_step(workdir):
   Raises:
     UserError: no step was kept for its accuracy, or one that may be the best is damaged.
   """
-  found = []
+  accuracies = []
   for step in _steps(workdir):
-    try:
-      _check_files(_folder(workdir, step))
-    except DamagedError as error:
-      raise UserError(f'{_folder(workdir, step)} is damaged ({error}); without it, which step is '
-                      'the best is not known: --redo=train makes them again') from error
-    path = _folder(workdir, step) / 'metrics' / 'metrics'
+    folder = _folder(workdir, step)
+    if damage := find_damage(workdir, step):
+      raise UserError(f'{folder} is damaged ({damage}); without it, which step is the best is not '
+                      'known: --redo=train makes them again')
+    path = folder / 'metrics' / 'metrics'
     if path.is_file():
-      found.append((json.loads(path.read_text())['accuracy'], step))
-  if not found:
-    raise UserError(f'{workdir} has kept no best checkpoint; a run with config.train.keep_best is '
-                    'allowed')
-  return max(found)[1]
+      accuracies.append((json.loads(path.read_text())['accuracy'], step))
+  if not accuracies:
+    raise UserError(f'{workdir} has no best checkpoint; config.train.keep_best keeps one')
+  return max(accuracies)[1]
 
 
-def _accuracy(metrics):
-  return metrics['accuracy']
+# Damage.
+
+
+def find_damage(workdir, step):
+  """How the files of a step's checkpoint differ from those saved: one line; None if they do not."""
+  folder = _folder(workdir, step)
+  if not folder.is_dir():
+    return 'it is not there'
+  try:
+    lines = (folder / _FILE_SUMS).read_text().splitlines()
+  except (OSError, ValueError):
+    return f'{_FILE_SUMS} cannot be read'
+  saved = {name: digest for digest, _, name in (line.partition('  ') for line in lines)}
+  files = _file_sums(folder)
+  for name in sorted(saved.keys() | files.keys()):
+    if name not in files:
+      return f'{name} is missing'
+    if name not in saved:
+      return f'{name} is not in {_FILE_SUMS}'
+    if files[name] != saved[name]:
+      return f'sha256 of {name} differs'
+  return None
+
+
+def _write_sums(folder):
+  """Writes the sums of the files of the checkpoint that is about to get its name."""
+  for written in folder.glob('step_*.orbax-checkpoint-tmp'):
+    (written / _FILE_SUMS).write_text(''.join(
+        f'{digest}  {name}\n' for name, digest in _file_sums(written).items()))
+
+
+def _file_sums(folder):
+  """{name: sha256} of the files of a checkpoint.
+
+  But for the files beside the items, times that Orbax adds afterwards and nothing reads.
+  """
+  files = sorted(path for path in folder.glob('*/**/*') if path.is_file())
+  return {str(path.relative_to(folder)): _sha256_file(path) for path in files}
+
+
+def _sha256_file(path):
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _move_aside(folder, damage):
+  aside = folder.parents[1] / DAMAGED / f'{folder.name}-{time.time_ns()}'
+  aside.parent.mkdir(exist_ok=True)
+  shutil.move(folder, aside)
+  print(f'{folder} is damaged ({damage}); it is moved to {aside}', file=sys.stderr)
+
+
+def _folder(workdir, step):
+  return Path(workdir).resolve() / FOLDER / f'step_{step}'
 
 
 def _steps(workdir):
@@ -301,62 +341,8 @@ def _steps(workdir):
   return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
 
-def _read(folder):
-  """({path: leaf}, about) of the checkpoint in a folder, compared with its sums.
-
-  Raises:
-    DamagedError: a leaf is not what was saved, or the files cannot be read.
-  """
-  _check_files(folder)
-  try:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-      saved = reader.restore(folder, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()))
-    tree = _leaves(saved.state)
-    about = dict(saved.about)
-    sums = about.pop('sha256')
-    found = {**{name: _sha256(leaf) for name, leaf in tree.items()},
-             'about': _sha256_json(about)}
-  # A flipped bit in the bookkeeping of Orbax surfaces as any of many errors.
-  except Exception as error:
-    raise DamagedError((str(error).splitlines() or [type(error).__name__])[0][:200]) from error
-  wrong = [name for name in sorted(sums.keys() | found.keys())
-           if sums.get(name) != found.get(name)]
-  if wrong:
-    raise DamagedError(f'sha256 of {wrong[0]} differs'
-                       + (f', and of {len(wrong) - 1} more' if wrong[1:] else ''))
-  return tree, about
-
-
-def _seal(folder):
-  """Writes the sums of the files of the checkpoint that is about to get its name.
-
-  But for the two files beside the items, times that Orbax adds afterwards and nothing reads.
-  """
-  for written in folder.glob('step_*.orbax-checkpoint-tmp'):
-    files = sorted(path for path in written.glob('*/**/*') if path.is_file())
-    (written / _FILE_SUMS).write_text(''.join(
-        f'{_sha256_file(path)}  {path.relative_to(written)}\n' for path in files))
-
-
-def _check_files(folder):
-  """Raises DamagedError unless the files are those that were sealed."""
-  try:
-    lines = (folder / _FILE_SUMS).read_text().splitlines()
-  except (OSError, ValueError) as error:
-    raise DamagedError(f'{_FILE_SUMS} cannot be read') from error
-  for line in lines:
-    expected, _, name = line.partition('  ')
-    path = folder / name
-    if not path.is_file():
-      raise DamagedError(f'{name} is missing')
-    if _sha256_file(path) != expected:
-      raise DamagedError(f'sha256 of {name} differs')
-
-
-def _sha256_file(path):
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def _accuracy(metrics):
+  return metrics['accuracy']
 
 
 def _leaves(tree):
@@ -368,10 +354,6 @@ def _leaves(tree):
 def _sha256(leaf):
   head = f'{leaf.dtype.name}{list(leaf.shape)}'.encode()
   return hashlib.sha256(head + np.ascontiguousarray(leaf).tobytes()).hexdigest()
-
-
-def _sha256_json(value):
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _constant(value):
