@@ -61,7 +61,7 @@ def test_what_does_not_go_together_is_one_line(words, message):
 
 def test_tangents_of_joined_images_are_refused():
   dataset = data.load('digits', 'test')
-  for images in (lazy.Joined(dataset.images, dataset.images[:5]),
+  for images in (lazy.concatenate(dataset.images, dataset.images[:5]),
                  data.load('digits', 'test', in_memory_bytes=0).images):
     with pytest.raises(UserError, match='decoded on the way or has extra examples'):
       data.load_tangents(dataset._replace(images=images), 8, num_directions=2, num_neighbors=5)
@@ -87,11 +87,11 @@ def test_a_split_whose_first_image_is_damaged_is_refused(tmp_path):
   place = tmp_path / 'run'
   place.mkdir()
   (tmp_path / 'train' / 'a' / '0.png').write_bytes(b'no image')
-  with pytest.raises(UserError, match="0.png.*: no image that can be decoded"):
+  with pytest.raises(UserError, match="0.png.*: the image cannot be decoded"):
     stages.run_stage('train', build(*words), place)
   assert not workdir.stages(place) and not list(place.glob('checkpoints*'))
   (tmp_path / 'test' / 'a' / '0.png').write_bytes(b'no image')
-  with pytest.raises(UserError, match="0.png.*: no image that can be decoded"):
+  with pytest.raises(UserError, match="0.png.*: the image cannot be decoded"):
     build(*words)
 
 

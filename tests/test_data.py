@@ -1,6 +1,5 @@
 """Data: every example once an epoch, the same batches however they are asked for."""
 
-import concurrent.futures
 import contextlib
 import io
 import math
@@ -17,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from robust_jax import data
 from robust_jax.config import configuration
-from robust_jax.data import decode, digits, lazy, prepared
+from robust_jax.data import decode, digits, tfds_files
 from robust_jax.errors import UserError
 
 
@@ -143,7 +142,7 @@ def test_the_second_of_two_preparing_processes_uses_what_the_first_wrote(tmp_pat
 
 
 @pytest.mark.parametrize(('name', 'split', 'folder', 'words'), [
-  ('nist', 'train', '.', ["config.data.name is 'nist'", 'did you mean mnist?']),
+  ('nist', 'train', '.', ["config.data.name", "got 'nist'", 'did you mean mnist?']),
   ('cifar-100', 'train', '.', ['did you mean cifar100?']),
   ('imagenet', 'train', '.', ['did you mean imagenet2012?']),
   ('oxford_flower102', 'train', '.', ['did you mean oxford_flowers102?']),
@@ -164,7 +163,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, name, split, folder, words):
 
 
 def test_a_missing_split_is_named(data_dir):
-  with pytest.raises(UserError, match="split 'validation'.*one of train, test"):
+  with pytest.raises(UserError, match="split 'validation'.*train, test"):
     data.load('digits', 'validation', data_dir=data_dir)
 
 
@@ -178,12 +177,12 @@ def test_a_damaged_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(('file', 'change', 'message'), [
   ('dataset_info.json', lambda old: old.replace(b'array_record', b'tfrecord'),
-   "'train', cannot be read: .*TFRECORD.*file_format="),
-  ('dataset_info.json', lambda old: old[:200], "'imagenet2012', cannot be read: Failed to load"),
-  ('features.json', lambda old: old[:200], "'imagenet2012', cannot be read: Expecting"),
+   "'train' cannot be read: .*TFRECORD.*file_format="),
+  ('dataset_info.json', lambda old: old[:200], "'imagenet2012' cannot be read: Failed to load"),
+  ('features.json', lambda old: old[:200], "'imagenet2012' cannot be read: Expecting"),
   ('imagenet2012-train.array_record-00001-of-00002',
    lambda old: old.replace(b'JFIF', b'JFIG'),
-   r"'train', example \d+, cannot be read: .*Corrupted"),
+   r"'train', example \d+ cannot be read: .*Corrupted"),
 ])
 def test_damaged_files_are_told_in_one_line(imagenet_dir, tmp_path, file, change, message):
   folder = shutil.copytree(imagenet_dir, tmp_path / 'copy') / 'imagenet2012' / '5.1.0'
@@ -230,12 +229,12 @@ def test_every_dataset_is_read_by_what_its_files_say(tmp_path):
                    mean=(0.5,), std=(0.25,))
   assert grey.images[:].shape == (4, 14, 14, 1) and (grey.mean, grey.std) == ((0.5,), (0.25,))
   for options, message in [
-      ({}, "config.data.image_size is None, but the images of 'fish' differ in size"),
-      ({'image_size': 14, 'channels': 2}, 'config.data.channels is 2; 1 or 3'),
-      ({'image_size': 14, 'std': (1.0, 1.0)}, r'config.data.std is \(1.0, 1.0\); one number or 3')]:
+      ({}, "config.data.image_size .*'fish'.* got None"),
+      ({'image_size': 14, 'channels': 2}, 'config.data.channels .*1 or 3, got 2'),
+      ({'image_size': 14, 'std': (1.0, 1.0)}, r'config.data.std .*3, got \(1.0, 1.0\)')]:
     with pytest.raises(UserError, match=message):
       data.load('fish', 'test', data_dir=str(tmp_path), **options)
-  with pytest.raises(UserError, match="'fish', split 'valid.:0.'.* has no example"):
+  with pytest.raises(UserError, match="'fish', split 'valid.:0.' has no example"):
     data.load('fish', 'test[:0]', data_dir=str(tmp_path), image_size=14)
   with pytest.raises(UserError, match="did you mean fish"):
     data.load('fsh', 'train', data_dir=str(tmp_path))
@@ -245,7 +244,7 @@ def test_what_is_no_image_classification_is_refused(tmp_path):
   write_tfds(tmp_path, 'words', {'text': tfds.features.Text(),
                                  'label': tfds.features.ClassLabel(num_classes=2)},
              {'train': [{'text': 'a', 'label': 0}]})
-  with pytest.raises(UserError, match="'words', no image.* label ClassLabel, text Text;"):
+  with pytest.raises(UserError, match="'words', .*got label ClassLabel, text Text"):
     data.load('words', 'train', data_dir=str(tmp_path))
 
 
@@ -256,7 +255,7 @@ def test_a_tiny_imagenet_in_the_files_of_the_real_one(imagenet_dir):
   assert (train.num_examples, test.num_examples, test.split) == (30, 12, 'validation')
   assert train.num_classes == 1000 and train.class_names[7] == 'n00000007'
   assert train.mean == (0.485, 0.456, 0.406) and train.std == (0.229, 0.224, 0.225)
-  assert isinstance(test.images, lazy.LazyImages) and test.images.shape == (12, 16, 16, 3)
+  assert not test.images.keeps and test.images.shape == (12, 16, 16, 3)
   # TFDS finds the stock dataset in these files, and decodes the same pixels.
   decoded = tfds.data_source('imagenet2012', split='validation', data_dir=imagenet_dir,
                              download=False)
@@ -280,16 +279,16 @@ def test_images_without_labels_are_refused(imagenet_dir, monkeypatch):
   monkeypatch.setitem(data.DATASETS, 'imagenet2012', data.DATASETS['mnist'])
   dataset = data.load('imagenet2012', 'test', data_dir=imagenet_dir, image_size=16)
   assert dataset.split == 'test'
-  with pytest.raises(UserError, match="'test', example 0: its label is -1; 0..999 are allowed"):
+  with pytest.raises(UserError, match="'test', example 0: .*label .*0..999, got -1"):
     data.take(dataset, [0])
 
 
-@pytest.mark.parametrize('kind, how', [(lazy.LazyImages, {'in_memory_bytes': 1442 * 64 - 1}),
-                                       (lazy.KeptImages, {'at_once': False})])
-def test_images_decoded_on_the_way_are_those_in_memory(kind, how, data_dir):
+@pytest.mark.parametrize('keeps, how', [(False, {'in_memory_bytes': 1442 * 64 - 1}),
+                                        (True, {'at_once': False})])
+def test_images_decoded_on_the_way_are_those_in_memory(keeps, how, data_dir):
   kept = data.load('digits', 'train', data_dir=data_dir)
   lazies = data.load('digits', 'train', data_dir=data_dir, **how)
-  assert isinstance(kept.images, np.ndarray) and isinstance(lazies.images, kind)
+  assert isinstance(kept.images, np.ndarray) and lazies.images.keeps == keeps
   assert lazies.images.shape == (1442, 8, 8, 1) and len(lazies.images) == lazies.num_examples
   np.testing.assert_array_equal(kept.labels[5:9], lazies.labels[5:9])
   assert lazies.labels[-1] == kept.labels[-1]
@@ -308,7 +307,7 @@ def test_runs_decode_images_when_they_are_asked_for(data_dir):
   settings = configuration.DataSettings('digits', data_dir)
   extra = data.extra.load('digits', data_dir=data_dir, like=settings.load('train'))
   for dataset in (settings.load('train'), settings.load('test'), extra):
-    assert isinstance(dataset.images, lazy.KeptImages)
+    assert dataset.images.keeps
 
 
 def test_an_image_is_decoded_once_and_kept(data_dir, monkeypatch):
@@ -331,10 +330,10 @@ def test_an_image_is_decoded_once_and_kept(data_dir, monkeypatch):
 def test_every_file_of_a_split_may_stay_open(monkeypatch):
   """ImageNet's 1,024 files are more than the soft limit of most systems."""
   limits = {'now': (1024, 4096)}
-  monkeypatch.setattr(prepared.resource, 'getrlimit', lambda kind: limits['now'])
-  monkeypatch.setattr(prepared.resource, 'setrlimit', lambda kind, now: limits.update(now=now))
+  monkeypatch.setattr(tfds_files.resource, 'getrlimit', lambda kind: limits['now'])
+  monkeypatch.setattr(tfds_files.resource, 'setrlimit', lambda kind, now: limits.update(now=now))
   for number, expected in [(10, 1024), (1088, 2432), (100_000, 4096)]:
-    prepared._allow_open_files(number)
+    tfds_files._allow_open_files(number)
     assert limits['now'] == (expected, 4096)
 
 
@@ -368,7 +367,7 @@ def test_a_folder_of_images_that_differ_in_size(tmp_path):
   assert test.image_shape == (12, 12, 3)
   np.testing.assert_array_equal(
     test.images[3], decode.centre_crop(picture((True, 1, 1), 31, 21), 12))
-  with pytest.raises(UserError, match="config.data.image_size is None.*differ in size"):
+  with pytest.raises(UserError, match="config.data.image_size .*got None"):
     data.load('folder', 'test', data_dir=root)
 
 
@@ -404,16 +403,16 @@ def break_head(root):
 
 
 @pytest.mark.parametrize(('mistake', 'split', 'folder', 'message'), [
-  (break_nothing, 'train', None, 'config.data.data_dir is None; a folder with train/CLASS/IMAGE'),
-  (break_nothing, 'train', 'none', 'config.data.data_dir is .*none.*; a folder with train'),
-  (break_layout, 'test', '.', 'config.data.data_dir is .*no folder train'),
-  (break_nothing, 'dev', '.', "split 'dev'; one of the folders there, test, train, is allowed"),
-  (break_nothing, 'train[:9]', '.', "split 'train.:9.'; one of .* is allowed, and no part of one"),
-  (break_class, 'test', '.', "test/cow: there is no class 'cow' in .*train; its 2 classes"),
-  (empty_class, 'train', '.', 'train/cat holds no image; one file at least that ends in .bmp'),
-  (empty_split, 'test', '.', 'test holds no image'),
-  (break_image, 'test', '.', r'test/dog/1.png: no image that can be decoded \('),
-  (break_head, 'test', '.', r'test/dog/1.png: no image that can be decoded \(cannot identify'),
+  (break_nothing, 'train', None, 'config.data.data_dir .*train/CLASS/IMAGE.* got None'),
+  (break_nothing, 'train', 'none', 'config.data.data_dir .*got .*none'),
+  (break_layout, 'test', '.', 'config.data.data_dir .*train/CLASS'),
+  (break_nothing, 'dev', '.', "test, train, got 'dev'"),
+  (break_nothing, 'train[:9]', '.', "test, train, got 'train.:9.'"),
+  (break_class, 'test', '.', "test/cow: 'cow' .* 2 classes in .*train"),
+  (empty_class, 'train', '.', 'train/cat: no images .*.bmp'),
+  (empty_split, 'test', '.', 'test: no images'),
+  (break_image, 'test', '.', r'test/dog/1.png: .*cannot be decoded \('),
+  (break_head, 'test', '.', r'test/dog/1.png: .*cannot be decoded \(cannot identify'),
 ])
 def test_mistakes_in_a_folder_are_told_in_one_line(tmp_path, mistake, split, folder, message):
   write_folder(tmp_path)
@@ -429,9 +428,9 @@ def test_a_damaged_image_ends_the_batches_with_its_name(tmp_path, augment):
   file = tmp_path / 'train' / 'dog' / '1.png'
   file.write_bytes(file.read_bytes()[:300])
   dataset = data.load('folder', 'train', data_dir=root, image_size=14)
-  with pytest.raises(UserError, match='train/dog/1.png: no image that can be decoded'):
+  with pytest.raises(UserError, match='train/dog/1.png: .*cannot be decoded'):
     list(data.train_batches(dataset, batch_size=4, seed=0, num_steps=1, augment=augment))
-  with pytest.raises(UserError, match='train/dog/1.png: no image that can be decoded'):
+  with pytest.raises(UserError, match='train/dog/1.png: .*cannot be decoded'):
     list(data.eval_batches(dataset, batch_size=4))
 
 
@@ -458,7 +457,7 @@ def test_images_of_every_mode_are_converted(mode, channels):
 def test_pixels_of_32_bits_are_refused():
   file = io.BytesIO()
   Image.fromarray(np.ones((4, 4), np.float32)).save(file, 'TIFF')
-  with pytest.raises(decode.BROKEN, match="mode 'F'; 8 or 16 bits are allowed"):
+  with pytest.raises(decode.ERRORS, match="mode 'F'"):
     decode.decode(file.getvalue(), 1)
 
 
@@ -648,8 +647,8 @@ def test_batches_of_lazy_images_depend_on_seed_and_step_alone(imagenet_dir, augm
   assert_same(whole[4:], make(start_step=4))
   hosts = [make(host=host, num_hosts=2) for host in range(2)]
   assert_same([type(parts[0])(*map(np.concatenate, zip(*parts))) for parts in zip(*hosts)], whole)
-  with concurrent.futures.ThreadPoolExecutor(5) as executor, monkeypatch.context() as patch:
-    patch.setattr(lazy, '_executor', lambda: (executor, 5))
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'cpu_count', lambda: 5)
     assert_same(make(), whole)
   assert not np.array_equal(make(seed=2)[0].images, whole[0].images)
 
@@ -668,7 +667,7 @@ def test_resized_crops_are_of_the_original_image(imagenet_dir):
     found.append(row)
     return decode.centre_crop(image, 16)
 
-  dataset.images.map(batch.index, crop)
+  dataset.images.map_originals(batch.index, crop)
   assert sorted(found) == list(range(8))
   # The stripes of an upright crop are not those of the middle of the image.
   assert all(np.abs(batch.images - dataset.images[batch.index] / 255).max(axis=(1, 2, 3)) > 0.05)

@@ -203,17 +203,17 @@ def test_labels_in_a_file_take_the_place_of_the_sources_own(tmp_path, like):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    ({'images': np.zeros((2, 5, 4, 1), np.uint8)}, r'images are \(5, 4, 1\); \(4, 4, 1\), as'),
-    ({'images': np.zeros((2, 4, 4, 1), np.int32)}, 'images is of type int32'),
-    ({'images': np.full((2, 4, 4, 1), 1.5)}, r'values outside of \[0, 1\]'),
-    ({'images': np.full((2, 4, 4, 1), np.nan)}, r'values outside of \[0, 1\]'),
-    ({'images': np.zeros(3)}, r'images has the shape \(3,\)'),
-    ({'labels': np.array([0, 1, 1])}, 'has 3 labels; 2, as many as'),
-    ({'labels': np.array([0, 3])}, 'gives example 1 the label 3; 0 to 2 are allowed'),
-    ({'labels': np.array([-1, 0])}, 'gives example 0 the label -1'),
-    ({'labels': np.array([0.5, 0.])}, r'labels is an array \(2,\) of float64'),
-    ({'labels': np.array(['a', 'b'], object)}, 'cannot be read .Object arrays'),
-    ({'labels': None}, 'it has images, and no labels'),
+    ({'images': np.zeros((2, 5, 4, 1), np.uint8)}, r'images .*\(4, 4, 1\) .*got \(5, 4, 1\)'),
+    ({'images': np.zeros((2, 4, 4, 1), np.int32)}, 'images .* got int32'),
+    ({'images': np.full((2, 4, 4, 1), 1.5)}, r'images .*\[0, 1\], got .*1.5'),
+    ({'images': np.full((2, 4, 4, 1), np.nan)}, r'images .*\[0, 1\], got .*nan'),
+    ({'images': np.zeros(3)}, r'images .*got \(3,\)'),
+    ({'labels': np.array([0, 1, 1])}, '2 labels.* got 3'),
+    ({'labels': np.array([0, 3])}, 'label of example 1 .*0..2, got 3'),
+    ({'labels': np.array([-1, 0])}, 'label of example 0 .*got -1'),
+    ({'labels': np.array([0.5, 0.])}, r'labels .*got float64 \(2,\)'),
+    ({'labels': np.array(['a', 'b'], object)}, 'cannot be read: Object arrays'),
+    ({'labels': None}, 'labels, got images'),
 ])
 def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
   given = {'images': np.zeros((2, 4, 4, 1), np.uint8), 'labels': np.array([0, 1]), **arrays}
@@ -224,15 +224,15 @@ def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
 
 
 @pytest.mark.parametrize('name, text, message', [
-    ('l.txt', '0\n', 'has 1 labels; 2, as many as'),
-    ('l.txt', '0\none\n', 'cannot be read as labels .invalid literal'),
-    ('l.csv', '0,1', '.npy, .txt and .tsv are known'),
-    ('l.tsv', '0\t1\n', 'a line with the columns idx and label comes first'),
-    ('l.tsv', '', 'a line with the columns idx and label comes first'),
-    ('l.tsv', 'idx\tlabel\n0\t1\n0\t1\n', 'with the idx 0 to 1, each once'),
-    ('l.tsv', 'idx\tlabel\n0\t1\n1\n', '2 columns are announced'),
+    ('l.txt', '0\n', '2 labels.* got 1'),
+    ('l.txt', '0\none\n', 'cannot be read as labels: invalid literal'),
+    ('l.csv', '0,1', '.npy, .txt or .tsv'),
+    ('l.tsv', '0\t1\n', 'columns idx and label'),
+    ('l.tsv', '', 'columns idx and label'),
+    ('l.tsv', 'idx\tlabel\n0\t1\n0\t1\n', 'idx 0 to 1'),
+    ('l.tsv', 'idx\tlabel\n0\t1\n1\n', '2 columns'),
     ('l.npy', 'no array', 'cannot be read as labels'),
-    ('gone.txt', None, "config.extra.labels is '.*gone.txt', which is not there; python -m robust"),
+    ('gone.txt', None, "config.extra.labels is '.*gone.txt', .*python -m robust"),
 ])
 def test_mistakes_in_labels_are_one_line(name, text, message, tmp_path, like):
   path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
@@ -247,7 +247,7 @@ def test_the_field_of_wrong_labels_is_named(tmp_path, like):
   path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
   for number, labels in enumerate(([0], [0, 7])):
     np.save(tmp_path / f'{number}.npy', np.array(labels))
-    with pytest.raises(UserError, match=rf'^config.extra.labels is .*{number}.npy.*allowed$'):
+    with pytest.raises(UserError, match=rf'^config.extra.labels is .*{number}.npy'):
       data.extra.load(path, labels=str(tmp_path / f'{number}.npy'), like=like)
 
 
@@ -265,7 +265,7 @@ def test_a_missing_or_broken_source_is_one_line(tmp_path, like):
       data.extra.load(str(tmp_path / name), like=like)
   with pytest.raises(UserError, match=r'config.extra: .*nosuch'):
     data.extra.load('nosuch', data_dir=str(tmp_path), like=like)
-  with pytest.raises(UserError, match='whose classes are not those of .*config.extra.labels'):
+  with pytest.raises(UserError, match='config.extra.name .*classes .*config.extra.labels'):
     data.extra.load('digits', data_dir=str(tmp_path), like=like)
 
 
@@ -312,8 +312,8 @@ def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
   assert len(wrong)
   fields = dict(extra__name='digits', extra__split='train[300:]', extra__labels=str(labels),
                 extra__share=0.5, extra__weight=0.5)
-  with pytest.raises(UserError, match=r'has labels of digits train\[300:\]; labels of digits '
-                                      r'train\[:1142\], as config.extra.name and split say'):
+  with pytest.raises(UserError, match=r'labels of digits train\[:1142\] .*labels of '
+                                      r'digits train\[300:\]'):
     len(make_run(data_dir, **{**fields, 'extra__split': 'train[:1142]'}).train_data.labels)
   run = make_run(data_dir, **fields)
   assert run.train_data.num_examples == 1442 and run.steps_per_epoch == 10

@@ -128,7 +128,7 @@ def test_the_same_command_goes_on(folder, capfd):
   assert printed.out.count('certify: 96 images') == 1 and (lost / 'certify.jsonl').exists()
   assert (folder / 'table.csv').read_text() == before
   # Of each seed, by its own process.
-  assert printed.err.count("error: config.extra.labels is 'nowhere.tsv', which is not") == 2
+  assert printed.err.count("error: config.extra.labels is 'nowhere.tsv', which") == 2
   assert printed.err.count('self_training/0 failed: exit status 2') == 1
 
 

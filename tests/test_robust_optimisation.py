@@ -486,5 +486,5 @@ def test_images_can_be_padded():
   assert padded.image_shape == (12, 12, 1)
   np.testing.assert_array_equal(padded.images[:, 2:-2, 2:-2], plain.images)
   assert padded.images.sum() == plain.images.sum()
-  with pytest.raises(UserError, match='config.data.pad is 2'):
+  with pytest.raises(UserError, match='config.data.pad .*got 2'):
     data.load('digits', 'test', pad=2, in_memory_bytes=0)

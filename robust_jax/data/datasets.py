@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from robust_jax.data import digits, folder, lazy, prepared
+from robust_jax.data import digits, folder, lazy, tfds_files
 from robust_jax.errors import UserError
 
 # Images of one size are decoded once and kept where they need no more than this: 2 GiB.
@@ -37,20 +37,20 @@ class Dataset(NamedTuple):
   Attributes:
     name: 'folder', or as TFDS names the dataset.
     split: the split that was read.
-    images: [num_examples, height, width, channel] uint8: an array, or what is indexed like one:
-      `lazy.LazyImages` or `lazy.KeptImages`, which decode what is asked for, or a `lazy.Joined`.
-    labels: [num_examples] int32, an array or what is indexed like one.
+    images: [num_examples, height, width, channel] uint8: an array, or a LazyArray, which decodes
+      what is asked for.
+    labels: [num_examples] int32: an array, or a LazyArray, which reads what is asked for.
     class_names: a name for each class.
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
       (images - mean) / std that networks on this dataset apply.
     std: likewise.
-    mixture: None, or what tells that the last examples are extra ones.
+    mixture: how the last examples are mixed with the others; None if there are no extra ones.
   """
 
   name: str
   split: str
-  images: np.ndarray | lazy.LazyImages | lazy.KeptImages | lazy.Joined
-  labels: np.ndarray
+  images: np.ndarray | lazy.LazyArray
+  labels: np.ndarray | lazy.LazyArray
   class_names: tuple[str, ...]
   mean: float | tuple[float, ...]
   std: float | tuple[float, ...]
@@ -70,14 +70,14 @@ class Dataset(NamedTuple):
     return self.images.shape[1:]
 
 
-class Source(NamedTuple):
-  """What this project knows of a TFDS dataset that the dataset's own files do not say.
+class Preset(NamedTuple):
+  """What the files of a TFDS dataset do not say.
 
   Attributes:
     mean: input normalisation, as in `Dataset`.
     std: likewise.
     image_size: the usual number of pixels, where images differ in size.
-    test_split: what 'test' stands for; None for the first there of test, validation, val, valid.
+    test_split: what 'test' stands for; None for the first of `_TEST_SPLITS` in the dataset.
     prepare: data_dir -> None, writes the dataset without TensorFlow; None where TFDS has to.
   """
 
@@ -89,13 +89,13 @@ class Source(NamedTuple):
 
 
 DATASETS = {
-  'cifar10': Source(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
-  'cifar100': Source(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
-  'digits': Source(prepare=digits.prepare),
+  'cifar10': Preset(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+  'cifar100': Preset(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+  'digits': Preset(prepare=digits.prepare),
   # Its test split has no labels.
-  'imagenet2012': Source(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224,
+  'imagenet2012': Preset(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224,
                          test_split='validation'),
-  'mnist': Source(),
+  'mnist': Preset(),
 }
 
 
@@ -103,8 +103,8 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
          pad=0, at_once=True, in_memory_bytes=IN_MEMORY_BYTES):
   """Opens one split of a dataset.
 
-  Images of one size, and in all of at most `in_memory_bytes`, are decoded once and kept. Others
-  are decoded whenever they are asked for, cut to `image_size`: the short side is resized to
+  Images of one size that need at most `in_memory_bytes` are decoded once and kept. Others are
+  decoded whenever they are asked for, and cut to `image_size`: the short side is resized to
   image_size * 256 / 224 (bilinear, with antialiasing) and the middle kept.
 
   Args:
@@ -121,9 +121,8 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
       which is 0 for most.
     std: likewise; 1 for most.
     pad: black pixels added on every side of images that are in memory.
-    at_once: whether images that are kept are decoded now, and are an array; otherwise each is when
-      it is first asked for (`lazy.KeptImages`), and its label is read. What is damaged is found
-      then, as it is of images that are not kept.
+    at_once: whether images that are kept are decoded now, and are an array; otherwise each is
+      decoded, and its label read, when it is first asked for, and damage is found only then.
     in_memory_bytes: the most that decoded images may need.
 
   Returns:
@@ -133,64 +132,61 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
     UserError: the dataset or split does not exist, is not prepared in `data_dir`, is no image
       classification, or cannot be read. `digits` is prepared on first use.
   """
-  source = DATASETS.get(name, Source())
+  preset = DATASETS.get(name, Preset())
   if name == 'folder':
     data_dir = data_dir and os.path.expanduser(data_dir)
-    split = _resolved(split, folder.splits(data_dir), source)
-    records = folder.Folder(data_dir, split)
+    split = _resolve_test(split, folder.splits(data_dir), preset)
+    records = folder.ImageFolder(data_dir, split)
   else:
     data_dir = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
-    if source.prepare is not None:
+    if preset.prepare is not None:
       try:
-        source.prepare(data_dir)
+        preset.prepare(data_dir)
       except OSError as error:
         raise UserError(f'config.data.data_dir is {data_dir!r}, where {name!r} cannot be prepared: '
                         f'{error}') from error
-    builder = prepared.find(name, data_dir, known=(*DATASETS, 'folder'))
-    split = _resolved(split, builder.info.splits, source)
-    records = prepared.Prepared(builder, name, data_dir, split)
+    builder = tfds_files.find(name, data_dir, known=(*DATASETS, 'folder'))
+    split = _resolve_test(split, builder.info.splits, preset)
+    records = tfds_files.TfdsSplit(builder, name, data_dir, split)
 
-  shape, resize = _shape(name, records.shape, image_size or source.image_size, channels)
-  images, labels = lazy.LazyImages(records, shape, resize), records.labels
+  shape, resize = _image_shape(name, records.shape, image_size or preset.image_size, channels)
+  images, labels = lazy.encoded_images(records, shape, resize), records.labels
   if not resize and np.prod(images.shape, dtype=np.int64) <= in_memory_bytes:
+    images = lazy.kept_images(images, pad)
     if at_once:
       images, labels = images[:], labels[:]
-      images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else images
-    else:
-      images = lazy.KeptImages(images, pad)
   elif pad:
-    raise UserError(f'config.data.pad is {pad}, but {name!r} is decoded on the way; 0, or a '
-                    'dataset that fits into memory, is allowed')
+    raise UserError(f'config.data.pad must be 0, as {name!r} is not kept in memory, got {pad}')
   return Dataset(name=name, split=split, images=images, labels=labels,
                  class_names=records.class_names,
-                 mean=_constant('mean', source.mean if mean is None else mean, shape[-1]),
-                 std=_constant('std', source.std if std is None else std, shape[-1]))
+                 mean=_per_channel('mean', preset.mean if mean is None else mean, shape[-1]),
+                 std=_per_channel('std', preset.std if std is None else std, shape[-1]))
 
 
-def _resolved(split, there, source):
+def _resolve_test(split, splits, preset):
   """The split, with 'test' replaced by what it stands for."""
   name, part = re.fullmatch(r'(\w*)(.*)', split, re.DOTALL).groups()
   if name == 'test':
-    name = source.test_split or next((each for each in _TEST_SPLITS if each in there), name)
+    name = preset.test_split or next((each for each in _TEST_SPLITS if each in splits), name)
   return name + part
 
 
-def _shape(name, own, image_size, channels):
+def _image_shape(name, encoded_shape, image_size, channels):
   """((height, width, channel) of a dataset's images, whether they have to be cut to size)."""
   if channels is None:
-    channels = own[2] if own[2] in (1, 3) else 3
+    channels = encoded_shape[2] if encoded_shape[2] in (1, 3) else 3
   if channels not in (1, 3):
-    raise UserError(f'config.data.channels is {channels}; 1 or 3 is allowed')
+    raise UserError(f'config.data.channels must be 1 or 3, got {channels}')
   if image_size is not None:
     size = (image_size, image_size)
-    return (*size, channels), own[:2] != size
-  if None in own[:2]:
-    raise UserError(f'config.data.image_size is None, but the images of {name!r} differ in size; a '
-                    'number of pixels, such as 224, is needed')
-  return (*own[:2], channels), False
+    return (*size, channels), encoded_shape[:2] != size
+  if None in encoded_shape[:2]:
+    raise UserError('config.data.image_size must be a number of pixels, such as 224, as the images '
+                    f'of {name!r} differ in size, got None')
+  return (*encoded_shape[:2], channels), False
 
 
-def _constant(field, value, channels):
+def _per_channel(field, value, channels):
   if np.size(value) not in (1, channels):
-    raise UserError(f'config.data.{field} is {value}; one number or {channels} are allowed')
+    raise UserError(f'config.data.{field} must be one number or {channels}, got {value}')
   return value

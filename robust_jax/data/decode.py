@@ -1,4 +1,4 @@
-"""One image: decoded by Pillow, and cut to size by the rules of torchvision's transforms."""
+"""Decodes one image with Pillow, and cuts it to size as torchvision's transforms do."""
 
 import io
 import math
@@ -10,7 +10,7 @@ from PIL import Image
 from robust_jax.errors import UserError
 
 # What Pillow raises on a file that is damaged or no image.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error,
+ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error,
           Image.DecompressionBombError)
 # The short side is 256 where 224 pixels are kept.
 RESIZE_RATIO = 256 / 224
@@ -20,15 +20,14 @@ CROP_TRIES = 10
 
 
 def broken(place, error):
-  """The UserError that names the image at `place` where Pillow has raised `error`."""
-  return UserError(f'{place}: no image that can be decoded ({" ".join(str(error).split())}); a '
-                   'whole image is allowed')
+  """The UserError for the image at `place`, on which Pillow has raised `error`."""
+  return UserError(f'{place}: the image cannot be decoded ({" ".join(str(error).split())})')
 
 
 def decode(encoded, channels):
-  """The image of a file's bytes: 1 channel is grey, 3 are RGB, whatever the file has.
+  """The image in the bytes of a file, converted to grey (1 channel) or RGB (3).
 
-  Transparency is dropped, as Pillow's `convert` and torchvision do; of 16 bits the upper 8 are
+  Transparency is dropped, as in Pillow's `convert` and torchvision; of 16 bits the upper 8 are
   kept.
 
   Args:
@@ -39,14 +38,14 @@ def decode(encoded, channels):
     PIL.Image of mode 'L' or 'RGB'.
 
   Raises:
-    One of `BROKEN`: the bytes are no image, or pixels of more than 16 bits.
+    One of `ERRORS`: the bytes are no image, or have pixels of more than 16 bits.
   """
   image = Image.open(io.BytesIO(encoded))
   image.load()
   if image.mode.startswith('I;16'):
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   if image.mode in ('I', 'F'):
-    raise ValueError(f'its pixels are of mode {image.mode!r}; 8 or 16 bits are allowed')
+    raise ValueError(f'pixels must have 8 or 16 bits, got mode {image.mode!r}')
   if image.mode == 'P' and 'transparency' in image.info:
     image = image.convert('RGBA')  # Pillow warns where this step is left out.
   mode = 'L' if channels == 1 else 'RGB'
@@ -77,19 +76,19 @@ def centre_crop(image, size):
 
 
 def resized_crop(image, shape, draws, mirrored):
-  """A random part of an image, resized: torchvision's RandomResizedCrop of a PIL image.
+  """A random part of an image, resized as torchvision's RandomResizedCrop does.
 
   Args:
     image: PIL.Image.
     shape: (height, width) of the result.
     draws: [CROP_TRIES, 4] uniform in [0, 1), see `crop_box`.
-    mirrored: whether left and right are exchanged.
+    mirrored: whether the result is flipped left to right.
 
   Returns:
     [height, width, channel] uint8.
   """
   left, top, width, height = crop_box(*image.size, draws)
-  # Cropped first: Pillow's resize(box=...) would mix in pixels from outside of the box.
+  # Crop first: Pillow's resize(box=...) would mix in pixels from outside of the box.
   crop = image.crop((left, top, left + width, top + height))
   resized = to_array(crop.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
   return resized[:, ::-1] if mirrored else resized
@@ -99,8 +98,8 @@ def crop_box(width, height, draws):
   """The box of a random crop, by torchvision's rule.
 
   The area is uniform in 0.08..1 of the image's, the aspect ratio log-uniform in 3/4..4/3, the
-  position uniform. The first of ten tries that fits into the image counts; if none does, the
-  largest box in the middle whose aspect ratio is allowed.
+  position uniform. The box is the first of ten tries that fits into the image; if none fits, the
+  largest box in the middle with an aspect ratio in 3/4..4/3.
 
   Args:
     width: of the image, in pixels.
@@ -124,11 +123,11 @@ def crop_box(width, height, draws):
 
 
 def to_array(image):
-  """[height, width, channel] uint8 of a PIL image of mode 'L' or 'RGB'."""
+  """A PIL image of mode 'L' or 'RGB' as [height, width, channel] uint8."""
   values = np.asarray(image)
   return values[..., None] if values.ndim == 2 else values
 
 
 def from_array(values):
-  """The PIL image of [height, width, channel] uint8; 1 or 3 channels."""
+  """[height, width, channel] uint8 of 1 or 3 channels as a PIL image."""
   return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)

@@ -1,4 +1,4 @@
-"""Examples of a second source in every training batch: pseudo-labels, generated images."""
+"""Extra examples in every training batch, such as pseudo-labelled or generated images."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import numpy as np
 from robust_jax.data import datasets, lazy
 from robust_jax.errors import UserError
 
-_IMAGES, _LABELS = ('images', 'image'), ('labels', 'label')
 _TITLE = '# labels of'
 
 
@@ -20,10 +19,9 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
       [num_examples, height, width, channel] or [num_examples, height, width], uint8, or
       floating-point in [0, 1], which is rounded to 1/255, and `labels`, [num_examples] int.
     split: of a dataset.
-    labels: a file of labels, which take the place of the source's own: .npy, [num_examples] int;
-      .txt, a label a line; .tsv with the columns idx and label, in any order, a line for every
-      example, and before them maybe the `title` of a dataset, whose name and split have to be
-      these.
+    labels: a file of labels to use instead of the dataset's own: .npy, [num_examples] int; .txt, a
+      label a line; .tsv with the columns idx and label, in any order, a line for every example. A
+      .tsv file that begins with the `title` of a dataset must be of the same name and split.
     data_dir: as `datasets.load`.
     image_size: likewise.
     channels: likewise.
@@ -34,46 +32,45 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
     Dataset.
 
   Raises:
-    UserError: a source that cannot be read, another image size, other classes, another number of
+    UserError: examples that cannot be read, another image size, other classes, another number of
       labels than of images, a label that is no class, or a file with labels of other images.
   """
   if name.endswith('.npz'):
-    images, own = _read_images(Path(name), needs_labels=labels is None)
+    images, own_labels = _read_images(Path(name), needs_labels=labels is None)
   else:
     try:
       dataset = datasets.load(name, split, data_dir=data_dir, image_size=image_size,
-                             channels=channels, pad=pad, at_once=False)
+                              channels=channels, pad=pad, at_once=False)
     except UserError as error:
       raise UserError(f'config.extra: {error}') from error
-    images, own = dataset.images, dataset.labels
-    told = '' if labels is None else _first_line(labels)
-    if told.startswith(_TITLE) and told != title(dataset):
-      raise UserError(f'config.extra.labels is {labels!r}, which has {told[2:]}; '
-                      f'{title(dataset)[2:]}, as config.extra.name and split say, are allowed')
+    images, own_labels = dataset.images, dataset.labels
+    file_title = labels and _first_line(labels)
+    if file_title and file_title.startswith(_TITLE) and file_title != title(dataset):
+      raise UserError(f'config.extra.labels must be {title(dataset)[2:]} (config.extra.name and '
+                      f'split), got {labels!r} with {file_title[2:]}')
     if labels is None and dataset.class_names != like.class_names:
       raise UserError(f'config.extra.name is {name!r}, whose classes are not those of '
-                      f'{like.name!r}; config.extra.labels, a file of labels, is needed')
+                      f'{like.name!r}: set config.extra.labels to a file of labels')
   if images.shape[1:] != like.image_shape:
-    raise UserError(f'config.extra.name is {name!r}, whose images are {images.shape[1:]}; '
-                    f'{like.image_shape}, as those of {like.name!r}, are allowed')
-  source = (f'config.extra.name is {name!r}, which' if labels is None else
-            f'config.extra.labels is {labels!r}, which')
-  values = own if labels is None else read_labels(labels)
+    raise UserError(f'config.extra.name is {name!r}: its images must have the shape '
+                    f'{like.image_shape} of those of {like.name!r}, got {images.shape[1:]}')
+  labels_from = (f'config.extra.name is {name!r}' if labels is None else
+                 f'config.extra.labels is {labels!r}')
+  values = own_labels if labels is None else read_labels(labels)
   if len(values) != len(images):
-    there = name if name.endswith('.npz') else f'{name} {split}'
-    raise UserError(f'{source} has {len(values)} labels; {len(images)}, as many as {there!r} has '
-                    'images, are allowed')
+    raise UserError(f'{labels_from}: it must have {len(images)} labels, one for each image of '
+                    f'{name if name.endswith(".npz") else f"{name} {split}"!r}, got {len(values)}')
   if isinstance(values, np.ndarray):  # Others are a dataset's own, read with its images.
     wrong = np.flatnonzero((values < 0) | (values >= like.num_classes))
     if len(wrong):
-      raise UserError(f'{source} gives example {wrong[0]} the label {values[wrong[0]]}; '
-                      f'0 to {like.num_classes - 1} are allowed')
+      raise UserError(f'{labels_from}: the label of example {wrong[0]} must be in '
+                      f'0..{like.num_classes - 1}, got {values[wrong[0]]}')
     values = values.astype(np.int32)
   return like._replace(name=name, split=split, images=images, labels=values)
 
 
 def title(dataset):
-  """The line of a file .tsv that says whose labels it has."""
+  """The first line of a .tsv file of labels: which examples they are of."""
   return f'{_TITLE} {dataset.name} {dataset.split}'
 
 
@@ -98,18 +95,16 @@ def read_labels(path):
     elif path.suffix == '.txt':
       labels = np.array([int(line) for line in path.read_text(encoding='utf-8').split()], np.int64)
     elif path.suffix == '.tsv':
-      labels = _read_table(path.read_text(encoding='utf-8'))
+      labels = _parse_table(path.read_text(encoding='utf-8'))
     else:
-      raise ValueError('.npy, .txt and .tsv are known')
+      raise ValueError('its name must end in .npy, .txt or .tsv')
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-      raise ValueError(f'an array {labels.shape} of {labels.dtype}')
+      raise ValueError(f'it must hold one integer an example, got {labels.dtype} {labels.shape}')
   except FileNotFoundError as error:
-    raise UserError(f'config.extra.labels is {str(path)!r}, which is not there; python -m '
-                    'robust_jax.stages.label WORKDIR makes such a file') from error
+    raise UserError(f'config.extra.labels is {str(path)!r}, which does not exist; python -m '
+                    'robust_jax.stages.label WORKDIR writes such a file') from error
   except (OSError, ValueError, EOFError) as error:
-    reason = ' '.join(str(error).split())
-    raise UserError(f'{path} cannot be read as labels ({reason}); a file .npy, .txt or .tsv '
-                    'of one integer an example is allowed') from error
+    raise UserError(f'{path} cannot be read as labels: {" ".join(str(error).split())}') from error
   return labels
 
 
@@ -126,56 +121,54 @@ def mix(dataset, extra, *, share, weight):
     weight: of the loss of an extra example, >= 0.
   """
   return dataset._replace(
-      images=lazy.Joined(dataset.images, extra.images),
-      labels=lazy.Joined(dataset.labels, extra.labels),
+      images=lazy.concatenate(dataset.images, extra.images),
+      labels=lazy.concatenate(dataset.labels, extra.labels),
       mixture=datasets.Mixture(extra.num_examples, share, weight))
 
 
 def _read_images(path, *, needs_labels):
   try:
     with np.load(path, allow_pickle=False) as file:
-      images = file[_present(_IMAGES, file.files)]
-      labels = file[_present(_LABELS, file.files)] if needs_labels else None
-    # zipfile.BadZipFile is no OSError.
-  except Exception as error:
-    reason = ' '.join(str(error).split())
-    raise UserError(f'config.extra.name is {str(path)!r}, which cannot be read ({reason}); a file '
-                    '.npz with arrays images and labels is allowed') from error
-  if images.ndim == 3:
-    images = images[..., None]
+      images = _array(file, 'images', 'image')
+      labels = _array(file, 'labels', 'label') if needs_labels else None
+  except Exception as error:  # zipfile.BadZipFile is no OSError.
+    raise UserError(f'config.extra.name is {str(path)!r}, which cannot be read: '
+                    f'{" ".join(str(error).split())}') from error
+  images = images[..., None] if images.ndim == 3 else images
   if images.ndim != 4:
-    raise UserError(f'{path}: images has the shape {images.shape}; [num_examples, height, width, '
-                    'channel] is allowed')
+    raise UserError(f'{path}: images must have the shape [num_examples, height, width, channel], '
+                    f'got {images.shape}')
   if np.issubdtype(images.dtype, np.floating):
     if not ((images >= 0) & (images <= 1)).all():
-      raise UserError(f'{path}: images has values outside of [0, 1]; those, or uint8, are allowed')
+      raise UserError(f'{path}: floating-point images must be in [0, 1], got values in '
+                      f'[{images.min()}, {images.max()}]')
     images = np.rint(images * 255).astype(np.uint8)
   if images.dtype != np.uint8:
-    raise UserError(f'{path}: images is of type {images.dtype}; uint8, or floating-point numbers '
-                    'in [0, 1], are allowed')
+    raise UserError(f'{path}: images must be uint8, or floating-point numbers in [0, 1], got '
+                    f'{images.dtype}')
   if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
-    raise UserError(f'{path}: labels is an array {labels.shape} of {labels.dtype}; one integer an '
-                    'image is allowed')
+    raise UserError(f'{path}: labels must be one integer an image, got {labels.dtype} '
+                    f'{labels.shape}')
   return images, labels
 
 
-def _present(names, there):
-  for name in names:
-    if name in there:
-      return name
-  raise ValueError(f'it has {", ".join(there) or "no arrays"}, and no {names[0]}')
+def _array(file, *names):
+  """The array of the first of `names` in an .npz file."""
+  name = next((name for name in names if name in file.files), None)
+  if name is None:
+    raise ValueError(f'it needs an array {names[0]}, got {", ".join(file.files) or "none"}')
+  return file[name]
 
 
-def _read_table(text):
-  header, *lines = [line.split('\t') for line in text.splitlines()
-                    if line.strip() and not line.startswith('#')] or [[]]
+def _parse_table(text):
+  header, *rows = [line.split('\t') for line in text.splitlines()
+                   if line.strip() and not line.startswith('#')] or [[]]
   if not {'idx', 'label'} <= set(header):
-    raise ValueError('a line with the columns idx and label comes first')
+    raise ValueError('its first line must name the columns idx and label')
+  if any(len(row) != len(header) for row in rows):
+    raise ValueError(f'every line must have {len(header)} columns')
   idx, label = header.index('idx'), header.index('label')
-  if any(len(line) != len(header) for line in lines):
-    raise ValueError(f'{len(header)} columns are announced')
-  found = {int(line[idx]): int(line[label]) for line in lines}
-  if sorted(found) != list(range(len(lines))):
-    raise ValueError(f'{len(lines)} lines with the idx 0 to {len(lines) - 1}, each once, are '
-                     'needed')
-  return np.array([found[index] for index in range(len(lines))], np.int64)
+  labels = {int(row[idx]): int(row[label]) for row in rows}
+  if sorted(labels) != list(range(len(rows))):
+    raise ValueError(f'its {len(rows)} lines must have the idx 0 to {len(rows) - 1}, each once')
+  return np.array([labels[index] for index in range(len(rows))], np.int64)

@@ -1,4 +1,4 @@
-"""Images of a split that are decoded when they are asked for, by threads."""
+"""Arrays whose rows are read and decoded when they are asked for, by threads."""
 
 import concurrent.futures
 import functools
@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from robust_jax.data import decode as image_rules
+from robust_jax.data import decode
 from robust_jax.errors import UserError
 
 # Examples that a thread takes at a time, at most.
@@ -15,15 +15,48 @@ _PART = 1024
 _PIXELS = 64 * 64
 
 
-class ArrayLike:
-  """What an array does besides being indexed, of what has shape, dtype and `__getitem__`."""
+class LazyArray:
+  """Looks like an array, but computes its rows [number, ...] when they are asked for.
 
-  def __repr__(self):
-    return f'{type(self).__name__}(shape={self.shape})'
+  It is indexed with anything that indexes a NumPy array's first axis; `numpy.asarray` computes all
+  rows.
+
+  Args:
+    compute: indices [k] int -> rows [k, ...].
+    shape: of the array.
+    dtype: likewise.
+    keep: whether rows stay in memory, so that each is computed once.
+    map_originals: of images that are cut to size, as the function of that name; None otherwise.
+  """
+
+  def __init__(self, compute, shape, dtype, *, keep=False, map_originals=None):
+    self.shape, self.ndim, self.dtype = tuple(shape), len(shape), np.dtype(dtype)
+    self.map_originals = map_originals
+    self._compute = compute
+    self._rows = np.zeros(shape, dtype) if keep else None
+    self._is_known = np.zeros(shape[0], bool)
 
   @property
-  def ndim(self):
-    return len(self.shape)
+  def keeps(self):
+    """Whether rows stay in memory."""
+    return self._rows is not None
+
+  def put(self, indices, rows):
+    """Rows that are known without a computation."""
+    self._rows[indices] = rows
+    self._is_known[indices] = True
+
+  def __getitem__(self, indices):
+    indices = np.arange(len(self))[indices]
+    flat = indices.ravel()
+    if self.keeps:
+      missing = np.unique(flat[~self._is_known[flat]])
+      if len(missing):
+        self.put(missing, self._compute(missing))
+      rows = self._rows.take(flat, axis=0)
+    else:
+      rows = self._compute(flat)
+    return rows.reshape((*indices.shape, *self.shape[1:]))[()]  # A number of a single label.
 
   def __len__(self):
     return self.shape[0]
@@ -32,167 +65,126 @@ class ArrayLike:
     del copy
     return self[:].astype(dtype or self.dtype, copy=False)
 
+  def __repr__(self):
+    return f'LazyArray(shape={self.shape}, dtype={self.dtype})'
 
-class LazyImages(ArrayLike):
-  """Looks like an array [num_examples, height, width, channel] of uint8, but holds no image.
 
-  Indexing with anything that indexes a NumPy array's first axis reads and decodes those images,
-  cut to size as for evaluation. Nothing is kept.
+def encoded_images(records, shape, resize):
+  """Images of a split that are decoded, and cut to size as for evaluation, at each request.
 
   Args:
     records: the encoded images: `len(records)`; `records.read(indices)` iterates over their
       bytes; `records.place(index)` names one in an error message.
     shape: (height, width, channel) of every image.
     resize: False where the encoded images have that height and width.
+
+  Returns:
+    LazyArray [num_examples, height, width, channel] of uint8. It raises UserError on an image that
+    cannot be read, or has another size where `resize` is False.
   """
+  height, width, channels = shape
 
-  dtype = np.dtype(np.uint8)
-
-  def __init__(self, records, shape, resize):
-    self._records = records
-    self._resize = resize
-    self.shape = (len(records), *shape)
-
-  def __getitem__(self, indices):
-    indices = np.arange(len(self))[indices]
-    if indices.ndim == 0:
-      return self[indices[None]][0]
-    if self._resize:
-      return self.map(indices, lambda image, _: image_rules.centre_crop(image, self.shape[1]))
-    return self.map(indices, lambda image, _: image_rules.to_array(image))
-
-  def map(self, indices, function):
-    """Images made of the originals, before they are cut to size.
-
-    Args:
-      indices: [number] int.
-      function: (PIL.Image, its place in indices) -> [height, width, channel] uint8; called in
-        several threads.
-
-    Returns:
-      [number, height, width, channel] uint8.
-
-    Raises:
-      UserError: an image cannot be read, or has another size where `resize` is False.
-    """
-    made = np.empty((len(indices), *self.shape[1:]), np.uint8)
-
-    def work(part):
-      for number, encoded in zip(part, self._records.read(indices[part.start:part.stop])):
-        made[number] = function(self._decode(indices[number], encoded), number)
-
-    in_threads(work, len(indices), self._resize or self.shape[1] * self.shape[2] >= _PIXELS)
-    return made
-
-  def _decode(self, index, encoded):
-    height, width, channels = self.shape[1:]
+  def decoded(index, encoded):
     try:
-      image = image_rules.decode(encoded, channels)
-    except image_rules.BROKEN as error:
-      raise image_rules.broken(self._records.place(index), error) from error
-    if not self._resize and image.size != (width, height):
-      raise UserError(f'{self._records.place(index)}: {image.width}x{image.height} pixels; '
-                      f'{width}x{height} are allowed, or any with config.data.image_size set')
+      image = decode.decode(encoded, channels)
+    except decode.ERRORS as error:
+      raise decode.broken(records.place(index), error) from error
+    if not resize and image.size != (width, height):
+      raise UserError(f'{records.place(index)}: the image has {image.width}x{image.height} pixels, '
+                      f'others {width}x{height}; set config.data.image_size')
     return image
 
+  def map_each(indices, function):
+    images = np.empty((len(indices), *shape), np.uint8)
 
-class KeptImages(ArrayLike):
-  """Looks like an array [num_examples, height, width, channel] of uint8, which fills as it is read.
+    def work(part):
+      for place, encoded in zip(part, records.read(indices[part.start:part.stop])):
+        images[place] = function(decoded(indices[place], encoded), place)
 
-  An image is decoded when it is first asked for, and kept: so training begins at once, and decodes
-  the images of its first epoch on the way. `numpy.asarray` decodes all of them.
+    in_threads(work, len(indices), resize or height * width >= _PIXELS)
+    return images
+
+  def for_evaluation(image, place):
+    del place
+    return decode.centre_crop(image, height) if resize else decode.to_array(image)
+
+  return LazyArray(lambda indices: map_each(indices, for_evaluation), (len(records), *shape),
+                   np.uint8, map_originals=map_each)
+
+
+def kept_images(images, pad=0):
+  """The LazyArray that keeps `images`, so that a run decodes them during its first epoch.
 
   Args:
-    images: `LazyImages`.
+    images: a LazyArray [num_examples, height, width, channel].
     pad: black pixels added on every side.
   """
-
-  dtype = np.dtype(np.uint8)
-
-  def __init__(self, images, pad=0):
-    number, height, width, channels = images.shape
-    self._images = images
-    self._inside = (slice(pad, pad + height), slice(pad, pad + width))
-    self._kept = np.zeros((number, height + 2 * pad, width + 2 * pad, channels), np.uint8)
-    self._is_kept = np.zeros(number, bool)
-    self.shape = self._kept.shape
-
-  def __getitem__(self, indices):
-    indices = np.arange(len(self))[indices]
-    missing = np.unique(indices[~self._is_kept[indices]])
-    if len(missing):
-      self._kept[missing, *self._inside] = self._images[missing]
-      self._is_kept[missing] = True
-    return self._kept.take(indices, axis=0)  # A copy, of a single image too.
+  number, height, width, channels = images.shape
+  border = (pad, pad)
+  return LazyArray(lambda indices: np.pad(images[indices], ((0, 0), border, border, (0, 0))),
+                   (number, height + 2 * pad, width + 2 * pad, channels), images.dtype, keep=True)
 
 
-class Joined(ArrayLike):
-  """Looks like the concatenation of two arrays, without a copy of either.
+def concatenate(first, second):
+  """The LazyArray of the rows of `first`, then of `second`, without a copy of either."""
+  first_length, row_shape = len(first), first.shape[1:]
 
-  Args:
-    first: an array [num_examples, ...] or what is indexed like one, such as `LazyImages`.
-    second: likewise, alike but for the number of examples.
-  """
-
-  def __init__(self, first, second):
-    self._parts = (first, second)
-    none = first[:0]
-    self.dtype = none.dtype
-    self.shape = (len(first) + len(second), *none.shape[1:])
-
-  def __getitem__(self, indices):
-    indices = np.arange(len(self))[indices]
-    if indices.ndim == 0:
-      return self[indices[None]][0]
-    return self._gather(indices, lambda part, chosen, _: part[chosen])
-
-  def map(self, indices, function):
-    """Of images: as `LazyImages.map`."""
-    return self._gather(indices, lambda images, chosen, places: map_originals(
-        images, chosen, lambda image, number: function(image, places[number])))
-
-  def _gather(self, indices, take):
-    made = np.empty((len(indices), *self.shape[1:]), self.dtype)
-    border = len(self._parts[0])
-    for part, places, start in ((self._parts[0], np.flatnonzero(indices < border), 0),
-                                (self._parts[1], np.flatnonzero(indices >= border), border)):
+  def gather(indices, rows_of):
+    """rows_of: (part, its indices, their places in `indices`) -> rows."""
+    rows = np.empty((len(indices), *row_shape), first.dtype)
+    for part, is_part, start in ((first, indices < first_length, 0),
+                                 (second, indices >= first_length, first_length)):
+      places = np.flatnonzero(is_part)
       if len(places):
-        made[places] = take(part, indices[places] - start, places)
-    return made
+        rows[places] = rows_of(part, indices[places] - start, places)
+    return rows
+
+  def map_each(indices, function):
+    return gather(indices, lambda images, part_indices, places: map_originals(
+        images, part_indices, lambda image, place: function(image, places[place])))
+
+  def compute(indices):
+    return gather(indices, lambda part, part_indices, _: part[part_indices])
+
+  return LazyArray(compute, (first_length + len(second), *row_shape), first.dtype,
+                   map_originals=map_each)
 
 
 def map_originals(images, indices, function):
-  """`LazyImages.map`, also of an array [num_examples, height, width, channel] of uint8."""
-  if isinstance(images, (LazyImages, Joined)):
-    return images.map(indices, function)
-  made = images[indices]
+  """Images made of the originals, before these are cut to size for evaluation.
+
+  Args:
+    images: an array [num_examples, height, width, channel] of uint8, or a LazyArray.
+    indices: [number] int.
+    function: (PIL.Image, its place in indices) -> [height, width, channel] uint8; called in
+      several threads.
+
+  Returns:
+    [number, height, width, channel] uint8.
+  """
+  if getattr(images, 'map_originals', None):
+    return images.map_originals(indices, function)
+  rows = images[indices]
 
   def work(part):
-    for number in part:
-      made[number] = function(image_rules.from_array(made[number]), number)
+    for place in part:
+      rows[place] = function(decode.from_array(rows[place]), place)
 
   in_threads(work, len(indices), images.shape[1] * images.shape[2] >= _PIXELS)
-  return made
+  return rows
 
 
 def in_threads(work, number, worth_it=True):
-  """Calls `work` with parts of range(number), in the threads that decode (Pillow frees the GIL).
+  """Calls `work` with parts of range(number), in threads if `worth_it` (Pillow frees the GIL).
 
-  Args:
-    work: function of a range, which is a part.
-    number: how many examples there are.
-    worth_it: False: without threads.
-
-  Raises:
-    Whatever `work` raises, of the first part that does.
+  Raises what the first part raises that fails.
   """
-  executor, num_threads = _executor()
+  num_threads = os.cpu_count() or 1
   size = min(max(number // (4 * num_threads), 1), _PART) if worth_it else _PART
   parts = [range(first, min(first + size, number)) for first in range(0, number, size)]
-  list((executor.map if worth_it else map)(work, parts))
+  list((_executor(num_threads).map if worth_it else map)(work, parts))
 
 
 @functools.cache
-def _executor():
-  num_threads = os.cpu_count() or 1
-  return concurrent.futures.ThreadPoolExecutor(num_threads, 'decode'), num_threads
+def _executor(num_threads):
+  return concurrent.futures.ThreadPoolExecutor(num_threads, 'decode')

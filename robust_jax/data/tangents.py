@@ -67,7 +67,7 @@ def load(dataset, batch_size, *, num_directions, num_neighbors, file=None):
     # A file that is written anew is read anew.
     found = path.stat() if path.exists() else None
     return _mapped(path, (len(images), d, k), found and (found.st_ino, found.st_mtime_ns))
-  if not isinstance(images, (np.ndarray, lazy.KeptImages)):
+  if isinstance(images, lazy.LazyArray) and not images.keeps:
     raise UserError(f'config.data.tangents is {k}, but {dataset.name!r} is decoded on the way or '
                     'has extra examples; a dataset that fits into memory, without any, or '
                     'config.data.tangents_file, is allowed')

@@ -1,0 +1,190 @@
+"""Datasets that TFDS has prepared as array_record files, read without TensorFlow.
+
+They are found and described by their files alone, so that every prepared dataset can be read,
+those of other people's builders as well.
+"""
+
+import difflib
+import pathlib
+import resource
+
+import numpy as np
+import tensorflow_datasets as tfds
+from google.protobuf import json_format, message
+from tensorflow_datasets.proto import tf_example_pb2
+
+from robust_jax.data import lazy
+from robust_jax.errors import UserError
+
+# What TFDS and array_record raise on a missing split, another file format or a damaged file.
+ERRORS = (OSError, ValueError, RuntimeError, IndexError, AssertionError, json_format.Error,
+          message.Error)
+# array_record reads one record faster alone, many records faster together.
+_MANY = 256
+
+
+def find(name, data_dir, known=()):
+  """The TFDS builder of a prepared dataset.
+
+  Args:
+    name: as TFDS names it: 'cifar100', 'imagenet_resized/32x32', 'mnist:3.0.1'.
+    data_dir: the folder of prepared datasets.
+    known: names that are suggested first where there is no such dataset.
+
+  Returns:
+    A builder that reads; of the newest version if none is named.
+
+  Raises:
+    UserError: it is not prepared in `data_dir`, does not exist, or its files are damaged.
+  """
+  dataset = name.partition(':')[0].partition('/')[0]
+  location = f'config.data.data_dir is {data_dir!r}'
+  try:
+    return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError:
+    pass
+  except ERRORS as error:
+    if dataset and pathlib.Path(data_dir, dataset).is_dir():
+      raise unreadable(f'{location}: {name!r}', error) from error
+  public = tfds.list_builders(with_community_datasets=False)
+  prepared = _folders(pathlib.Path(data_dir))
+  if dataset in (*public, *known, *prepared):
+    versions = ', '.join(_folders(pathlib.Path(data_dir, dataset)))
+    raise UserError(
+      f'{location}, where {name!r} is not prepared{versions and f" (only {versions})"}; prepare it '
+      'in an environment that also has tensorflow and importlib_resources, with python -c "import '
+      f"tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, "
+      'file_format=\'array_record\').download_and_prepare()"')
+  similar = ([other for other in known if dataset and other.startswith(dataset.lower())][:1]
+             or difflib.get_close_matches(dataset.lower(), [*known, *prepared, *public], 1))
+  hint = f'; did you mean {similar[0]}?' if similar else ''
+  raise UserError(f'config.data.name must be one of {", ".join(known)}, another TFDS dataset, or '
+                  f'one prepared in {data_dir}, got {name!r}{hint}')
+
+
+def _folders(folder):
+  try:
+    return sorted(path.name for path in folder.iterdir()
+                  if path.is_dir() and not path.name.startswith(('.', 'incomplete'))
+                  and path.name != 'downloads')
+  except OSError:
+    return []
+
+
+def unreadable(place, error):
+  """The UserError for what is at `place`, on which TFDS or array_record has raised `error`."""
+  return UserError(f'{place} cannot be read: {" ".join(str(error).split())}')
+
+
+class TfdsSplit:
+  """The examples of a split.
+
+  Args:
+    builder: from `find`, with the same name and data_dir.
+    name: of the dataset.
+    data_dir: the folder of prepared datasets.
+    split: a TFDS split or a part of one.
+
+  Attributes:
+    shape: (height, width, channel) of the images; None where they differ.
+    class_names: a name for each class; its number where the files have no names.
+    labels: LazyArray [num_examples] of int32. As a record holds an image and its label, a label is
+      known once its image is read.
+
+  Raises:
+    UserError: no image classification, no such split, an empty one, or files that cannot be read.
+  """
+
+  def __init__(self, builder, name, data_dir, split):
+    self._location = f'config.data.data_dir is {data_dir!r}: {name!r}, split {split!r}'
+    features, splits = builder.info.features, builder.info.splits
+    self._image_key, self._label_key = _keys(builder.info, name)
+    if not {part.partition('[')[0].strip() for part in split.split('+')} <= {*splits, 'all'}:
+      raise UserError(f'{self._location} must be one of {", ".join(splits)}, or a part such as '
+                      f'{next(iter(splits)) + "[:90%]"!r}')
+    self.shape = tuple(features[self._image_key].shape)
+    self.class_names = tuple(map(str, features[self._label_key].names))
+    _allow_open_files(sum(info.num_shards for info in splits.values()))
+    try:
+      num_examples = splits[split].num_examples
+      self._records = num_examples and builder.as_data_source(
+        split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except (NotImplementedError, *ERRORS) as error:
+      raise unreadable(self._location, error) from error
+    if not num_examples:
+      raise UserError(f'{self._location} has no examples')
+    self.labels = lazy.LazyArray(self._read_labels, (len(self),), np.int32, keep=True)
+
+  def __len__(self):
+    return len(self._records)
+
+  def place(self, index):
+    """Where an example is, for error messages."""
+    return f'{self._location}, example {index}'
+
+  def read(self, indices):
+    """Iterates over the encoded images at `indices` [number] int."""
+    for index, encoded, label in self._examples(indices):
+      self.labels.put(index, label)
+      yield encoded
+
+  def _read_labels(self, indices):
+    labels = np.empty(len(indices), np.int32)
+
+    def work(part):
+      labels[part.start:part.stop] = [
+        label for _, _, label in self._examples(indices[part.start:part.stop])]
+
+    lazy.in_threads(work, len(indices))
+    return labels
+
+  def _examples(self, indices):
+    """Iterates over (index, encoded image, label)."""
+    indices = [int(index) for index in indices]
+    for index, record in zip(indices, self._read_records(indices)):
+      try:
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        label = feature[self._label_key].int64_list.value[0]
+        encoded = feature[self._image_key].bytes_list.value[0]
+      except ERRORS as error:
+        raise unreadable(self.place(index), error) from error
+      if not 0 <= label < len(self.class_names):
+        raise UserError(f'{self.place(index)}: its label must be in 0..{len(self.class_names) - 1},'
+                        f' got {label}; a split without labels is not config.data.test_split')
+      yield index, encoded, label
+
+  def _read_records(self, indices):
+    if len(indices) >= _MANY:
+      try:
+        yield from self._records.__getitems__(indices)
+      except ERRORS as error:
+        raise unreadable(self._location, error) from error
+      return
+    for index in indices:
+      try:
+        yield self._records[index]
+      except ERRORS as error:
+        raise unreadable(self.place(index), error) from error
+
+
+def _keys(info, name):
+  """The keys of the image and of the class, among the features of a dataset."""
+  features = dict(info.features) if hasattr(info.features, 'keys') else {}
+  images, classes = ([key for key, feature in features.items() if type(feature) is kind]
+                     for kind in (tfds.features.Image, tfds.features.ClassLabel))
+  only_pair = (*images, *classes) if len(images) == len(classes) == 1 else ()
+  for pair in (info.supervised_keys or (), ('image', 'label'), only_pair):
+    if len(pair) == 2 and pair[0] in images and pair[1] in classes:
+      return tuple(pair)
+  described = ', '.join(sorted(f'{key} {type(each).__name__}' for key, each in features.items()))
+  raise UserError(f'config.data.name is {name!r}, which is no image classification: it needs an '
+                  f'Image and a ClassLabel, got {described or info.features}')
+
+
+def _allow_open_files(number):
+  """Raises the limit of open files: each file of a split stays open, of ImageNet 1,024."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  needed = 2 * number + 256
+  if soft != resource.RLIM_INFINITY and soft < needed:
+    needed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
