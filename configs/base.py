@@ -65,7 +65,7 @@ def get_config():
       split='train',
       data_dir=None,
       # Pseudo-labels in place of the source's own: a file .npy, .txt (one a line) or .tsv (columns
-      # idx and label), as `python -m robust_jax.stages.label` writes it.
+      # idx and label), as --stages=label writes it.
       labels=None,
       # Their share of train.batch_size, 0: none; an epoch is one pass through the other examples.
       share=0.,
@@ -125,6 +125,19 @@ def get_config():
       configuration.ImagesSettings, stride=1, num_images=0, images_per_call=50)
   # --stages=verify: how many of the logged certificates are made again, 0: all.
   config.verify = configuration.section(configuration.VerifySettings, sample=0)
+  # --stages=label: pseudo-labels of a dataset by this classifier, for config.extra.labels.
+  config.label = configuration.section(
+      configuration.LabelSettings,
+      # As data.name and data.data_dir, whose values they have where None.
+      name=None,
+      split='train',
+      data_dir=None,
+      # The file .tsv that is written.
+      output=None,
+      # Noisy copies of each image that vote; 0: the image itself. None: 100 for a smoothed
+      # classifier whose network was trained with noise, else 0.
+      num_noise=None,
+  )
 
   # The fields of a component are the arguments of its function, where they are documented.
   config.model = component('model', 'lenet')

@@ -6,7 +6,7 @@ if __name__ == '__main__':
   allocator.start_again('launch')  # Before the imports, which take seconds.
 
 from launch import command_line, process, sweep  # noqa: E402
-from robust_jax import errors, report, stages, workdir  # noqa: E402
+from robust_jax import errors, stages, workdir  # noqa: E402
 from robust_jax.config import experiment  # noqa: E402
 from robust_jax.config.configuration import resolve  # noqa: E402
 from robust_jax.devices import parallel  # noqa: E402
@@ -17,13 +17,13 @@ def main(argv):
   config, folder, num_devices = resolve(given.config), given.workdir, given.devices
   wanted = {*given.stages, *given.redo}
   # Attacks and certificates of parameters that are trained anew are stale.
-  redo = stages.STAGES if 'train' in given.redo else given.redo
+  redo = stages.KEPT if 'train' in given.redo else given.redo
   if given.points is not None:
     return sweep.run(folder, *zip(*given.points), wanted, redo, flags=[f'--devices={num_devices}'])
   if wanted != {'report'}:
     run_stages(config, folder, wanted, redo, num_devices, argv[1:])
   elif workdir.stages(folder):
-    print_report(folder)  # Also of a run that still goes on, and holds the lock.
+    stages.report(None, folder)  # Also of a run that still goes on, and holds the lock.
   else:
     raise errors.UserError(f'--workdir is {folder}, which has no results; a run that has begun is '
                            'allowed for --stages=report')
@@ -31,7 +31,7 @@ def main(argv):
 
 
 def run_stages(config, folder, wanted, redo, num_devices, words):
-  """Runs the wanted stages, checks and 'report' of a resolved config in its workdir.
+  """Runs the wanted stages of a resolved config in its workdir.
 
   Stages in redo run anew; num_devices is as the flag, the command's words are kept in the record.
   """
@@ -46,16 +46,6 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
     for stage in stages.STAGES:
       if stage in wanted:
         stages.run_stage(stage, run, folder)
-    for stage in stages.CHECKS:
-      if stage in wanted:
-        stages.CHECKS[stage](run, folder)
-    if 'report' in wanted:
-      print_report(folder)
-
-
-def print_report(folder):
-  page = report.build(folder)
-  print(report.summary(folder), f'report: {page}', sep='\n')
 
 
 if __name__ == '__main__':

@@ -14,8 +14,6 @@ from robust_jax.config import schema
 from robust_jax.config.configuration import TABLES, component
 from robust_jax.errors import UserError
 
-STAGES = [*stages.STAGES, 'report']
-CHOICES = [*stages.STAGES, *stages.CHECKS, 'report']
 # Sections whose name chooses what their fields are of.
 NAMED = (*TABLES, 'data', 'extra')
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
@@ -29,7 +27,7 @@ class CommandLine(NamedTuple):
   Attributes:
     config: ConfigDict, the overrides applied.
     workdir: Path.
-    stages: names, of `CHOICES`.
+    stages: names, of `stages.STAGES`.
     redo: names of the stages to run anew.
     devices: how many; 0 for all.
     points: with --sweep, list of (point, resolved config); else None.
@@ -174,10 +172,11 @@ def _parse(config_file, argv):
   workdir = flags.DEFINE_string(
       'workdir', None, 'Folder of the run; runs/NAME if not given.', flag_values=values)
   chosen = flags.DEFINE_list(
-      'stages', STAGES, f'Stages to run, of {",".join(CHOICES)}.', flag_values=values)
-  redo = flags.DEFINE_list(
-      'redo', [], f'Stages of {",".join(STAGES)} to run anew; old results move to previous/.',
+      'stages', [*stages.DEFAULT], f'Stages to run, of {",".join(stages.STAGES)}.',
       flag_values=values)
+  redo = flags.DEFINE_list(
+      'redo', [], f'Stages of {",".join(stages.DEFAULT)} to run anew; old results move to '
+      'previous/.', flag_values=values)
   devices = flags.DEFINE_integer(
       'devices', 0, 'Devices to use (CPU: to simulate); 0 for all.', lower_bound=0,
       flag_values=values)
@@ -196,7 +195,8 @@ def _parse(config_file, argv):
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; --config, --config.FIELD, --workdir, '
                     '--stages, --redo, --devices, --sweep, --profile are allowed')
-  for name, value, allowed in (('stages', chosen.value, CHOICES), ('redo', redo.value, STAGES)):
+  for name, value, allowed in (
+      ('stages', chosen.value, stages.STAGES), ('redo', redo.value, stages.DEFAULT)):
     for stage in value:
       if stage not in allowed:
         raise UserError(f'--{name} has {stage!r}; {", ".join(allowed)} are allowed')

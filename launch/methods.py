@@ -145,13 +145,13 @@ def run(folder, rows, num_devices):
     failed = {}
     for number, (name, place, config) in enumerate(todo, 1):
       title = f'[{number}/{len(todo)}] {name}, seed {config["seed"]}'
-      if sweep.finished(place, stages.STAGES.keys()):
+      if sweep.finished(place, {*stages.KEPT}):
         print(f'{title}: done already')
         continue
       print(title, flush=True)
       with workdir.locked(place):
         workdir.write_json(place / 'config.json', config)
-        command = [*sweep.LAUNCHER, f'--workdir={place}', f'--stages={",".join(stages.STAGES)}',
+        command = [*sweep.LAUNCHER, f'--workdir={place}', f'--stages={",".join(stages.KEPT)}',
                    f'--devices={num_devices}']
       status = sweep.run_child(command)
       if status == interrupts.Interrupted.exit_status:

@@ -30,7 +30,7 @@ def main(argv):
   words = argv if 'config' in flags else [*argv, f'--config={DEFAULT_CONFIG}']
   given = command_line.parse([*words, '--sweep', '--stages=train'])
   shaham.names([point for _, point in given.points])  # Before any of them is trained.
-  redo = stages.STAGES if 'train' in given.redo else given.redo
+  redo = stages.KEPT if 'train' in given.redo else given.redo
   status = sweep.run(given.workdir, *zip(*given.points), {'train'}, redo,
                      flags=[f'--devices={given.devices}'], compared=False)
   if status:

@@ -113,7 +113,7 @@ def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER
 def _run(folder, points, configs, wanted, redo, flags, launcher, compared):
   folders = [folder / f'{number:03d}' for number in range(len(points))]
   _prepare(folder, folders, points, configs, wanted, redo)
-  order = [stage for stage in [*stages.STAGES, *stages.CHECKS, 'report'] if stage in wanted]
+  order = [stage for stage in stages.STAGES if stage in wanted]
   failed = []
   for number, (place, point) in enumerate(zip(folders, points), 1):
     title = f'[{number}/{len(points)}] {place}: {describe(point)}'
@@ -190,10 +190,11 @@ def _plain(value):
 
 
 def finished(place, wanted):
-  """Whether a run has all the wanted stages behind it, and no check is wanted."""
+  """Whether a run has all the wanted stages behind it; verify and label never are."""
   done = {stage for stage, record in workdir.stages(place).items() if record['status'] == 'done'}
-  return (not wanted & stages.CHECKS.keys() and wanted & stages.STAGES.keys() <= done
-          and ('report' not in wanted or (place / 'report.html').exists()))
+  if (place / 'report.html').exists():
+    done.add('report')
+  return wanted <= done
 
 
 def run_child(words):

@@ -1,5 +1,6 @@
 """Self-training: a second stream of examples at a share and a weight, whoever labelled them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,8 @@ from robust_jax.config import configuration, experiment
 from robust_jax.config.configuration import component
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.stages import label
+from robust_jax.stages import weights as stage_weights
+from robust_jax.stages.label import NUM_NOISE, predict
 from robust_jax.training import methods
 from robust_jax.types import Batch
 from robust_jax.workdir import checkpoint
@@ -232,7 +234,7 @@ def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
     ('l.tsv', 'idx\tlabel\n0\t1\n0\t1\n', 'idx 0 to 1'),
     ('l.tsv', 'idx\tlabel\n0\t1\n1\n', '2 columns'),
     ('l.npy', 'no array', 'cannot be read as labels'),
-    ('gone.txt', None, "config.extra.labels is '.*gone.txt', .*python -m robust"),
+    ('gone.txt', None, "config.extra.labels is '.*gone.txt', .*--stages=label"),
 ])
 def test_mistakes_in_labels_are_one_line(name, text, message, tmp_path, like):
   path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
@@ -300,7 +302,7 @@ def train(run, folder):
 def test_self_training_from_pseudo_labels(data_dir, tmp_path, capsys):
   teacher, labels = tmp_path / 'teacher', tmp_path / 'labels.tsv'
   variables = train(make_run(data_dir), teacher)
-  label.main([str(teacher), f'--output={labels}', '--split=train[300:]', '--num_noise=0'])
+  label(make_run(data_dir), teacher, labels, split='train[300:]', num_noise=0)
   assert '1142 labels; ' in capsys.readouterr().out
   # They are the teacher's predictions.
   rest = data.load('digits', 'train[300:]', data_dir=str(data_dir))
@@ -345,43 +347,78 @@ def test_other_pseudo_labels_on_resume_are_refused(data_dir, tmp_path):
   assert stages.STAGES['train'](make_run(data_dir, **fields), tmp_path) == {'last_step': 8}
 
 
+def label(run, folder, output, **settings):
+  """The file that the label stage writes."""
+  settings = run.label._replace(output=str(output), **settings)
+  stages.run_stage('label', dataclasses.replace(run, label=settings), folder)
+  return output.read_text()
+
+
 def test_pseudo_labels_by_the_vote_of_noisy_copies(data_dir, tmp_path):
-  teacher = tmp_path / 'teacher'
-  train(make_run(data_dir), teacher)
-  for name in ('a.tsv', 'b.tsv'):
-    label.main([str(teacher), f'--output={tmp_path / name}', '--split=test',
-                        '--num_noise=9'])
+  run = make_run(data_dir, 2)
+  train(run, tmp_path / 'teacher')
+  of = lambda name, **settings: label(run, tmp_path / 'teacher', tmp_path / name, split='test',
+                                      **settings)
+  assert of('a.tsv', num_noise=9) == of('b.tsv', num_noise=9)
   votes = data.extra.read_labels(tmp_path / 'a.tsv')
-  np.testing.assert_array_equal(votes, data.extra.read_labels(tmp_path / 'b.tsv'))
-  label.main([str(teacher), f'--output={tmp_path / "c.tsv"}', '--split=test',
-                      '--num_noise=0'])
+  of('c.tsv', num_noise=0)
   plain = data.extra.read_labels(tmp_path / 'c.tsv')
   assert len(plain) == 355 and 0 < (votes != plain).mean() < 0.5
-  # Without a word: a teacher that was trained with noise votes.
-  for name, words in (('d.tsv', []), ('e.tsv', [f'--num_noise={label.NUM_NOISE}'])):
-    label.main([str(teacher), f'--output={tmp_path / name}', '--split=test', *words])
-  assert (tmp_path / 'd.tsv').read_text() == (tmp_path / 'e.tsv').read_text()
-  # One that was trained without does not, though its certificates have a sigma.
-  plain_teacher = tmp_path / 'plain'
-  train(make_run(data_dir, method=component('method', 'standard')), plain_teacher)
-  # Nor does one that was, but is certified without.
-  unsmoothed = tmp_path / 'unsmoothed'
-  noisy = component('method', 'gaussian', sigma=0.25)
-  train(make_run(data_dir, sigma=0., method=noisy), unsmoothed)
-  for silent in (plain_teacher, unsmoothed):
-    for name, words in (('f.tsv', []), ('g.tsv', ['--num_noise=0'])):
-      label.main([str(silent), f'--output={tmp_path / name}', '--split=test', *words])
-    assert (tmp_path / 'f.tsv').read_text() == (tmp_path / 'g.tsv').read_text()
-  with pytest.raises(UserError, match='--output is labels.csv'):
-    label.main([str(teacher), '--output=labels.csv'])
-  with pytest.raises(UserError, match='--num_noise is -1'):
-    label.main([str(teacher), '--output=labels.tsv', '--num_noise=-1'])
+  # Without a number, a teacher that was trained with noise votes.
+  assert of('d.tsv') == of('e.tsv', num_noise=NUM_NOISE)
+  # On one device the labels are the same.
+  run = make_run(data_dir)
+  assert of('f.tsv', num_noise=9) == (tmp_path / 'a.tsv').read_text()
+
+
+@pytest.mark.parametrize('fields', [
+    {'method': component('method', 'standard')},  # Certified with noise, but trained without.
+    {'method': component('method', 'gaussian', sigma=0.25), 'sigma': 0.},  # The other way round.
+])
+def test_no_vote_unless_trained_and_certified_with_noise(fields, data_dir, tmp_path):
+  run = make_run(data_dir, **fields)
+  train(run, tmp_path / 'teacher')
+  silent, zero = (label(run, tmp_path / 'teacher', tmp_path / f'{name}.tsv', split='test',
+                        num_noise=number) for name, number in (('a', None), ('b', 0)))
+  assert silent == zero
 
 
 def test_labels_by_a_function_of_ones_own():
   some = dataset(10)
-  found = label.label(lambda x: x.reshape(len(x), -1)[:, :3], some, batch_size=4)
+  found = predict(lambda x: x.reshape(len(x), -1)[:, :3], some, batch_size=4)
   np.testing.assert_array_equal(found, some.images.reshape(10, -1)[:, :3].argmax(-1))
+
+
+def test_an_image_whose_logits_are_nan_is_named(data_dir, tmp_path, monkeypatch):
+  first = lambda x: x.reshape(len(x), -1)[:, 2:12]
+  logits_fn = lambda x: jnp.where(first(x)[:, :1] > 0.5, jnp.nan, first(x))
+  monkeypatch.setattr(stage_weights, 'load', lambda run, folder: stage_weights.Classifier(
+      jax.tree_util.Partial(logits_fn), {}, 0.))
+  run = make_run(data_dir)
+  bad = np.flatnonzero(first(run.test_data.images[:])[:, 0] > 127)[0]
+  with pytest.raises(UserError, match=f'image {bad} of .*NaN'):
+    label(run, tmp_path, tmp_path / 'labels.tsv', split='test', num_noise=0)
+  assert not (tmp_path / 'labels.tsv').exists()
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({}, 'config.label.output .*None'),
+    ({'label__output': 'labels.csv'}, 'config.label.output .*labels.csv'),
+    ({'label__output': 'a.tsv', 'label__num_noise': 3, 'sigma': 0.}, 'config.label.num_noise .* 3'),
+    ({'label__output': 'a.tsv', 'label__num_noise': -1}, 'config.label.num_noise .* -1'),
+])
+def test_mistakes_in_labelling_are_found_before_training(fields, message, data_dir, tmp_path):
+  with pytest.raises(UserError, match=message):
+    stages.check(make_run(data_dir, **fields), tmp_path, {'train', 'label'})
+
+
+def test_the_images_must_be_of_the_networks_shape(data_dir, tmp_path):
+  run = make_run(data_dir)
+  train(run, tmp_path / 'teacher')
+  padded = make_run(data_dir, data__pad=2)
+  run = dataclasses.replace(run, data=padded.data)
+  with pytest.raises(UserError, match=r'config.label.name: .*\(8, 8, 1\).*\(12, 12, 1\)'):
+    label(run, tmp_path / 'teacher', tmp_path / 'labels.tsv')
 
 
 def test_a_share_needs_a_source(data_dir):

@@ -170,7 +170,7 @@ def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkey
 
   sweep = tmp_path / 'gaussian.py'
   sweep.write_text('from configs.robust_digits import get_config\n'
-                   'from robust_jax.configuration import component\n'
+                   'from robust_jax.config.configuration import component\n'
                    "sweep = lambda: [{'method': component('method', name, **kwargs)} for name, "
                    "kwargs in (('standard', {}), ('gaussian', {'sigma': 0.5}))]\n")
   monkeypatch.setattr(command.sweep, 'run', train)

@@ -79,7 +79,7 @@ def calls(tmp_path):
 
 def write_config(path, points, extra=''):
   path.write_text('import numpy as np\nfrom configs import smoothadv_digits\n'
-                  'from robust_jax.configuration import component\n'
+                  'from robust_jax.config.configuration import component\n'
                   'get_config = smoothadv_digits.get_config\n'
                   f'def sweep():\n  return {points}\n{extra}')
   return f'--config={path}'
@@ -286,7 +286,7 @@ def test_redo_puts_the_results_of_all_aside_at_once(tmp_path, stand_in):
 
 TINY = '''
 from configs import base
-from robust_jax.configuration import component
+from robust_jax.config.configuration import component
 
 def get_config():
   config = base.get_config()

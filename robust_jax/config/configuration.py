@@ -148,9 +148,19 @@ class VerifySettings(NamedTuple):
   sample: Index = 0
 
 
+class LabelSettings(NamedTuple):
+  """config.label: which dataset is labelled, and the file that its labels are written to."""
+
+  name: str | None = None
+  split: str = 'train'
+  data_dir: str | None = None
+  output: str | None = None
+  num_noise: Index | None = None
+
+
 SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
             'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
-            'verify': VerifySettings}
+            'verify': VerifySettings, 'label': LabelSettings}
 # What a stage's results depend on; the rest may change between runs of it.
 _CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'new_head', 'checkpoint')
 STAGE_FIELDS = {

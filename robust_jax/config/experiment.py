@@ -18,6 +18,7 @@ from robust_jax.config.configuration import (
   EvaluationSettings,
   ExtraSettings,
   ImagesSettings,
+  LabelSettings,
   TrainSettings,
   VerifySettings,
   with_tuples,
@@ -44,7 +45,7 @@ class Run:
     sigma: noise of the smoothed classifier that is certified; 0: not smoothed.
     attacked_sigma: noise of the classifier that is attacked, the same one unless
       config.evaluation.sigma says otherwise.
-    data, extra, train, evaluation, certify_images, verify: the sections as NamedTuples.
+    data, extra, train, evaluation, certify_images, verify, label: the sections as NamedTuples.
   """
 
   config: dict[str, Any]
@@ -63,6 +64,7 @@ class Run:
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
   verify: VerifySettings
+  label: LabelSettings
 
   @property
   def trainable(self):

@@ -101,8 +101,8 @@ def read_labels(path):
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
       raise ValueError(f'it must hold one integer an example, got {labels.dtype} {labels.shape}')
   except FileNotFoundError as error:
-    raise UserError(f'config.extra.labels is {str(path)!r}, which does not exist; python -m '
-                    'robust_jax.stages.label WORKDIR writes such a file') from error
+    raise UserError(f'config.extra.labels is {str(path)!r}, which does not exist; --stages=label '
+                    'writes such a file') from error
   except (OSError, ValueError, EOFError) as error:
     raise UserError(f'{path} cannot be read as labels: {" ".join(str(error).split())}') from error
   return labels

@@ -6,20 +6,36 @@ from robust_jax import workdir as workdirs
 from robust_jax.stages import weights
 from robust_jax.stages.attack import attack
 from robust_jax.stages.certify import certify
+from robust_jax.stages.label import check as check_label
+from robust_jax.stages.label import label
+from robust_jax.stages.report import report
 from robust_jax.stages.train import train
 from robust_jax.stages.verify import verify
 
-STAGES = {'train': train, 'attack': attack, 'certify': certify}
-# It leaves nothing behind that would be done already, and runs whenever it is asked for.
-CHECKS = {'verify': verify}
-check = weights.check
+STAGES = {'train': train, 'attack': attack, 'certify': certify, 'verify': verify, 'label': label,
+          'report': report}
+# What a run does unless --stages says otherwise.
+DEFAULT = ('train', 'attack', 'certify', 'report')
+# Their results stay in the workdir: they run once, and again by --redo. The others run whenever
+# they are asked for.
+KEPT = ('train', 'attack', 'certify')
+
+
+def check(run, workdir, wanted):
+  """Raises UserError where the wanted stages lack what they start from, before hours are spent."""
+  weights.check(run, workdir, wanted)
+  if 'label' in wanted:
+    check_label(run)
 
 
 def run_stage(stage, run, workdir):
-  """Runs one of `STAGES` unless it is done, and keeps the record of it.
+  """Runs a stage; one of `KEPT` unless it is done, with a record of it in the workdir.
 
   A training whose last checkpoint is damaged is not done: it goes on from the one before.
   """
+  if stage not in KEPT:
+    STAGES[stage](run, workdir)
+    return
   if not workdirs.begin(workdir, stage, run,
                         again=stage == 'train' and weights.lost(workdir)):
     if stage != 'train':

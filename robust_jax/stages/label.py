@@ -1,100 +1,91 @@
-"""Labels of a dataset by a trained workdir, for config.extra.labels:
+"""The label stage: pseudo-labels of a dataset by the run's classifier, for config.extra.labels."""
 
-  python -m robust_jax.stages.label WORKDIR --output=FILE.tsv --name=DATASET [--split=train]
-      [--data_dir=DIR] [--num_noise=M]
-"""
-
-import argparse
-import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import data, keys, smoothing
+from robust_jax import data, keys, losses, smoothing
 from robust_jax import workdir as workdirs
+from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.workdir import checkpoint
+from robust_jax.stages import weights
 
-# Draws that vote unless it is said how many, for a network that was trained with noise.
+# Noisy copies of each image that vote, for a network that was trained with noise.
 NUM_NOISE = 100
 
 
-def label(logits_fn, dataset, *, sigma=0., num_noise=0, batch_size=256):
-  """The predictions of a classifier on a dataset.
+def label(run, workdir):
+  """Writes config.label.output: whose labels they are, then the columns idx and label.
+
+  Raises:
+    UserError: the dataset does not fit the network, or an image has no label.
+  """
+  check(run)
+  settings = run.label
+  classifier = weights.load(run, workdir)
+  reading = {**run.data.reading, 'data_dir': settings.data_dir or run.data.data_dir}
+  dataset = data.load(settings.name or run.data.name, settings.split, **reading)
+  if dataset.image_shape != run.test_data.image_shape:
+    raise UserError(f'config.label.name: the images of {dataset.name!r} must have the shape '
+                    f'{run.test_data.image_shape} of the network, got {dataset.image_shape}')
+  num_noise = settings.num_noise
+  if num_noise is None:
+    trained_with_noise = classifier.training_noise is None or classifier.training_noise > 0
+    num_noise = NUM_NOISE if run.sigma > 0 and trained_with_noise else 0
+  classes = predict(classifier.logits_fn, dataset, sigma=run.sigma, num_noise=num_noise,
+                    batch_size=run.train.eval_batch_size, devices=run.devices)
+  unlabelled = np.flatnonzero(classes < 0)
+  if len(unlabelled):
+    raise UserError(f'config.label.name: image {unlabelled[0]} of {dataset.name!r} '
+                    f'{dataset.split} must have logits that are numbers, got NaN')
+  lines = [f'{index}\t{value}\n' for index, value in enumerate(classes)]
+  workdirs.write_bytes(settings.output, ''.join(
+      [f'{data.extra.title(dataset)}\n', 'idx\tlabel\n', *lines]).encode())
+  votes = f', by {num_noise} noisy copies each' if num_noise else ''
+  agreement = ''
+  if dataset.class_names == run.test_data.class_names:
+    right = np.mean(classes == np.asarray(dataset.labels[:]))
+    agreement = f'; {right:.1%} are those of the dataset'
+  print(f'{settings.output}: {len(classes)} labels{votes}{agreement}')
+
+
+def check(run):
+  """Raises UserError where config.label is not enough to write labels with `run`."""
+  output, num_noise = run.label.output, run.label.num_noise
+  if output is None or Path(output).suffix != '.tsv':
+    raise UserError(f'config.label.output must be a file .tsv, got {output!r}')
+  if num_noise and not run.sigma > 0:
+    raise UserError('config.label.num_noise must be 0 where config.sigma and config.certify.sigma '
+                    f'are, got {num_noise}')
+
+
+def predict(logits_fn, dataset, *, sigma=0., num_noise=0, batch_size=256, devices=None):
+  """The classes of a dataset's images.
 
   Args:
     logits_fn: images -> logits.
     dataset: `data.Dataset`.
-    sigma: noise of a smoothed classifier, in pixel units.
-    num_noise: draws of noise an image that vote; 0: the classifier itself, without noise.
-    batch_size: images in one pass.
+    sigma: standard deviation of the noise of a smoothed classifier, in pixel units.
+    num_noise: noisy copies of each image that vote; 0: the image itself, without noise.
+    batch_size: images in one pass, a multiple of the devices.
+    devices: list of devices; the first one if None.
 
   Returns:
-    [num_examples] int. The draws of an image depend on its index alone.
+    [num_examples] int; -1 where no logits are numbers. The noise of an image depends on its index
+    alone.
   """
   if not isinstance(logits_fn, jax.tree_util.Partial):
     logits_fn = jax.tree_util.Partial(logits_fn)
-  predict = jax.jit(_predict, static_argnames='num_noise')
-  found = []
-  for batch in data.eval_batches(dataset, batch_size=batch_size):
-    classes = predict(logits_fn, batch.images, batch.index, sigma, num_noise=num_noise)
-    found.append(np.asarray(classes)[batch.mask > 0])
-  return np.concatenate(found)
 
+  def classify(replicated, batch):
+    logits_fn, sigma = replicated
+    if not num_noise:
+      return losses.predicted(logits_fn(batch.images))
+    noise = smoothing.sample_noise(keys.fold_in(keys.root(0), batch.index), batch.images,
+                                   sigma=sigma, num_noise=num_noise)
+    return smoothing.vote(logits_fn, batch.images, noise)
 
-def _predict(logits_fn, images, index, sigma, *, num_noise):
-  if not num_noise:
-    return jnp.argmax(logits_fn(images), axis=-1)
-  noise = smoothing.sample_noise(keys.fold_in(keys.root(0), index), images, sigma=sigma,
-                                 num_noise=num_noise)
-  return smoothing.vote(logits_fn, images, noise)
-
-
-def main(argv=None):
-  """Writes the file: whose labels they are; the columns idx and label, a line an example."""
-  parser = argparse.ArgumentParser(
-      prog='python -m robust_jax.stages.label', description='Labels of a dataset by a workdir.')
-  parser.add_argument('workdir', help='of a finished training')
-  parser.add_argument('--output', required=True, help='the file .tsv to be written')
-  parser.add_argument('--name', help="dataset, as config.data.name; default: the workdir's own")
-  parser.add_argument('--split', default='train')
-  parser.add_argument('--data_dir', help="default: the workdir's own")
-  parser.add_argument('--num_noise', type=int,
-                      help="draws of the workdir's noise that vote; 0: no noise. Default: "
-                      f'{NUM_NOISE} where it was trained with noise and has a sigma, or else 0')
-  words = parser.parse_args(argv)
-  network, variables, info = checkpoint.load(words.workdir)
-  reading = {**info['data'], **({'data_dir': words.data_dir} if words.data_dir else {})}
-  dataset = data.load(words.name or info['dataset'], words.split, **reading)
-  if list(dataset.image_shape) != info['image_shape']:
-    raise UserError(f'{dataset.name} has images {list(dataset.image_shape)}; '
-                    f'{info["image_shape"]}, as those of {words.workdir}, are allowed')
-  if not Path(words.output).name.endswith('.tsv'):
-    raise UserError(f'--output is {words.output}; a file .tsv is allowed')
-  if words.num_noise is None:
-    noisy = info['sigma'] > 0 and info.get('training_noise', info['sigma']) > 0
-    words.num_noise = NUM_NOISE if noisy else 0
-  if words.num_noise < 0 or (words.num_noise and not info['sigma'] > 0):
-    raise UserError(f'--num_noise is {words.num_noise}, with sigma {info["sigma"]} of '
-                    f'{words.workdir}; 0, or with a sigma above 0 more, is allowed')
-  classes = label(network.eval_logits(variables), dataset, sigma=info['sigma'],
-                  num_noise=words.num_noise)
-  lines = [f'{index}\t{value}\n' for index, value in enumerate(classes)]
-  workdirs.write_bytes(words.output, ''.join(
-      [f'{data.extra.title(dataset)}\n', 'idx\tlabel\n', *lines]).encode())
-  votes = f', by {words.num_noise} noisy copies each' if words.num_noise else ''
-  told = f'{words.output}: {len(classes)} labels{votes}'
-  if list(dataset.class_names) == info['class_names']:
-    agreement = np.mean(classes == np.asarray(dataset.labels[:]))
-    told += f'; {agreement:.1%} are those of the dataset'
-  print(told)
-
-
-if __name__ == '__main__':
-  try:
-    main()
-  except UserError as mistake:
-    print(f'error: {mistake}', file=sys.stderr)
-    sys.exit(mistake.exit_status)
+  classify = parallel.map_rows(classify, devices or jax.local_devices()[:1])
+  return np.concatenate([classify((logits_fn, sigma), batch)[batch.mask > 0]
+                         for batch in data.eval_batches(dataset, batch_size=batch_size)])

@@ -40,7 +40,7 @@ def check(run, workdir, wanted):
     workdir: its folder.
     wanted: the stages to be run, those to be redone included.
   """
-  if not run.trainable or not {'train', 'attack', 'certify', 'verify'} & set(wanted):
+  if not run.trainable or not {'train', 'attack', 'certify', 'verify', 'label'} & set(wanted):
     return
   weights, step = run.config['weights'], _last_step(workdir)
   begun = 'train' in wanted and checkpoint.latest_step(workdir) is not None

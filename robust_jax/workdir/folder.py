@@ -118,10 +118,11 @@ def describe(run, workdir, words):
 
   `words` are those that the launcher was given; run.json has them as a shell takes them.
 
-  Which certificates are made again is said anew each time: a sample is not remembered.
+  config.verify and config.label are of one call: what they were is not remembered.
   """
   write_json(Path(workdir) / 'config.json',
-             {**run.config, 'verify': type(run.verify)()._asdict()})
+             {**run.config, 'verify': type(run.verify)()._asdict(),
+              'label': type(run.label)()._asdict()})
   if 'train' in stages(workdir):
     return
   dataset, devices = run.test_data, run.devices
