@@ -1,18 +1,16 @@
 """The one reader and writer of certification logs.
 
-A log is a pair of twins. `certify.jsonl` is the truth: its first line holds the settings and the
-environment, every other line one image with its vote counts, or the environment of a resume.
-`certify.tsv` is the table other certification code reads and writes (`idx label predict radius
-correct time`, tab-separated), kept beside it line for line.
+`certify.jsonl` is the log: its first line holds the settings and the environment, every other line
+one image with its vote counts, or the environment of a resume. `certify.tsv` is made from it when
+the stage ends: the table that other certification code reads and writes, with the tab-separated
+columns `idx label predict radius correct time`.
 """
 
 import contextlib
 import datetime
 import decimal
-import functools
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,10 +20,10 @@ import numpy as np
 
 from robust_jax import types
 from robust_jax.errors import UserError
+from robust_jax.workdir import records as files
 
 COLUMNS = ('idx', 'label', 'predict', 'radius', 'correct', 'time')
 ABSTAIN = -1
-_TITLE = '\t'.join(COLUMNS) + '\n'
 
 
 class Log(NamedTuple):
@@ -67,30 +65,28 @@ class Votes(NamedTuple):
 def read(path) -> Log:
   """Reads a log: JSON lines where the name ends in `.jsonl`, else a tab-separated table.
 
-  An empty file has no rows. A last line that a crash left unfinished is dropped (see
-  `is_cut_off`).
+  An empty file has no rows. A last line that a crash left unfinished is dropped.
 
   Args:
     path: the file; times may be `h:mm:ss.ffffff` or seconds.
 
   Raises:
-    UserError: no such file, a malformed line, or an image that is there twice, named as
-      `file:line`.
+    UserError: no such file, a malformed line, or an image that occurs twice, named as `file:line`.
   """
   path = Path(path)
   rows, settings, environments, lines = [], {}, [], {}
-  for where, _, entry in _entries(path, _parser(path)):
+  for number, entry in enumerate(files.read(path, _parser(path)), 1):
     if 'header' in entry:
       settings = entry['header']['settings']
       environments.append(entry['header']['environment'])
     elif 'environment' in entry:
       environments.append(entry['environment'])
-    else:
-      rows.append(_row(entry, where))
-      idx = rows[-1][0]
-      if lines.setdefault(idx, where) != where:
-        raise UserError(f'{where}: idx {idx} occurs more than once (first in line '
-                        f'{lines[idx].rpartition(":")[2]}); one line an image is allowed')
+    elif entry:
+      rows.append(_row(entry))
+      first = lines.setdefault(rows[-1][0], number)
+      if first != number:
+        raise UserError(f'{path}:{number}: idx {rows[-1][0]} occurs more than once (first in line '
+                        f'{first})')
   columns = list(zip(*rows)) or [()] * len(COLUMNS)
   kinds = (np.int64, np.int64, np.int64, np.float64, bool, np.float64)
   return Log(*(np.array(column, kind) for column, kind in zip(columns, kinds)),
@@ -105,27 +101,26 @@ def read_votes(path) -> Votes | None:
     counts.
 
   Raises:
-    UserError: as `read`; counts that are no integers >= 0, one a class.
+    UserError: as `read`; counts that are not integers >= 0, one a class.
   """
   path = Path(path)
-  if not _is_json(path):
+  if path.suffix != '.jsonl':
     return None
-  rows, num_classes = [], None
-  for where, _, entry in _entries(path, _parse_json):
-    if entry.keys() & {'header', 'environment'}:
-      continue
-    if not {'counts0', 'counts'} <= entry.keys():
-      return None
+  entries = read_entries(path)
+  if not entries or not all({'counts0', 'counts'} <= entry.keys() for entry in entries):
+    return None
+  num_classes = None
+  for entry in entries:
     for name in ('counts0', 'counts'):
       values = entry[name]
-      good = isinstance(values, list) and all(type(value) is int and value >= 0
-                                              for value in values)
+      good = (isinstance(values, list) and values
+              and all(type(value) is int and value >= 0 for value in values))
       num_classes = len(values) if good and num_classes is None else num_classes
-      if not good or not values or len(values) != num_classes:
-        raise UserError(f'{where}: {name} {_short(str(values))}; an integer >= 0 a class, of as '
-                        'many classes as in the lines before, is allowed')
-    rows.append([entry['counts0'], entry['counts']])
-  return Votes(*np.moveaxis(np.array(rows, np.int64), 1, 0)) if rows else None
+      if not good or len(values) != num_classes:
+        raise UserError(f'{path}: idx {entry["idx"]}: {name} must be integers >= 0, one a class, '
+                        f'got {files.short(str(values))}')
+  votes = np.array([[entry['counts0'], entry['counts']] for entry in entries], np.int64)
+  return Votes(*np.moveaxis(votes, 1, 0))
 
 
 def read_entries(path) -> list[dict[str, Any]]:
@@ -134,7 +129,7 @@ def read_entries(path) -> list[dict[str, Any]]:
   Raises:
     UserError: as `read`.
   """
-  return [entry for _, _, entry in _entries(Path(path), _parse_json)
+  return [entry for entry in files.read(path, _parse_json)
           if not entry.keys() & {'header', 'environment'}]
 
 
@@ -144,15 +139,7 @@ def is_cut_off(path) -> bool:
   Raises:
     UserError: the file cannot be read.
   """
-  path = Path(path)
-  lines = _lines(path)
-  if not lines or lines[-1].endswith('\n'):
-    return False
-  try:
-    _entry(_parser(path), lines[-1], len(lines), path)
-  except UserError:
-    return True
-  return False
+  return files.is_cut_off(path, _parser(Path(path)))
 
 
 class Writer:
@@ -160,57 +147,67 @@ class Writer:
 
   Attributes:
     done: the indices of the images that are already in the log.
-    begun: {index: dict} of images that are on their way, as `write` was given them.
+    begun: {index: dict} of images that are unfinished, as `write` was given them.
   """
 
-  def __init__(self, json_file, table_file, done, begun, save_progress, environment):
-    self.done = done
-    self.begun = begun
-    self._save_progress = save_progress
-    self._json_file = json_file
-    self._table_file = table_file
-    self._environment = environment  # still to be recorded, or None
+  def __init__(self, stem, settings, environment):
+    self._path, self._progress = Path(f'{stem}.jsonl'), Path(f'{stem}.progress.json')
+    self._settings = settings
+    log = read(self._path)
+    self.done = set(log.idx.tolist())
+    self.begun = self._read_progress()
+    # Still to be recorded, or None.
+    self._environment = None if environment == log.environments[-1] else environment
 
   def write(self, records: Iterable[dict[str, Any]], unfinished: Iterable[dict[str, Any]] = ()):
-    """Appends images to both twins and waits until the disk has them.
+    """Appends images to the log and waits until the disk has them.
 
     Args:
       records: dicts with at least the columns of the table (time in seconds), as `records` makes
-        them; further fields go to the JSON lines only. NumPy values are fine.
-      unfinished: dicts with idx of all images that are on their way now, for `begun` of a resume.
+        them. NumPy values are fine.
+      unfinished: dicts with idx of all images that are unfinished now, for `begun` of a resume.
 
     Raises:
       ValueError: an image is in the log already, or a field is missing or out of range.
     """
-    entries, rows = [], []
-    for record in records:
-      entry = plain(record)
-      rows.append(_row(entry, 'record'))
-      entries.append(entry)
-    new = [row[0] for row in rows]
+    entries = [files.plain(record) for record in records]
+    new = [_row(entry)[0] for entry in entries]
     if len(set(new)) < len(new) or not self.done.isdisjoint(new):
       raise ValueError(f'images {new}: each image may be in the log once')
-    unfinished = [plain(entry) for entry in unfinished]
-    if (entries or unfinished) and self._environment is not None:
+    begun = {entry['idx']: entry for entry in map(files.plain, unfinished)}
+    if (entries or begun) and self._environment is not None:
       entries.insert(0, {'environment': self._environment})
       self._environment = None
     if entries:
-      _append(self._json_file, ''.join(map(_json_line, entries)))
-      _append(self._table_file, ''.join(map(_table_line, rows)))
+      files.append(self._path, *entries)
       self.done.update(new)
-    begun = {entry['idx']: entry for entry in unfinished}
-    if begun or self.begun:
-      self.begun = begun
-      self._save_progress(begun)
+    if begun:
+      files.write_bytes(self._progress, json.dumps(
+          {'settings': self._settings, 'images': list(begun.values())}).encode())
+    else:
+      self._progress.unlink(missing_ok=True)
+    self.begun = begun
+
+  def _read_progress(self):
+    """{index: dict} of the unfinished images; {} where the file is not of a log like this one."""
+    if not self._progress.exists():
+      return {}
+    saved = files.read_json(self._progress)
+    try:
+      # A crash may have come after the log was written and before this file was.
+      images = {entry['idx']: entry for entry in saved['images'] if entry['idx'] not in self.done}
+      return images if saved['settings'] == self._settings else {}
+    except (KeyError, TypeError) as error:
+      raise UserError(f'{self._progress} cannot be read ({type(error).__name__}: {error}); without '
+                      'the file, its images are begun anew') from error
 
 
 @contextlib.contextmanager
 def open_for_append(stem, settings, environment) -> Iterator[Writer]:
-  """Creates the log `stem`.jsonl with its twin `stem`.tsv, or opens it to add images.
+  """Creates the log `stem`.jsonl, or opens it to add images; at the end makes `stem`.tsv from it.
 
-  On opening, an unfinished last line is cut off the JSON lines and the table is written anew from
-  them, so the twins agree whatever a crash left. Another environment than the last one is
-  recorded before the first image that it adds or draws for.
+  An unfinished last line is cut off. Another environment than the last one is recorded before the
+  first image that it adds or draws for.
 
   Args:
     stem: the path without an ending, as in `runs/mnist/certify`.
@@ -224,25 +221,25 @@ def open_for_append(stem, settings, environment) -> Iterator[Writer]:
     UserError: the log has other settings (each difference is named), or is malformed.
   """
   path, table = Path(f'{stem}.jsonl'), Path(f'{stem}.tsv')
-  settings, environment = plain(settings), plain(environment)
+  settings, environment = files.plain(settings), files.plain(environment)
   path.parent.mkdir(parents=True, exist_ok=True)
-  log = _mend(path) if path.exists() else None
-  if log is None or not log.environments:
-    if table.exists() and table.stat().st_size > len(_TITLE):
-      raise UserError(f'{table} has images but no {path.name} beside it; '
-                      'move it away or choose another workdir')
-    _replace(path, _json_line({'header': {'settings': settings, 'environment': environment}}))
-    log = read(path)
-  check_settings(path, log.settings, settings)
-  rows = zip(*(column.tolist() for column in log[:len(COLUMNS)]))
-  _replace(table, _TITLE + ''.join(map(_table_line, rows)))
-  changed = None if environment == log.environments[-1] else environment
-  done, progress = set(log.idx.tolist()), Path(f'{stem}.progress.json')
-  save_progress = functools.partial(_save_progress, progress, log.settings)
-  with open(path, 'a', encoding='utf-8') as json_file, \
-       open(table, 'a', encoding='utf-8') as table_file:
-    yield Writer(json_file, table_file, done, _progress(progress, log.settings, done),
-                 save_progress, changed)
+  new = not path.exists() or not read(path).environments
+  if new and table.exists() and len(read(table).idx):
+    raise UserError(f'{table} has images but no {path.name} beside it; move it away or choose '
+                    'another workdir')
+  header = {'header': {'settings': settings, 'environment': environment}}
+  saved = files.resume(path, header, parse=_parse_json)[0]['header']['settings']
+  check_settings(path, saved, settings)
+  try:
+    yield Writer(stem, saved, environment)
+  finally:
+    files.write_bytes(table, export(path).encode())
+
+
+def export(path) -> str:
+  """The table that is made from the JSON lines in file `path`."""
+  rows = zip(*(column.tolist() for column in read(path)[:len(COLUMNS)]))
+  return '\t'.join(COLUMNS) + '\n' + ''.join(map(_table_line, rows))
 
 
 def records(idx, labels, certificate: types.Certificate, seconds) -> list[dict[str, Any]]:
@@ -274,111 +271,63 @@ def records(idx, labels, certificate: types.Certificate, seconds) -> list[dict[s
 def check_settings(path, logged, settings):
   """Raises UserError, naming each difference, unless the settings of the log `path` are these.
 
-  The noise of the training is no setting of the certificates: a log may tell nothing of it.
+  The noise of the training is no setting of the certificates: a log need not have it.
   """
-  settings = plain(settings)
-  absent = object()
-  names = [name for name in {**logged, **settings} if name != 'training_noise'
-           and logged.get(name, absent) != settings.get(name, absent)]
-  if names:
-    show = lambda values, name: json.dumps(values[name]) if name in values else 'absent'
-    each = ', '.join(f'{name} is {show(settings, name)} but {show(logged, name)} in the log'
-                     for name in names)
-    raise UserError(f'{path}: {each}; the same settings or another workdir are allowed')
+  without = lambda values: {k: v for k, v in values.items() if k != 'training_noise'}
+  files.check_same(path, without(logged), without(settings))
 
 
-def plain(value):
-  """`value` as JSON gives it back: NumPy values as numbers and lists, tuples as lists."""
-  return json.loads(json.dumps(value, default=lambda array: array.tolist(), allow_nan=False))
-
-
-# Reading.
-
-
-def _is_json(path):
-  return path.suffix == '.jsonl'
+# Lines.
 
 
 def _parser(path):
-  return _parse_json if _is_json(path) else _parse_table
+  return _parse_json if path.suffix == '.jsonl' else _parse_table
 
 
-def _lines(path):
-  try:
-    # A byte order mark at the beginning is no part of the title.
-    with open(path, encoding='utf-8-sig', errors='replace') as file:
-      return file.readlines()
-  except OSError as error:
-    raise UserError(f'{path}: {error.strerror}; a certification log is allowed') from error
-
-
-def _entries(path, parse):
-  """Yields (where, text, entry) of every whole line; the title of a table is skipped."""
-  for number, line in enumerate(_lines(path), 1):
-    try:
-      entry = _entry(parse, line, number, path)
-    except UserError:
-      if line.endswith('\n'):
-        raise
-      return  # Cut off in mid-line: never written to the end.
-    if entry is not None:
-      yield f'{path}:{number}', line, entry
-
-
-def _entry(parse, line, number, path):
-  """The checked entry of a line; None of the title of a table."""
-  where = f'{path}:{number}'
-  entry = parse(line.rstrip('\n'), number, where)
-  if entry is not None and not entry.keys() & {'header', 'environment'}:
-    _row(entry, where)
-  return entry
-
-
-def _parse_table(line, number, where):
+def _parse_table(line, number):
   values = line.split('\t')
   if number == 1:
     if tuple(values) != COLUMNS:
-      raise UserError(f'{where}: {_short(line)}; the title {" ".join(COLUMNS)} is allowed')
-    return None
+      raise ValueError(f'the title must be {" ".join(COLUMNS)}, got {files.short(line)}')
+    return {}
   if len(values) != len(COLUMNS):
-    raise UserError(f'{where}: {_short(line)}; {len(COLUMNS)} values between tabs are allowed')
-  return dict(zip(COLUMNS, values))
-
-
-def _parse_json(line, number, where):
-  try:
-    entry = json.loads(line)
-  except ValueError:
-    entry = None
-  if not isinstance(entry, dict):
-    raise UserError(f'{where}: {_short(line)}; a JSON object is allowed')
-  if number == 1 or 'header' in entry:
-    header = entry.get('header')
-    names = ('settings', 'environment')
-    if number > 1 or not isinstance(header, dict) or not _are_dicts(header, names):
-      raise UserError(f'{where}: {_short(line)}; a header with settings and environment is '
-                      'allowed in the first line, and only there')
-  elif 'environment' in entry and not _are_dicts(entry, ['environment']):
-    raise UserError(f'{where}: {_short(line)}; an environment of names and values is allowed')
+    raise ValueError(f'must be {len(COLUMNS)} values between tabs, got {files.short(line)}')
+  entry = dict(zip(COLUMNS, values))
+  _row(entry)
   return entry
 
 
-def _are_dicts(entry, names):
-  return all(isinstance(entry.get(name), dict) for name in names)
+def _parse_json(line, number):
+  entry = files.parse_json(line, number)
+  if number == 1 or 'header' in entry:
+    header = entry.get('header')
+    if number > 1 or not _has_dicts(header, 'settings', 'environment'):
+      raise ValueError(f'the first line, and no other, must be a header with settings and '
+                       f'environment, got {files.short(line)}')
+  elif 'environment' in entry:
+    if not _has_dicts(entry, 'environment'):
+      raise ValueError(f'environment must have names and values, got {files.short(line)}')
+  else:
+    _row(entry)
+  return entry
 
 
-_ALLOWED = {
+def _has_dicts(value, *names):
+  return isinstance(value, dict) and all(isinstance(value.get(name), dict) for name in names)
+
+
+_VALID = {
     'idx': 'an integer >= 0',
     'label': 'an integer >= 0',
-    'predict': f'an integer >= 0, or {ABSTAIN} (abstains),',
+    'predict': f'an integer >= 0, or {ABSTAIN} (abstains)',
     'radius': 'a finite number >= 0',
-    'correct': '1 where predict equals label, else 0,',
+    'correct': '1 where predict equals label, else 0',
     'time': 'h:mm:ss or seconds >= 0',
 }
 
 
-def _row(entry, where):
-  """The checked values of one image, in the order of COLUMNS."""
+def _row(entry):
+  """The values of one image, in the order of COLUMNS; ValueError at the first that is not valid."""
   row = {}
   for name in COLUMNS:
     text = str(entry.get(name, ''))
@@ -391,7 +340,7 @@ def _row(entry, where):
     if name == 'correct' and good:
       good = value == (row['predict'] == row['label'])
     if not good:
-      raise UserError(f'{where}: {name} {_short(text)}; {_ALLOWED[name]} is allowed')
+      raise ValueError(f'{name} must be {_VALID[name]}, got {files.short(text)}')
     row[name] = value
   return tuple(row.values())
 
@@ -404,65 +353,9 @@ def _seconds(text):
   return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
 
 
-def _progress(path, settings, done):
-  """{index: dict} of the images on their way; {} where the file is none of a log like this one."""
-  if not path.exists():
-    return {}
-  try:
-    saved = json.loads(path.read_text(encoding='utf-8'))
-    # Of images that a crash let into the log before the file was replaced, nothing is needed.
-    images = {entry['idx']: entry for entry in saved['images'] if entry['idx'] not in done}
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{path} cannot be read ({type(error).__name__}: {error}); without the file, '
-                    'its images are drawn for from the beginning') from error
-  return images if saved['settings'] == settings else {}
-
-
-def _short(text, limit=60):
-  return repr(text if len(text) <= limit else text[:limit] + '...')
-
-
-# Writing.
-
-
-def _mend(path):
-  """Cuts an unfinished last line off the JSON lines, and reads them."""
-  text = ''.join(line for _, line, _ in _entries(path, _parse_json))
-  if text and not text.endswith('\n'):
-    text += '\n'
-  if path.read_bytes() != text.encode():
-    _replace(path, text)
-  return read(path)
-
-
-def _json_line(entry):
-  return json.dumps(entry, separators=(',', ':')) + '\n'
-
-
 def _table_line(row):
   idx, label, predict, radius, correct, time = row
   # Rounded down: the table, read back, may never claim more than was certified.
   radius = decimal.Decimal(str(radius)).quantize(decimal.Decimal('1e-5'), decimal.ROUND_DOWN)
   time = datetime.timedelta(seconds=time)
   return f'{idx}\t{label}\t{predict}\t{radius}\t{int(correct)}\t{time}\n'
-
-
-def _save_progress(path, settings, begun):
-  if begun:
-    _replace(path, json.dumps({'settings': settings, 'images': list(begun.values())}))
-  else:
-    path.unlink(missing_ok=True)
-
-
-def _append(file, text):
-  file.write(text)
-  file.flush()
-  os.fsync(file.fileno())
-
-
-def _replace(path, text):
-  """Writes a file so that a crash leaves the old one or the new one, never a part."""
-  new = path.with_name(path.name + '.new')
-  with open(new, 'w', encoding='utf-8') as file:
-    _append(file, text)
-  os.replace(new, path)

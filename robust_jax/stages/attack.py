@@ -1,18 +1,14 @@
 """The empirical stage: accuracy under attack at a grid of radii, image by image."""
 
 import io
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from robust_jax import attacks, certification, keys, losses, smoothing
-from robust_jax import workdir as workdirs
 from robust_jax.devices import parallel
-from robust_jax.errors import UserError
 from robust_jax.stages import images, weights
-from robust_jax.workdir import monitoring
+from robust_jax.workdir import monitoring, records
 
 
 def attack(run, workdir):
@@ -32,26 +28,24 @@ def attack(run, workdir):
             **origin}
   path = Path(workdir) / 'attack.jsonl'
   everything = images.chosen(run.test_data, settings.stride, settings.num_images)
-  done = _resume(path, header)
+  entries = records.resume(path, {'header': header})
+  records.check_same(path, entries[0].get('header', {}), header)
+  done = {entry['idx'] for entry in entries[1:]}
   left = [index for index in everything if index not in done]
   bar = monitoring.bar(desc='attack', initial=len(everything) - len(left),
                        total=len(everything), unit='image')
-  with open(path, 'a', encoding='utf-8') as file:
-    for chunk in images.batches(run.test_data, left, settings.batch_size, pad=True):
-      real = chunk.mask > 0
-      clean = predict(chunk.images, chunk.index)
-      attacked = [find((run.key('attack'), logits_fn, epsilon), chunk)
-                  for epsilon in settings.epsilons]
-      predicted = np.stack([predict(x, chunk.index) for x in attacked], axis=-1)
-      if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
-        _save_gallery(workdir, run, chunk, clean, attacked, predicted)
-      for i in np.flatnonzero(real):
-        file.write(json.dumps({'idx': int(chunk.index[i]), 'label': int(chunk.labels[i]),
-                               'clean': int(clean[i]), 'adversarial': predicted[i].tolist()})
-                   + '\n')
-      file.flush()
-      os.fsync(file.fileno())
-      bar.update(int(real.sum()))
+  for chunk in images.batches(run.test_data, left, settings.batch_size, pad=True):
+    real = chunk.mask > 0
+    clean = predict(chunk.images, chunk.index)
+    attacked = [find((run.key('attack'), logits_fn, epsilon), chunk)
+                for epsilon in settings.epsilons]
+    predicted = np.stack([predict(x, chunk.index) for x in attacked], axis=-1)
+    if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
+      _save_gallery(workdir, run, chunk, clean, attacked, predicted)
+    records.append(path, *({'idx': int(chunk.index[i]), 'label': int(chunk.labels[i]),
+                            'clean': int(clean[i]), 'adversarial': predicted[i].tolist()}
+                           for i in np.flatnonzero(real)))
+    bar.update(int(real.sum()))
   bar.close()
   return {'origin': origin}
 
@@ -86,19 +80,6 @@ def _predictor(run, logits_fn):
       example_ids=index, count=count)
 
 
-def _resume(path, header):
-  """Cuts an unfinished last line off the log, or starts it; the indices of its images."""
-  header = json.loads(json.dumps(header))
-  lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
-  lines = [line for line in lines if line.endswith('\n')]
-  if lines and json.loads(lines[0])['header'] != header:
-    raise UserError(f'{path}: the header is another attack\'s; the same settings and checkpoint, '
-                    'or --redo=attack, are allowed')
-  lines = lines or [json.dumps({'header': header}) + '\n']
-  workdirs.write_bytes(path, ''.join(lines).encode())
-  return {json.loads(line)['idx'] for line in lines[1:]}
-
-
 def _save_gallery(workdir, run, chunk, clean, attacked, predicted):
   """Some images of the first chunk at the middle radius; those that the attack broke first."""
   middle = len(attacked) // 2
@@ -111,4 +92,4 @@ def _save_gallery(workdir, run, chunk, clean, attacked, predicted):
       adversarial=attacked[middle][order], labels=chunk.labels[order],
       clean=clean[order], predicted=predicted[order, middle],
       epsilon=run.evaluation.epsilons[middle], norm=run.config['attack'].get('norm', ''))
-  workdirs.write_bytes(Path(workdir) / 'gallery.npz', file.getvalue())
+  records.write_bytes(Path(workdir) / 'gallery.npz', file.getvalue())

@@ -1,15 +1,13 @@
 """metrics.jsonl: means over the steps since the last line, and the results of tests."""
 
-import json
 import math
-import os
 import time
 from pathlib import Path
 
 import jax
 
-from robust_jax import workdir as workdirs
 from robust_jax.errors import NonFiniteLossError
+from robust_jax.workdir import records
 
 
 class Metrics:
@@ -25,11 +23,7 @@ class Metrics:
       tensorboard: write events to workdir/tensorboard as well.
     """
     path = Path(workdir) / 'metrics.jsonl'
-    lines = []
-    if path.exists():
-      lines = [line for line in path.read_text(encoding='utf-8').splitlines(keepends=True)
-               if line.endswith('\n') and json.loads(line)['step'] <= start]
-    workdirs.write_bytes(path, ''.join(lines).encode())
+    records.resume(path, keep=lambda entry: entry['step'] <= start)
     self._path = path
     self._sums = dict(progress or {})
     self._pending = []
@@ -80,10 +74,7 @@ class Metrics:
 
   def write(self, record):
     """Appends a record and waits until the disk has it: a checkpoint may follow."""
-    with open(self._path, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(record) + '\n')
-      file.flush()
-      os.fsync(file.fileno())
+    records.append(self._path, record)
     # Speed is that of training: what a test took, which comes after a flush, does not count.
     self._begun = time.monotonic()
     if self._events is not None:

@@ -11,7 +11,7 @@ from robust_jax.certification.certify import conclude
 from robust_jax.errors import MismatchError, UserError
 from robust_jax.stages import images, weights
 from robust_jax.stages.certify import rounds, settings
-from robust_jax.workdir import monitoring
+from robust_jax.workdir import monitoring, records
 
 # Statistics of another version of scipy may differ in their last digits.
 _TOLERANCE = {'rtol': 1e-9, 'atol': 1e-12}
@@ -41,16 +41,17 @@ def verify(run, workdir):
   log.check_settings(path, logged.settings, settings(run, loaded))
   record = Path(workdir) / 'verify.json'
   record.unlink(missing_ok=True)  # It tells of the last time.
-  problems, in_table = {}, _check_table(path, logged)
+  finished = workdirs.stages(workdir).get('certify', {}).get('status') == 'done'
+  problems, in_table = {}, _check_table(path, finished)
   for entry, found in zip(entries, _from_counts(run, entries)):
     _note(problems, entry, found)
-  entries_of_images = _check_images(run, workdir, entries, problems)
+  entries_of_images = _check_images(run, entries, finished, problems)
   chosen = _sample(entries_of_images, run.verify.sample)
   bar = monitoring.bar(desc='verify', total=len(chosen), unit='image')
   for each in rounds(run, loaded.logits_fn, sorted(chosen)):
     if each.certificate is not None:
       for entry in log.records(each.index, each.labels, each.certificate, each.seconds):
-        _note(problems, entry, _again(chosen[entry['idx']], log.plain(entry)))
+        _note(problems, entry, _again(chosen[entry['idx']], records.plain(entry)))
     bar.update(len(each.index))
   bar.close()
   _say(run, logged, entries, chosen, problems, in_table)
@@ -65,14 +66,14 @@ def verify(run, workdir):
                         f'not as in {path.name}')
 
 
-def _check_images(run, workdir, entries, problems):
+def _check_images(run, entries, finished, problems):
   """The entries of images that were to be certified; notes the others, wrong labels, gaps."""
   wanted = images.chosen(run.test_data, run.certify_images.stride, run.certify_images.num_images)
   known = {entry['idx']: entry for entry in entries}
   for idx in known.keys() - set(wanted):
     _note(problems, known[idx], ['it is not among the images of config.certify_images'])
   missing = [idx for idx in wanted if idx not in known]
-  if missing and workdirs.stages(workdir).get('certify', {}).get('status') == 'done':
+  if missing and finished:
     for idx in missing:
       problems.setdefault(idx, []).append('it is missing, and the certify stage is done')
   elif missing:
@@ -100,20 +101,26 @@ def _check_origin(path, logged, origin):
                           f'there, {now} now')
 
 
-def _check_table(path, logged):
-  """{idx: [line]} of the lines of the table that are not those of the JSON lines."""
-  problems = {}
-  table = log.read(path.with_suffix('.tsv'))
-  lines = dict(zip(table.idx.tolist(), zip(*(column.tolist() for column in table[1:5]))))
-  for idx in lines.keys() - set(logged.idx.tolist()):
-    problems[idx] = [f'it is in {path.stem}.tsv alone']
-  for idx, *row in zip(*(column.tolist() for column in logged[:5])):
-    label, predict, radius, correct = lines.get(idx, (None, None, np.inf, None))
-    if [label, predict, correct] != [row[0], row[1], row[3]] or not (
-        row[2] - 1.0001e-5 <= radius <= row[2]):
-      problems[idx] = ([f'{path.stem}.tsv has another line: class {predict}, radius {radius}']
-                       if idx in lines else [f'it is not in {path.stem}.tsv'])
+def _check_table(path, finished):
+  """{idx: [line]} of the images whose line in the table is not the one made from the log.
+
+  The table is made when the stage ends: until it is `finished`, lines may be missing.
+  """
+  table = path.with_suffix('.tsv')
+  if not table.exists() and not finished:
+    return {}
+  log.read(table)  # Raises UserError where it is malformed.
+  made, lines = _by_idx(log.export(path)), _by_idx(table.read_text(encoding='utf-8'))
+  problems = {idx: [f'{table.name} has another line: {lines[idx]!r}'] for idx in made
+              if lines.get(idx, made[idx]) != made[idx]}
+  problems |= {idx: [f'it is in {table.name} alone'] for idx in lines.keys() - made.keys()}
+  if finished:
+    problems |= {idx: [f'it is not in {table.name}'] for idx in made.keys() - lines.keys()}
   return problems
+
+
+def _by_idx(table):
+  return {int(line.partition('\t')[0]): line for line in table.splitlines()[1:]}
 
 
 def _note(problems, entry, found):
@@ -215,9 +222,9 @@ def _say(run, logged, entries, chosen, problems, in_table, most=20):
   print(*lines[:most], sep='\n', end='\n' if lines else '')
   if len(lines) > most:
     print(f'and {len(lines) - most} lines more')
-  here = workdirs.environment(run.devices)
-  others = sorted({name for there in logged.environments for name in here
-                   if _essential(name, there.get(name)) != _essential(name, log.plain(here[name]))})
+  now = records.plain(workdirs.environment(run.devices))
+  others = sorted({name for logged_by in logged.environments for name in now
+                   if _essential(name, logged_by.get(name)) != _essential(name, now[name])})
   note = f' (the log was made with other {", ".join(others)})' if others else ''
   again = [idx for idx in chosen if idx not in problems]
   print(f'verify: {len(again)} of {len(chosen)} images drawn for again are identical: class, '

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, its checkpoints, signals and progress."""
+"""The folder of a run: its files, checkpoints, signals and progress."""
 
 from robust_jax.workdir.checkpoint import load
 from robust_jax.workdir.folder import (
@@ -12,12 +12,10 @@ from robust_jax.workdir.folder import (
     environment,
     locked,
     now,
-    read_json,
     set_aside,
     stages,
-    write_bytes,
-    write_json,
 )
+from robust_jax.workdir.records import read_json, write_bytes, write_json
 
 __all__ = ['LOCK', 'OUTPUTS', 'REDO', 'add_time', 'begin', 'check', 'describe', 'environment',
            'load', 'locked', 'now', 'read_json', 'set_aside', 'stages', 'write_bytes',

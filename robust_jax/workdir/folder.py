@@ -19,7 +19,6 @@ import datetime
 import errno
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -30,6 +29,7 @@ import jax
 
 from robust_jax import __version__
 from robust_jax.errors import UserError
+from robust_jax.workdir.records import read_json, write_json
 
 LOCK = '.lock'
 # The status of a stage whose results are on their way to previous/.
@@ -221,31 +221,6 @@ def set_aside(workdir, redo):
 def now():
   """The time of day, ISO 8601, UTC, whole seconds."""
   return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-
-
-def read_json(path):
-  """The contents of a JSON file.
-
-  Raises:
-    UserError: it cannot be read.
-  """
-  try:
-    return json.loads(Path(path).read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read ({error}); JSON written by the launcher is '
-                    'allowed') from error
-
-
-def write_json(path, value):
-  """Writes a JSON file; see `write_bytes`."""
-  write_bytes(path, (json.dumps(value, indent=1) + '\n').encode())
-
-
-def write_bytes(path, contents):
-  """Writes a file so that a crash leaves the old one or the new one, never a part."""
-  new = Path(f'{path}.new')
-  new.write_bytes(contents)
-  os.replace(new, path)
 
 
 def _record(workdir, stage, record):
