@@ -148,7 +148,7 @@ def test_pytorch_weights_with_another_head(monkeypatch, capsys):
   settings = dict(data__name='any', weights=str(path), model=component('model', 'resnet8'))
   found = weights.initial_variables(make_run('', **settings, new_head=True))
   assert 'last layer of 5 classes; a new one of 3' in capsys.readouterr().out
-  whole = torch_weights.load(path, resnet8(5), (8, 8, 3))
+  whole = torch_weights.convert(torch_weights.read(path), resnet8(5), (8, 8, 3))
   assert found['params'].pop('logits')['kernel'].shape == (16, 3)
   del whole['params']['logits']
   jax.tree.map(np.testing.assert_array_equal, found, whole)

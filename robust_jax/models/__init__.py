@@ -25,8 +25,8 @@ from robust_jax.types import Network
 
 __all__ = ['HEAD', 'MODELS', 'create', 'init', 'logits_fn', 'network']
 
-# What every network here calls its last layer. Those of this prefix, with its norm if it has one,
-# are the only ones that know the number of classes.
+# The name of the last layer of every network. Only layers with this prefix, it and its norm if it
+# has one, depend on the number of classes.
 HEAD = 'logits'
 MODELS = {
   'linear': mlp.linear,
@@ -65,7 +65,7 @@ def create(name, num_classes, **kwargs):
     UserError: there is no such model.
   """
   if name not in MODELS:
-    raise UserError(f'model.name is {name!r}; it must be one of {", ".join(sorted(MODELS))}')
+    raise UserError(f'config.model.name must be one of {", ".join(sorted(MODELS))}, got {name!r}')
   return MODELS[name](num_classes, **kwargs)
 
 

@@ -79,12 +79,7 @@ def lenet(num_classes, *, dtype: layers.Dtype = 'float32'):
   5x5 conv 20 (VALID), ReLU, 2x2 max-pool; 5x5 conv 50 (VALID), ReLU, 2x2 max-pool; dense 500,
   ReLU; dense `num_classes`.
 
-  Args:
-    num_classes: number of logits.
-    dtype: what it computes in.
-
-  Returns:
-    The module.
+  Arguments and result as `cnn`.
 
   Reference:
     Zhai et al., MACER, 2020; Jeong & Shin, Consistency Regularization for Certified Robustness
@@ -100,12 +95,7 @@ def madry_cnn(num_classes, *, dtype: layers.Dtype = 'float32'):
   ReLU; dense `num_classes`. `cnn`'s default but for the initialisation, which is theirs: truncated
   normal kernels of standard deviation 0.1, biases of 0.1.
 
-  Args:
-    num_classes: number of logits.
-    dtype: what it computes in.
-
-  Returns:
-    The module.
+  Arguments and result as `cnn`.
 
   Reference:
     Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, and
@@ -118,14 +108,9 @@ def shaham_cnn(num_classes, *, dtype: layers.Dtype = 'float32'):
   """Shaham et al.'s network on MNIST: 105,506 parameters at 32x32x1, as they pad the images.
 
   BatchNorm without scale and bias; 5x5 conv 32 (VALID), ReLU, 3x3 max-pool; 5x5 conv 64 (VALID),
-  ReLU, 2x2 max-pool; dense 200, ReLU; dense `num_classes`. Any size from 22 pixels on is allowed.
+  ReLU, 2x2 max-pool; dense 200, ReLU; dense `num_classes`. Images need at least 22x22 pixels.
 
-  Args:
-    num_classes: number of logits.
-    dtype: what it computes in.
-
-  Returns:
-    The module.
+  Arguments and result as `cnn`.
 
   Reference:
     Shaham et al., Understanding Adversarial Training: Increasing Local Stability of Neural Nets

@@ -12,7 +12,7 @@ from robust_jax.types import Count
 
 
 class DenseLayer(nn.Module):
-  """The growth of a dense block: conv3x3(relu(BN(x))), x the concatenation of all before it.
+  """One layer of a dense block: conv3x3(relu(BN(x))), x the concatenation of all before it.
 
   As a bottleneck conv3x3(relu(BN(conv1x1(relu(BN(x)))))), with 4 growth channels in between.
 
@@ -20,7 +20,7 @@ class DenseLayer(nn.Module):
     conv: layers.conv but for its images, features and name.
     norm: layers.norm but for its images, activation and name.
     growth: channels of the result.
-    bottleneck: whether the 1x1 convolution is there.
+    bottleneck: whether it has the 1x1 convolution.
   """
 
   conv: Callable
@@ -30,7 +30,7 @@ class DenseLayer(nn.Module):
 
   @nn.compact
   def __call__(self, features):
-    # Concatenated in here, so that with remat the quadratic number of copies is not kept.
+    # Concatenate here: with remat, the quadratic number of copies is not kept.
     x = self.norm(jnp.concatenate(features, axis=-1), activation='relu', name='norm1')
     if self.bottleneck:
       x = self.conv(x, 4 * self.growth, kernel_size=1, name='conv1')
@@ -113,6 +113,5 @@ def densenet(num_classes, *, depth: Count = 40, growth: Count = 12, bottleneck: 
   convolutions = 6 if bottleneck else 3
   num_layers, rest = divmod(depth - 4, convolutions)
   if rest or num_layers < 1:
-    raise UserError(f'model.depth is {depth}; a depth of {convolutions}n+4 from '
-                    f'{convolutions + 4} on is allowed')
+    raise UserError(f'config.model.depth must be {convolutions}n+4 for n >= 1, got {depth}')
   return DenseNet(num_classes, num_layers, growth, bottleneck, dtype=dtype, remat=remat)

@@ -1,4 +1,4 @@
-"""Classifiers that users bring as functions of their own: 'package.module:function'."""
+"""Classifiers that are functions of the user's own: 'package.module:function'."""
 
 import importlib
 import sys
@@ -22,7 +22,7 @@ class External(nn.Module):
 
   num_classes: int
   function: str
-  # Normalisation is the function's own affair.
+  # The function normalises images itself.
   takes_pixels = True
 
   def __call__(self, images, *, train):
@@ -32,9 +32,7 @@ class External(nn.Module):
 
 
 def external(num_classes, *, function: str = ''):
-  """A classifier that somebody else made: any function of images in [0, 1] to logits.
-
-  It is attacked and certified as it is; it has no parameters to train.
+  """Any function of images in [0, 1] to logits, to attack and certify; it cannot be trained.
 
   Args:
     num_classes: number of logits.
@@ -60,22 +58,19 @@ def load(target) -> LogitsFn:
     UserError: the string is not of that form; the module is not there, or raises when imported;
       it has no such attribute, or one that cannot be called.
   """
-  module_name, colon, name = target.partition(':')
-  if not (colon and module_name and name):
-    raise UserError(f"config.model.function is {target!r}; 'package.module:function' is allowed")
+  module_name, _, name = target.partition(':')
+  if not (module_name and name):
+    raise UserError(f"config.model.function must be 'package.module:function', got {target!r}")
+  given = f'config.model.function is {target!r}'
   try:
     module = importlib.import_module(module_name)
   except (Exception, SystemExit) as error:  # Anything may happen in a user's module.
-    raise UserError(f'config.model.function is {target!r}, but importing {module_name} raises '
-                    f'{_line(error)}; a module that can be imported from here is '
-                    'allowed') from error
+    raise UserError(f'{given}, but importing {module_name} raises {_line(error)}') from error
   if not hasattr(module, name):
-    raise UserError(f'config.model.function is {target!r}, but {module_name} has no {name!r}; a '
-                    'function of it is allowed')
+    raise UserError(f'{given}, but {module_name} has no {name!r}')
   function = getattr(module, name)
   if not callable(function):
-    raise UserError(f'config.model.function is {target!r}, which is a {type(function).__name__}; '
-                    'something that can be called is allowed')
+    raise UserError(f'{given}: it must be a function, got a {type(function).__name__}')
   return function
 
 
@@ -106,12 +101,11 @@ def check(logits_fn, image_shape, num_classes, *, target='the function'):
     logits = jax.eval_shape(logits_fn, images)
   except Exception as error:  # Anything may happen in a user's function.
     raise UserError(f'{target} raises {_line(error)} on images {_shape(images)}; it must be '
-                    'traceable by JAX: a function of jax.numpy, not of NumPy or PyTorch, is '
-                    'allowed') from error
+                    'traceable by JAX: of jax.numpy, not of NumPy or PyTorch') from error
   if not (isinstance(logits, jax.ShapeDtypeStruct) and logits.shape == (2, num_classes)
           and jnp.issubdtype(logits.dtype, jnp.floating)):
-    raise UserError(f'{target} makes {_shape(logits)} of images {_shape(images)}; logits '
-                    f'float32[2, {num_classes}] are allowed')
+    raise UserError(f'{target} must map images {_shape(images)} to logits float32[2, '
+                    f'{num_classes}], got {_shape(logits)}')
 
 
 def _shape(value):

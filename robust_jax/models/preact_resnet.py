@@ -192,8 +192,8 @@ def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
   outside = 2 if form == 'mcdonnell' else 4
   num_blocks, rest = divmod(depth - outside, 6)
   if rest or num_blocks < 1:
-    raise UserError(f'model.depth is {depth}; a depth of 6n+{outside} from {6 + outside} on is '
-                    f'allowed for the form {form!r}')
+    raise UserError(f'config.model.depth must be 6n+{outside} for n >= 1 with the form {form!r}, '
+                    f'got {depth}')
   return PreActResNet(
       num_classes, (num_blocks,) * 3, stem=16 * width if form == 'mcdonnell' else 16,
       width=16 * width, activation=activation, form=form,

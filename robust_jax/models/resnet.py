@@ -132,18 +132,14 @@ def resnet20(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = Fals
 
 
 def resnet56(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
-  """ResNet-56 for CIFAR-sized images: 855,770 parameters at 10 classes; see `resnet20`.
-
-  9 basic blocks a stage. Arguments, result and reference as `resnet20`.
-  """
+  """ResNet-56: `resnet20` with 9 basic blocks a stage; 855,770 parameters at 10 classes."""
   return ResNet(num_classes, (9,) * 3, dtype=dtype, remat=remat)
 
 
 def resnet110(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
-  """ResNet-110 for CIFAR-sized images: 1,730,714 parameters at 10 classes; see `resnet20`.
+  """ResNet-110: `resnet20` with 18 basic blocks a stage; 1,730,714 parameters at 10 classes.
 
-  18 basic blocks a stage: the network of Cohen et al. 2019 and Salman et al. 2019 on CIFAR-10.
-  Arguments, result and reference as `resnet20`.
+  The network of Cohen et al. 2019 and Salman et al. 2019 on CIFAR-10.
   """
   return ResNet(num_classes, (18,) * 3, dtype=dtype, remat=remat)
 
@@ -153,15 +149,7 @@ def resnet50(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = Fals
 
   conv7x7-64 of stride 2, BN, ReLU, 3x3 max-pool of stride 2; stages of 3, 4, 6 and 3 bottlenecks
   that put out 256, 512, 1024 and 2048 channels; global average pool; dense. torchvision's
-  network, layer by layer, and its initialisation.
-
-  Args:
-    num_classes: number of logits.
-    dtype: what it computes in.
-    remat: whether to trade a second forward pass of each block for memory in training.
-
-  Returns:
-    The module.
+  network, layer by layer, and its initialisation. Arguments and result as `resnet20`.
 
   Reference:
     He et al., Deep Residual Learning for Image Recognition, 2016, table 1; torchvision.models,

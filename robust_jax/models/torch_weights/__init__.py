@@ -5,13 +5,6 @@ PyTorch's code bases call the layers of our networks.
 """
 
 from robust_jax.models.torch_weights.files import read
-from robust_jax.models.torch_weights.naming import (
-    NAMINGS,
-    Naming,
-    convert,
-    load,
-    normalisation,
-    num_classes,
-)
+from robust_jax.models.torch_weights.naming import convert, normalisation, num_classes
 
-__all__ = ['NAMINGS', 'Naming', 'convert', 'load', 'normalisation', 'num_classes', 'read']
+__all__ = ['convert', 'normalisation', 'num_classes', 'read']

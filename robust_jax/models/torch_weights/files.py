@@ -31,9 +31,9 @@ _SAFETENSORS_TYPES = {
     'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'I64': 'int64',
     'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
 }
-# Where training scripts keep the parameters among other things, the first that is there.
+# Where training scripts keep the parameters among other things; the first one counts.
 _STATE_DICTS = ('state_dict', 'model_state_dict', 'model', 'net')
-_HINT = 'in PyTorch, torch.save(model.state_dict(), FILE) writes what is allowed'
+_HINT = 'write it with torch.save(model.state_dict(), FILE)'
 
 
 def read(path):
@@ -56,8 +56,7 @@ def read(path):
   try:
     data = path.read_bytes()
   except OSError as error:
-    raise UserError(f'{path} cannot be read ({error.strerror}); a PyTorch checkpoint is '
-                    'allowed') from error
+    raise UserError(f'{path} cannot be read ({error.strerror})') from error
   try:
     # First: a safetensors file may begin with any byte, but its header opens at the ninth.
     if data[8:9] == b'{':
@@ -66,22 +65,20 @@ def read(path):
       return _arrays(*_unpickle_zip(data))
     if data.startswith(b'\x80'):
       return _arrays(*_unpickle_legacy(data))
+    raise UserError(f'must be a file of torch.save or safetensors, begins with {data[:9]!r}')
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
   except Exception as error:  # A damaged pickle or archive may raise anything.
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-    raise UserError(f'{path} is damaged, or no PyTorch checkpoint ({reason}); a whole file of '
-                    'torch.save or safetensors is allowed') from error
-  raise UserError(f'{path} begins with {data[:9]!r}; a file of torch.save or safetensors is '
-                  'allowed')
+    raise UserError(f'{path}: is damaged, or no PyTorch checkpoint ({reason})') from error
 
 
 def _read_safetensors(data):
   arrays = {}
   for name, entry in safetensors.deserialize(data):
     if entry['dtype'] not in _SAFETENSORS_TYPES:
-      raise UserError(f'{name} is of type {entry["dtype"]}; {", ".join(_SAFETENSORS_TYPES)} are '
-                      'allowed')
+      raise UserError(f'{name} must be of type {", ".join(_SAFETENSORS_TYPES)}, got '
+                      f'{entry["dtype"]}')
     dtype = _dtype(_SAFETENSORS_TYPES[entry['dtype']])
     arrays[name] = np.frombuffer(entry['data'], dtype).reshape(entry['shape'])
   return arrays
@@ -114,22 +111,22 @@ class _Unpickler(pickle.Unpickler):
   def __init__(self, file):
     super().__init__(file, encoding='utf-8')  # of Python 2's strings
     self.storages = {}
-    self._allowed = {
+    self._classes = {
         ('collections', 'OrderedDict'): collections.OrderedDict,
         ('torch._utils', '_rebuild_tensor_v2'): lambda *arguments: _rebuild_tensor(*arguments),
         ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
         **{('torch', name): dtype for name, dtype in _TORCH_STORAGES.items()}}
 
   def find_class(self, module, name):
-    if (module, name) not in self._allowed:
-      raise UserError(f'it asks for {f"{module}.{name}"[:100]!r}, which could run code; a '
-                      f'state_dict of tensors is allowed ({_HINT})')
-    return self._allowed[module, name]
+    if (module, name) not in self._classes:
+      raise UserError(f'must hold nothing but tensors, asks for {f"{module}.{name}"[:100]!r}, '
+                      f'which could run code; {_HINT}')
+    return self._classes[module, name]
 
   def persistent_load(self, pid):
     kind, dtype, key, _, num_entries, *view = pid  # the fourth: a device, such as 'cuda:0'
     if kind != 'storage' or dtype not in _TORCH_STORAGES.values() or any(view):
-      raise UserError(f'it refers to {str(pid)[:100]!r}; tensors are allowed ({_HINT})')
+      raise UserError(f'must hold nothing but tensors, refers to {str(pid)[:100]!r}; {_HINT}')
     self.storages[key] = _Storage(key, dtype, num_entries)
     return self.storages[key]
 
@@ -138,78 +135,80 @@ def _rebuild_tensor(storage, offset, shape, strides, *unused):
   """unused: requires_grad, backward hooks, metadata."""
   del unused
   if not isinstance(storage, _Storage):
-    raise UserError('it has a tensor without a storage; a whole file is allowed')
+    raise UserError('is damaged: a tensor has no storage')
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
 def _unpickle_zip(data):
-  """(what was saved, with `_Tensor`s; _Storage -> its bytes) of a zip archive."""
+  """(saved object with `_Tensor`s; function _Storage -> bytes) of a zip archive."""
   archive = zipfile.ZipFile(io.BytesIO(data))
-  names = [name for name in archive.namelist() if name.endswith('/data.pkl')]
-  if len(names) != 1:
-    raise UserError(f'it is a zip archive with {len(names)} files data.pkl; one of torch.save, '
-                    'with one, is allowed')
-  folder = names[0].removesuffix('data.pkl')
-  order = f'{folder}byteorder'
-  if order in archive.namelist() and archive.read(order) != b'little':
-    raise UserError('it was written on a big-endian machine; little-endian files are allowed')
-  saved = _Unpickler(io.BytesIO(archive.read(names[0]))).load()
+  pickles = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+  if len(pickles) != 1:
+    raise UserError(f'must be a zip archive with one file data.pkl, has {len(pickles)}')
+  folder = pickles[0].removesuffix('data.pkl')
+  byte_order = f'{folder}byteorder'
+  _check_little_endian(byte_order not in archive.namelist()
+                       or archive.read(byte_order) == b'little')
+  saved = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
   return saved, lambda storage: archive.read(f'{folder}data/{storage.key}')
 
 
 def _unpickle_legacy(data):
   """The same of the older format.
 
-  Pickles of a magic number, a version, the machine, what was saved, and the storages' names; then,
-  in the order of these, the number of entries as int64 and the entries of each storage.
+  Pickles of a magic number, a version, the machine, the saved object, and the storages' names;
+  then, in the order of these, the number of entries as int64 and the entries of each storage.
   """
   file = io.BytesIO(data)
   if _Unpickler(file).load() != _LEGACY_MAGIC:
-    raise UserError(f'it is a pickle, but none of torch.save; {_HINT}')
+    raise UserError(f'is a pickle, but not one of torch.save; {_HINT}')
   _Unpickler(file).load()
-  if not _Unpickler(file).load()['little_endian']:
-    raise UserError('it was written on a big-endian machine; little-endian files are allowed')
+  _check_little_endian(_Unpickler(file).load()['little_endian'])
   unpickler = _Unpickler(file)
   saved = unpickler.load()
   contents = {}
   for key in _Unpickler(file).load():
     size = int.from_bytes(file.read(8), 'little') * _dtype(unpickler.storages[key].dtype).itemsize
-    start = file.tell()
-    contents[key] = memoryview(data)[start:start + size]
-    file.seek(start + size)
+    contents[key] = memoryview(data)[file.tell():file.tell() + size]
+    file.seek(size, io.SEEK_CUR)
   return saved, lambda storage: contents[storage.key]
 
 
+def _check_little_endian(is_little_endian):
+  if not is_little_endian:
+    raise UserError('must be little-endian, was written on a big-endian machine')
+
+
 def _arrays(saved, contents):
-  """The arrays of the state_dict in what was saved; `contents`: _Storage -> its bytes."""
+  """The arrays of the state_dict in a saved object; `contents`: _Storage -> bytes."""
   storages, arrays = {}, {}
   for name, tensor in _state_dict(saved).items():
     storage = tensor.storage
     if storage.key not in storages:
       storages[storage.key] = np.frombuffer(contents(storage), _dtype(storage.dtype))
       if len(storages[storage.key]) != storage.num_entries:
-        raise UserError(f'{name} has {len(storages[storage.key])} entries, and should have '
-                        f'{storage.num_entries}; a whole file is allowed')
+        raise UserError(f'is damaged: {name} must have {storage.num_entries} entries, got '
+                        f'{len(storages[storage.key])}')
     arrays[name] = _view(name, storages[storage.key], *tensor[1:])
   return arrays
 
 
 def _state_dict(saved):
-  """{name: _Tensor}, from the dict that was saved or one of the dicts in it."""
+  """{name: _Tensor}, from the saved dict or one of the dicts in it."""
   if not isinstance(saved, dict):
-    raise UserError(f'it holds a {type(saved).__name__}; a state_dict is allowed ({_HINT})')
+    raise UserError(f'must hold a state_dict, got a {type(saved).__name__}; {_HINT}')
   nested = {key: _tensors(value) for key, value in saved.items()
             if isinstance(value, dict) and _tensors(value)}
   for key in _STATE_DICTS:
     if key in nested:
       return nested[key]
   if len(nested) > 1:
-    raise UserError(f'it holds several dicts of tensors, {", ".join(map(repr, nested))}; one, or '
-                    f'one called {_STATE_DICTS[0]!r}, is allowed')
-  found = next(iter(nested.values()), None) or _tensors(saved)
-  if not found:
-    raise UserError(f'it holds no tensors; a state_dict is allowed ({_HINT})')
-  return found
+    raise UserError(f'must hold one dict of tensors, or one called {_STATE_DICTS[0]!r}, got '
+                    f'{", ".join(map(repr, nested))}')
+  state_dict = next(iter(nested.values()), None) or _tensors(saved)
+  if not state_dict:
+    raise UserError(f'must hold a state_dict, got no tensors; {_HINT}')
+  return state_dict
 
 
 def _tensors(values):
@@ -223,7 +222,7 @@ def _view(name, entries, offset, shape, strides):
     return np.zeros(shape, entries.dtype)
   last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
   if min(offset, *shape, *strides, 0) < 0 or last >= len(entries):
-    raise UserError(f'{name} reaches beyond its {len(entries)} entries; a whole file is allowed')
+    raise UserError(f'is damaged: {name} reaches beyond its {len(entries)} entries')
   return np.lib.stride_tricks.as_strided(
       entries[offset:], shape, [stride * entries.itemsize for stride in strides], writeable=False)
 

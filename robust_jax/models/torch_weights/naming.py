@@ -20,7 +20,6 @@ from flax import traverse_util
 from robust_jax import keys
 from robust_jax.errors import UserError
 from robust_jax.models import HEAD, preact_resnet, resnet
-from robust_jax.models.torch_weights import files
 
 
 class Naming(NamedTuple):
@@ -40,13 +39,14 @@ class Naming(NamedTuple):
   block_layers: dict[str, str]
   unused: tuple[str, ...] = ()
 
-  def module(self, ours):
-    """PyTorch's name of the layer whose path in our tree is `ours`."""
-    if len(ours) == 1:
-      return self.layers[ours[0]]
-    stage, block = map(int, re.fullmatch(r'stage(\d+)_block(\d+)', ours[0]).groups())
+  def array(self, path):
+    """PyTorch's name of the array at `path` in our tree: (collection, [block,] layer, leaf)."""
+    _, *blocks, layer, leaf = path
+    if not blocks:
+      return f'{self.layers[layer]}.{_LEAVES[leaf]}'
+    stage, block = map(int, re.fullmatch(r'stage(\d+)_block(\d+)', blocks[0]).groups())
     block = self.block.format(stage=stage - 1, stage1=stage, block=block - 1)
-    return f'{block}.{self.block_layers[ours[1]]}'
+    return f'{block}.{self.block_layers[layer]}.{_LEAVES[leaf]}'
 
 
 def _preactivation(model, deepmind):
@@ -99,14 +99,6 @@ class _Leaf(NamedTuple):
   axes: tuple[int, ...]
 
 
-def load(path, model, image_shape):
-  """The variables of a Flax module, from a PyTorch checkpoint: `convert` of `files.read`.
-
-  A normalisation that the checkpoint holds is not returned: see `normalisation`.
-  """
-  return convert(files.read(path), model, image_shape, path=path)
-
-
 def convert(arrays, model, image_shape, *, path='weights'):
   """PyTorch's arrays as the variables of a Flax module.
 
@@ -114,7 +106,7 @@ def convert(arrays, model, image_shape, *, path='weights'):
   torch.nn.Sequential(normalisation, network). Every array must have its place and every leaf its
   array; only BatchNorm's num_batches_tracked and the constants of `normalisation` have none.
 
-  What the names do not tell is not checked: the activation, and whether a pre-activation block's
+  What the names do not show is not checked: the activation, and whether a pre-activation block's
   shortcut takes its input after BN and activation, as ours does, or before.
 
   Args:
@@ -127,11 +119,21 @@ def convert(arrays, model, image_shape, *, path='weights'):
     {'params': ..., 'batch_stats': ...} as `models.init` returns them, of NumPy float32 arrays.
 
   Raises:
-    UserError: no naming fits the module; a name is missing or is left over; an array has another
-      shape, or is not of finite floating-point numbers.
+    UserError: no naming fits the module; a name is missing or unknown; an array has another shape,
+      or is not of finite floating-point numbers.
   """
   naming, prefix, leaves = _match(arrays, model, image_shape, path)
-  _check_names(arrays, leaves, _ignored(arrays, naming, prefix), path)
+  missing = [name for name in leaves if name not in arrays]
+  if missing:
+    raise UserError(f'{path}: missing {_some(missing)}; {missing[0]} must have the shape '
+                    f'{list(leaves[missing[0]].shape)}')
+  unused = tuple(f'{prefix}{module}.' for module in naming.unused)
+  known = {*leaves, *(_normalisation_names(arrays) or ())}
+  unknown = [name for name in arrays if name not in known and not name.startswith(unused)
+             and name.rpartition('.')[2] != 'num_batches_tracked']
+  if unknown:
+    raise UserError(f'{path}: the model, which has {len(leaves)} arrays, has no place for '
+                    f'{_some(unknown)}')
   flat = {leaf.path: _array(arrays[name], name, leaf, path) for name, leaf in leaves.items()}
   return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
 
@@ -165,7 +167,7 @@ def num_classes(arrays, model, image_shape, *, path='weights'):
   leaves = _match(arrays, model, image_shape, path)[2]
   name = next(name for name, leaf in leaves.items() if leaf.path == ('params', HEAD, 'kernel'))
   if name not in arrays:
-    raise UserError(f'{path}: {name}, the weight of the last layer, is missing')
+    raise UserError(f'{path}: missing {name}, the weight of the last layer')
   return len(np.atleast_1d(arrays[name]))
 
 
@@ -180,68 +182,41 @@ def _normalisation_names(arrays):
 
 def _match(arrays, model, image_shape, path):
   """The naming and the prefix under which most names are found; {PyTorch's name: _Leaf}."""
-  template = _template(model, image_shape)
-  matches = []
+  leaves, matches = _leaves(model, image_shape), []
   for naming in NAMINGS.values():
     if naming.fits(model):
-      leaves = {_torch_name(naming, leaf): leaf for leaf in template}
-      prefix, found = _prefix(arrays, leaves)
-      matches.append((found, naming, prefix, leaves))
+      named_leaves = {naming.array(leaf.path): leaf for leaf in leaves}
+      matches.append((*_prefix(arrays, named_leaves), naming, named_leaves))
   if not matches:
-    raise UserError(f'{path}: there is no PyTorch naming of a {type(model).__name__} like the '
-                    f'model; those of {", ".join(NAMINGS)} are allowed')
-  found, naming, prefix, leaves = max(matches, key=lambda match: match[0])
-  if not found:
-    raise UserError(f'{path}: it has {_some(arrays)}, and no array of this {type(model).__name__};'
-                    f' {_some(leaves)} are allowed')
-  return naming, prefix, {prefix + name: leaf for name, leaf in leaves.items()}
+    raise UserError(f'{path}: the layers of a {type(model).__name__} have no PyTorch names; those '
+                    f'of {", ".join(NAMINGS)} are known')
+  prefix, number, naming, named_leaves = max(matches, key=lambda match: match[1])
+  if not number:
+    raise UserError(f'{path}: a {type(model).__name__} must have {_some(named_leaves)}, got '
+                    f'{_some(arrays)}')
+  return naming, prefix, {prefix + name: leaf for name, leaf in named_leaves.items()}
 
 
-def _template(model, image_shape):
+def _leaves(model, image_shape):
   """The _Leafs of a module."""
   variables = jax.eval_shape(
       functools.partial(model.init, train=False), keys.root(0),
       jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
   leaves = []
-  for place, leaf in traverse_util.flatten_dict(variables).items():
+  for path, leaf in traverse_util.flatten_dict(variables).items():
     axes = _AXES[leaf.ndim]
     shape = [leaf.shape[axes.index(axis)] for axis in range(leaf.ndim)]
-    leaves.append(_Leaf(place, tuple(shape), axes))
+    leaves.append(_Leaf(path, tuple(shape), axes))
   return leaves
 
 
-def _torch_name(naming, leaf):
-  _, *module, last = leaf.path
-  return f'{naming.module(module)}.{_LEAVES[last]}'
-
-
-def _prefix(arrays, leaves):
-  """The prefix under which most of the names `leaves` are in `arrays`, and how many are."""
-  found = collections.Counter()
+def _prefix(arrays, names):
+  """The prefix under which most of `names` are in `arrays`, and how many are."""
+  counts = collections.Counter()
   for name in arrays:
     starts = [0, *(dot.end() for dot in re.finditer(r'\.', name))]
-    found.update(name[:start] for start in starts if name[start:] in leaves)
-  return found.most_common(1)[0] if found else ('', 0)
-
-
-def _ignored(arrays, naming, prefix):
-  """The names that need no place."""
-  unused = tuple(f'{prefix}{module}.' for module in naming.unused)
-  return {*(_normalisation_names(arrays) or ()),
-          *(name for name in arrays if name.rpartition('.')[2] == 'num_batches_tracked'),
-          *(name for name in arrays if name.startswith(unused))}
-
-
-def _check_names(arrays, leaves, ignored, path):
-  missing = [name for name in leaves if name not in arrays]
-  if missing:
-    shape = list(leaves[missing[0]].shape)
-    raise UserError(f'{path}: {_some(missing)} {"is" if len(missing) == 1 else "are"} missing; '
-                    f'the model needs {missing[0]} with the shape {shape}')
-  left_over = [name for name in arrays if name not in leaves and name not in ignored]
-  if left_over:
-    raise UserError(f'{path}: {_some(left_over)} {"has" if len(left_over) == 1 else "have"} no '
-                    f'place in the model; its {len(leaves)} arrays alone are allowed')
+    counts.update(name[:start] for start in starts if name[start:] in names)
+  return counts.most_common(1)[0] if counts else ('', 0)
 
 
 def _some(names):
@@ -253,13 +228,12 @@ def _some(names):
 def _array(array, name, leaf, path):
   """The array of a leaf of ours, checked."""
   if array.shape != leaf.shape:
-    raise UserError(f'{path}: {name} has the shape {list(array.shape)}; {list(leaf.shape)} is '
-                    'allowed')
+    raise UserError(f'{path}: {name} must have the shape {list(leaf.shape)}, got '
+                    f'{list(array.shape)}')
   if not jnp.issubdtype(array.dtype, jnp.floating):  # which knows bfloat16
-    raise UserError(f'{path}: {name} is of type {array.dtype}; floating-point numbers are allowed')
+    raise UserError(f'{path}: {name} must be of floating-point numbers, got {array.dtype}')
   with np.errstate(over='ignore'):
     converted = np.ascontiguousarray(array.transpose(leaf.axes), np.float32)
   if not np.isfinite(converted).all():
-    raise UserError(f'{path}: {name} has entries that are not finite; finite float32 numbers are '
-                    'allowed')
+    raise UserError(f'{path}: {name} must be of finite float32 numbers')
   return converted
