@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.work import MODELS, Job, batch
-from robust_jax import attacks, keys, losses, models, training
+from robust_jax import attacks, backend, certification, keys, losses, models, training
 from robust_jax.devices import parallel
+from robust_jax.devices.choose import choose_devices
 from robust_jax.models import torch_weights
 from robust_jax.training import methods
 from robust_jax.types import Batch
@@ -46,7 +47,8 @@ def build(work, contestant, weights, device):
 
 def prepare(contestant, device, work):
   """Devices as the launcher chooses them, and the precision of matrix products."""
-  devices = parallel.choose_devices(work.num_devices, [work.batch])
+  backend.tune()
+  devices = choose_devices(work.num_devices, [work.batch])
   if device == 'gpu' and contestant.precision == 'float32':
     jax.config.update('jax_default_matmul_precision', 'highest')
   return devices
@@ -155,7 +157,7 @@ def certify(work, network, variables, devices):
   """Votes of the noisy copies of some images, as the certify stage counts them."""
   images, _ = batch(work)
   logits_fn = network.eval_logits(variables)
-  count = parallel.sharded_count(devices)
+  count = certification.sharded_count(devices)
 
   def votes(sigma):
     return np.asarray(count(keys.root(0), logits_fn, images, np.arange(len(images)), 0,

@@ -1,17 +1,17 @@
 """The parent's side of a worker: a process that is asked, and answers or is reported dead."""
 
+import ctypes.util
 import functools
 import json
 import os
 import subprocess
 import tempfile
 
-from launch import allocator
-
 _LINES = 15
-# glibc's settings of `robust_jax.cpu.runtime.keep_memory`, from outside of a process.
+# glibc's settings of `robust_jax.cpu.process.keep_memory`, from outside of a process.
 _KEEP_MEMORY = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0',
                 'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1), 'MALLOC_TOP_PAD_': str(2**26)}
+_KEEP_JEMALLOC = 'dirty_decay_ms:-1,muzzy_decay_ms:-1'
 
 MALLOC = ('LD_PRELOAD', 'MALLOC_CONF')
 """Variables that are each contestant's own."""
@@ -77,9 +77,9 @@ def environment(device, malloc):
 
 @functools.cache
 def jemalloc():
-  """What a worker needs for jemalloc; nothing where it is not installed."""
-  return allocator.environment({name: value for name, value in os.environ.items()
-                                if name not in MALLOC})
+  """What a worker needs for jemalloc, as in the Makefile; nothing where it is not installed."""
+  library = ctypes.util.find_library('jemalloc')
+  return {'LD_PRELOAD': library, 'MALLOC_CONF': _KEEP_JEMALLOC} if library else {}
 
 
 def take_turns(names, number):

@@ -92,8 +92,8 @@ class Contestant(NamedTuple):
     precision: what matrix products are computed in: 'float32', 'tf32' or 'bfloat16'.
     layout: of PyTorch's tensors: 'channels_last' or 'contiguous' (NCHW).
     compiled: by torch.compile.
-    malloc: 'glibc' told to keep freed memory, as `robust_jax.runtime` tells it, which makes
-      PyTorch faster too; 'jemalloc' as the launcher starts with, where it is installed; '' neither.
+    malloc: 'glibc' told to keep freed memory, as `robust_jax.cpu.process` tells it, which makes
+      PyTorch faster too; 'jemalloc' as `make demo` has it, where it is installed; '' neither.
     says: what it is, for people.
   """
 
@@ -113,7 +113,7 @@ _LIBRARIES = {
 CONTESTANTS = {
     'cpu': {
         'ours': Contestant('ours', 'float32', malloc='jemalloc',
-                           says='robust_jax as launched, with jemalloc if it is installed'),
+                           says='robust_jax, with jemalloc where it is installed'),
         'ours-glibc': Contestant('ours', 'float32', says="robust_jax with glibc's malloc"),
         'torch': Contestant('torch', 'float32', 'channels_last', malloc='glibc',
                             says='PyTorch, channels-last, freed memory kept'),

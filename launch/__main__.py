@@ -1,15 +1,10 @@
 """Trains, attacks, certifies and reports: `python -m launch --config=configs/NAME.py`."""
 
-from launch import allocator
-
-if __name__ == '__main__':
-  allocator.start_again('launch')  # Before the imports, which take seconds.
-
-from launch import command_line, process, sweep  # noqa: E402
-from robust_jax import errors, stages, workdir  # noqa: E402
-from robust_jax.config import experiment  # noqa: E402
-from robust_jax.config.configuration import resolve  # noqa: E402
-from robust_jax.devices import parallel  # noqa: E402
+from launch import command_line, process, sweep
+from robust_jax import backend, errors, stages, workdir
+from robust_jax.config import experiment
+from robust_jax.config.configuration import resolve
+from robust_jax.devices.choose import choose_devices
 
 
 def main(argv):
@@ -37,7 +32,8 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
   """
   with workdir.locked(folder):
     workdir.check(folder, config, redo)
-    devices = parallel.choose_devices(num_devices, experiment.batch_sizes(config))
+    backend.tune()  # Settings of this process, before it computes anything.
+    devices = choose_devices(num_devices, experiment.batch_sizes(config))
     run = experiment.build(config, devices)
     stages.check(run, folder, wanted)
     workdir.set_aside(folder, redo)

@@ -9,8 +9,8 @@ goes on where it was interrupted.
 """
 
 from launch import command_line, process, sweep
-from robust_jax import stages
-from robust_jax.devices import parallel
+from robust_jax import backend, stages
+from robust_jax.devices.choose import choose_devices
 from robust_jax.errors import UserError
 from robust_jax.studies import shaham
 
@@ -35,7 +35,8 @@ def main(argv):
                      flags=[f'--devices={given.devices}'], compared=False)
   if status:
     return status
-  devices = parallel.choose_devices(given.devices, [given.config.evaluation.batch_size])
+  backend.tune()
+  devices = choose_devices(given.devices, [given.config.evaluation.batch_size])
   summary, page = shaham.compare(given.workdir, devices)
   print('', summary, f'report: {page}', sep='\n')
   return 0

@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from robust_jax import certification, keys  # noqa: E402
 from robust_jax.certification import ESTIMATE, SELECT, bounds, certify, certify_by_rule  # noqa: E402
-from robust_jax.devices import parallel  # noqa: E402
 from robust_jax.types import Certificate  # noqa: E402
 
 # Probability with which a check may flag a sound certifier.
@@ -95,10 +94,10 @@ class Certifier(NamedTuple):
 
 
 def shared_count(devices):
-  """`certification.count` on one device, `parallel.sharded_count` on several."""
+  """`certification.count` on one device, `certification.sharded_count` on several."""
   if devices == 1:
     return certification.count
-  return parallel.sharded_count(jax.local_devices()[:devices])
+  return certification.sharded_count(jax.local_devices()[:devices])
 
 
 def votes(phase, num, key, logits_fn, images, *, sigma, batch_size, example_ids=None, count,

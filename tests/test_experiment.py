@@ -11,7 +11,7 @@ import pytest
 from launch import command_line
 from robust_jax import attacks, data, workdir
 from robust_jax.config import configuration, experiment
-from robust_jax.devices import parallel
+from robust_jax.devices.choose import choose_devices
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import Attack, Count, NonNegative, Positive
@@ -197,7 +197,7 @@ def test_batches_must_divide_by_the_devices(field, no_data):
 
 def test_too_many_devices_are_refused():
   with pytest.raises(UserError, match='--devices is 9; at most 8 are here'):
-    parallel.choose_devices(9, [18])
+    choose_devices(9, [18])
 
 
 @pytest.mark.parametrize('words, message', [

@@ -13,11 +13,11 @@ PACKAGE = ROOT / 'robust_jax'
 # Each layer may import itself and the layers before it.
 LAYERS = [
     {'types', 'errors', 'keys', 'cpu'},
+    {'backend', 'devices'},
     {'losses', 'smoothing', 'models', 'data'},
     {'workdir'},
     {'attacks', 'certification'},
     {'analysis'},
-    {'devices'},
     {'training'},
     {'config'},
     {'stages', 'report'},
@@ -73,11 +73,12 @@ def test_the_maths_imports_few_packages(part):
     assert packages <= MATHS_MAY_IMPORT, path
 
 
-def test_only_parallel_says_pmap_and_only_configuration_reads_configs():
+def test_one_module_each_says_pmap_reads_configs_and_imports_the_versions_for_cpus():
   for path in PACKAGE.rglob('*.py'):
     text = path.read_text()
     assert 'pmap(' not in text or path.name == 'parallel.py', path
     assert 'ml_collections' not in text or path.name == 'configuration.py', path
+    assert 'robust_jax.cpu' not in text or 'cpu' in path.parts or path.name == 'backend.py', path
 
 
 def test_the_core_imports_without_data_or_config_packages():

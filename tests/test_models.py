@@ -660,7 +660,7 @@ def test_clipped_entries_are_zero_without_scale_and_bias():
 
 
 def test_an_unknown_activation_is_refused():
-  with pytest.raises(ValueError, match=r"activation is 'gelu'; relu, swish or None is allowed"):
+  with pytest.raises(ValueError, match="activation .*'gelu'"):
     layers.norm(jnp.zeros((1, 2)), name='norm', train=False, activation='gelu')
 
 

@@ -150,7 +150,7 @@ def test_the_command_trains_the_sweep_and_compares(monkeypatch, capsys, tmp_path
   calls = []
   monkeypatch.setattr(command.sweep, 'run', lambda folder, points, configs, wanted, redo, **_: (
       calls.append((folder, len(points), wanted)), 0)[1])
-  monkeypatch.setattr(command.parallel, 'choose_devices', lambda number, sizes: [])
+  monkeypatch.setattr(command, 'choose_devices', lambda number, sizes: [])
   monkeypatch.setattr(command.shaham, 'compare', lambda folder, devices: ('the table', 'page'))
   assert command.main(['shaham', f'--workdir={tmp_path}']) == 0
   assert calls == [(tmp_path, 4, {'train'})]

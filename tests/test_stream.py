@@ -8,7 +8,6 @@ from conftest import linear_logits
 from robust_jax import certification, keys
 from robust_jax.certification import count, sequential, stream
 from robust_jax.certification.rules import replay
-from robust_jax.devices import parallel
 
 KEY = keys.root(5)
 SMALL = {'sigma': 0.25, 'n': 600, 'n0': 30, 'batch_size': 64, 'first_look': 20}
@@ -46,7 +45,7 @@ def test_each_image_has_its_own_draws(num):
       alone = votes(images[i:i + 1], ids[i:i + 1], int(start[i]), num[i])
       np.testing.assert_array_equal(alone[0], together[i])
   for devices in (2, 8):
-    counter = parallel.sharded_count(jax.devices()[:devices])
+    counter = certification.sharded_count(jax.devices()[:devices])
     np.testing.assert_array_equal(
       votes(images, ids, start, np.array(num), count=counter), together)
 
@@ -72,7 +71,7 @@ def test_other_numbers_of_draws_compile_nothing():
     return images.reshape(len(images), -1) @ weights
 
   logits_fn = jax.tree_util.Partial(traced, np.ones((12, 4), np.float32))
-  for counter in (count, parallel.sharded_count(jax.devices()[:2])):
+  for counter in (count, certification.sharded_count(jax.devices()[:2])):
     run = lambda num, counter=counter: counter(
       KEY, logits_fn, some_images(3), np.arange(3), np.zeros(3, int), np.array(num), sigma=0.5,
       batch_size=8)
@@ -114,7 +113,7 @@ def test_certificates_do_not_depend_on_pool_or_devices(rule):
   for pool in (1, 4):
     same(run(pool=pool), whole)
   for devices in (2, 8):
-    same(run(pool=3, count=parallel.sharded_count(jax.devices()[:devices])), whole)
+    same(run(pool=3, count=certification.sharded_count(jax.devices()[:devices])), whole)
 
 
 @RULES

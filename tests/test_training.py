@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from robust_jax import attacks, keys, losses, models, smoothing, training
 from robust_jax.devices import parallel
+from robust_jax.devices.choose import host_device_count
 from robust_jax.training import methods, schedules
 from robust_jax.types import MethodOutput, Progress, TangentBatch
 
@@ -437,9 +438,9 @@ def test_simulated_devices_have_one_call_under_way():
 
 
 def test_host_device_count_is_a_divisor_within_the_cores():
-  assert [parallel.host_device_count([256, 64], cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 8]
-  assert parallel.host_device_count([50, 512], 5) == 2
-  assert parallel.host_device_count([7], 4) == 1
+  assert [host_device_count([256, 64], cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 8]
+  assert host_device_count([50, 512], 5) == 2
+  assert host_device_count([7], 4) == 1
 
 
 def test_noise_is_shared_by_attack_and_loss(linear, batch):

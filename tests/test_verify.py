@@ -102,8 +102,8 @@ class Stop(Exception):
 
 def interrupted_after(calls, monkeypatch):
   """Makes the votes fail after so many calls; they answer again when the context is undone."""
-  from robust_jax.devices import parallel
-  sharded, left = parallel.sharded_count, [calls]
+  from robust_jax import certification
+  sharded, left = certification.sharded_count, [calls]
 
   def breaking(devices):
     count = sharded(devices)
@@ -116,7 +116,7 @@ def interrupted_after(calls, monkeypatch):
 
     return broken
 
-  monkeypatch.setattr(parallel, 'sharded_count', breaking)
+  monkeypatch.setattr(certification, 'sharded_count', breaking)
 
 
 @STOPPING

@@ -5,15 +5,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys
-from robust_jax.cpu import onednn
+from robust_jax import backend, keys
 
 Direction = Literal['steepest', 'gradient']
-
-# XLA:CPU brings convolutions into the form of its fast kernels in the outermost computation only:
-# inside a loop, a convolution's input gradient takes about five times as long. So short loops are
-# unrolled there, at the price of compiling longer, unless oneDNN computes the convolutions.
-_UNROLLED_STEPS = 20
 
 
 def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_start=False,
@@ -102,8 +96,8 @@ def iterate(num_steps, step, first):
   """
   if num_steps == 1:
     return step(0, first)
-  slow_in_loops = jax.default_backend() == 'cpu' and not onednn.available()
-  unroll = slow_in_loops and num_steps <= _UNROLLED_STEPS
+  cpu = backend.layers()
+  unroll = cpu is not None and cpu.unrolls(num_steps)
   return jax.lax.fori_loop(0, num_steps, step, first, unroll=unroll or None)
 
 

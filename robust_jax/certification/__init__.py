@@ -16,6 +16,7 @@ from robust_jax.certification.bounds import (
 from robust_jax.certification.certify import ESTIMATE, PREDICT, SELECT, certify, predict
 from robust_jax.certification.rules import Rule, anytime_rule, sequential_rule
 from robust_jax.certification.sampling import check_draws, count, gaussian_noise
+from robust_jax.certification.sharded import sharded_count
 from robust_jax.certification.stream import Example, certify_by_rule, certify_stream
 
 RULES = {'sequential': sequential_rule, 'anytime': anytime_rule}
@@ -42,4 +43,5 @@ __all__ = [
   'gaussian_noise',
   'predict',
   'sequential_rule',
+  'sharded_count',
 ]

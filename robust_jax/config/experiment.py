@@ -24,6 +24,7 @@ from robust_jax.config.configuration import (
   with_tuples,
 )
 from robust_jax.devices import parallel
+from robust_jax.devices.choose import check_divisible
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 from robust_jax.types import Attack, Method, Network
@@ -168,10 +169,10 @@ def build(config, devices=None):
   devices = devices or jax.local_devices()
   settings = {name: kind(**with_tuples(config[name])) for name, kind in SECTIONS.items()}
   train = settings['train']
-  parallel.check_divisible('config.train.batch_size', train.batch_size, devices,
+  check_divisible('config.train.batch_size', train.batch_size, devices,
                            train.accumulation)
-  parallel.check_divisible('config.train.eval_batch_size', train.eval_batch_size, devices)
-  parallel.check_divisible('config.evaluation.batch_size', settings['evaluation'].batch_size,
+  check_divisible('config.train.eval_batch_size', train.eval_batch_size, devices)
+  check_divisible('config.evaluation.batch_size', settings['evaluation'].batch_size,
                            devices)
   test_data = settings['data'].load('test')
   data.take(test_data, [0])  # Refuses a split without labels, or of images of other sizes.

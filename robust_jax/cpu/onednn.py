@@ -25,6 +25,7 @@ VERIFIED = ('0.10.2',)
 # few, and pixels many, over fewer, which stay in the cache.
 _IMAGES, _FEWER_IMAGES, _FEW_CHANNELS = 16, 8, 512
 
+_UNROLLED_STEPS = 20
 _TARGET = '__onednn$convolution'
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
@@ -33,6 +34,16 @@ def available():
   """Whether CPU convolutions run by oneDNN here."""
   return (jaxlib.__version__ in VERIFIED and platform.system() == 'Linux'
           and platform.machine() == 'x86_64')
+
+
+def unrolls(num_steps):
+  """Whether a loop over this many gradient steps is faster when it is unrolled.
+
+  XLA:CPU brings its own convolutions into the form of its fast kernels in the outermost computation
+  only: inside a loop, a convolution's input gradient takes about five times as long. Unrolling
+  costs compilation.
+  """
+  return not available() and num_steps <= _UNROLLED_STEPS
 
 
 def conv(images, kernel, *, strides, padding):

@@ -159,6 +159,6 @@ def _eval_logits(model, mean, std):
 
 
 def _nan_unless_finite(logits, images):
-  # XLA:CPU's maxima may lose NaN (`runtime.xla_flags`), and an image of NaN would have a class.
+  # XLA:CPU's maxima may lose NaN: an image of NaN would have a class.
   finite = jnp.isfinite(images).all(axis=tuple(range(1, images.ndim)))
   return jnp.where(finite[:, None], logits.astype(jnp.float32), jnp.nan)

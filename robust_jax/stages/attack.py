@@ -73,7 +73,7 @@ def _predictor(run, logits_fn):
   if run.attacked_sigma == 0:
     classify = parallel.map_rows(lambda f, x: losses.predicted(f(x)), run.devices)
     return lambda x, index: classify(logits_fn, x)
-  count = parallel.sharded_count(run.devices)
+  count = certification.sharded_count(run.devices)
   return lambda x, index: certification.predict(
       run.key('attack'), logits_fn, x, sigma=run.attacked_sigma, n=run.evaluation.n,
       alpha=run.evaluation.alpha, batch_size=run.config['certify']['batch_size'],

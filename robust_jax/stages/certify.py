@@ -10,7 +10,6 @@ from robust_jax import analysis, certification
 from robust_jax import workdir as workdirs
 from robust_jax.analysis import listings
 from robust_jax.certification import integer, log, noise_sources, stream
-from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.stages import images, weights
 from robust_jax.workdir import monitoring
@@ -82,7 +81,7 @@ def rounds(run, logits_fn, indices, begun=None):
     indices: list of positions in the test split.
     begun: see `certification.certify_stream`.
   """
-  count, size = parallel.sharded_count(run.devices), run.certify_images.images_per_call
+  count, size = certification.sharded_count(run.devices), run.certify_images.images_per_call
   if isinstance(run.certify, certification.Rule):
     yield from certification.certify_stream(
         run.key('certify'), logits_fn, _examples(run, indices), run.certify,

@@ -22,8 +22,8 @@ def run(code, **environment):
 def test_what_is_compiled_is_kept(tmp_path):
   code = """
 import jax, jax.numpy as jnp
-from robust_jax import runtime
-runtime.tune()
+from robust_jax.cpu import process
+process.tune()
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 print(float(jax.jit(lambda x: jnp.sin(x @ x))(jnp.ones((4, 4))).sum()))
@@ -37,8 +37,8 @@ print(hits.count('/jax/compilation_cache/cache_hits'))
 
 def test_a_folder_of_the_users_own_is_kept_to(tmp_path):
   code = """
-from robust_jax import runtime
-runtime.tune()
+from robust_jax.cpu import process
+process.tune()
 import jax
 print(jax.config.jax_compilation_cache_dir)
 """
@@ -49,9 +49,9 @@ print(jax.config.jax_compilation_cache_dir)
 def test_flags_are_added_once_and_the_users_stay():
   code = """
 import os
-from robust_jax import runtime
-runtime.keep_compilations = lambda: None
-runtime.tune(), runtime.tune()
+from robust_jax.cpu import process
+process.keep_compilations = lambda: None
+process.tune(), process.tune()
 print(os.environ['XLA_FLAGS'])
 """
   out = run(code, XLA_FLAGS='--xla_force_host_platform_device_count=3').stdout.split()
@@ -66,9 +66,9 @@ def test_sums_are_right_with_the_flags():
   """Sums over first, middle and last axes, of products, windows and parts of uneven sizes."""
   code = '''
 import numpy as np
-from robust_jax import runtime
-runtime.keep_compilations = lambda: None
-runtime.tune()
+from robust_jax.cpu import process
+process.keep_compilations = lambda: None
+process.tune()
 import jax
 from robust_jax.models import layers
 rng = np.random.default_rng(0)
@@ -100,8 +100,8 @@ def test_memory_is_kept():
   """Buffers of 64 MiB, freed and taken again in a thread, fault no page in."""
   code = """
 import resource, threading, numpy as np
-from robust_jax import runtime
-runtime.keep_memory()
+from robust_jax.cpu import process
+process.keep_memory()
 def work():
   for _ in range(2): np.ones(2**23)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -116,8 +116,8 @@ thread.start(), thread.join()
 def test_convolutions_that_cannot_be_kept_do_not_warn(tmp_path):
   code = """
 import jax, jax.numpy as jnp
-from robust_jax import onednn, runtime
-runtime.tune()
+from robust_jax.cpu import onednn, process
+process.tune()
 conv = lambda x, k: onednn.conv(x, k, strides=(1, 1), padding=((1, 1), (1, 1)))
 print(float(jax.jit(conv)(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))).sum()))
 """

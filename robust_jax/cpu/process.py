@@ -1,7 +1,4 @@
-"""Settings of the process that make it fast, made before jax computes anything.
-
-`parallel.choose_devices` makes them for the launcher; a notebook may call `tune` first thing.
-"""
+"""Settings of the process, made before jax computes anything: memory, XLA's flags, compilations."""
 
 import ctypes
 import hashlib

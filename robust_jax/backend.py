@@ -1,0 +1,32 @@
+"""The one place where `robust_jax/cpu`, the faster versions of layers for CPUs, comes in.
+
+Without it everything is computed by plain JAX and Flax: the same parameters and, up to rounding,
+the same results, slower on CPU. The folder may be deleted.
+"""
+
+import importlib
+import importlib.util
+import os
+
+import jax
+
+SWITCH = 'ROBUST_JAX_CPU'
+"""Environment variable; `plain` leaves `robust_jax/cpu` out."""
+
+
+def cpu():
+  """The package `robust_jax.cpu`, or None where it is switched off or deleted."""
+  if os.environ.get(SWITCH) == 'plain' or importlib.util.find_spec('robust_jax.cpu') is None:
+    return None
+  return importlib.import_module('robust_jax.cpu')
+
+
+def layers():
+  """The layers for CPUs, `robust_jax.cpu`; None where there is none, or another default device."""
+  return cpu() if jax.default_backend() == 'cpu' else None
+
+
+def tune():
+  """Makes the settings of this process for CPUs (`robust_jax.cpu.tune`), before jax computes."""
+  if package := cpu():
+    package.tune()
