@@ -1,4 +1,4 @@
-"""Self-training: a second stream of examples at a share and a weight, whoever labelled them."""
+"""Extra examples in training batches at a share and a weight, and pseudo-labels for them."""
 
 import dataclasses
 import functools
@@ -77,9 +77,9 @@ def test_batches_depend_on_the_step_alone_and_not_on_hosts():
                  *parts)
 
 
-def test_the_original_images_of_both_sources_are_cropped():
-  found = batches_of(mixture(), augment='resized_crop', num_steps=2)
-  assert found[0].images.shape == (16, 4, 4, 1) and found[0].images.std() > 0.05
+def test_the_original_images_of_both_datasets_are_cropped():
+  batch = batches_of(mixture(), augment='resized_crop', num_steps=2)[0]
+  assert batch.images.shape == (16, 4, 4, 1) and batch.images.std() > 0.05
 
 
 def test_a_weight_of_zero_is_padding():
@@ -89,7 +89,7 @@ def test_a_weight_of_zero_is_padding():
 
 @pytest.mark.parametrize('share, second', [(0.01, 23), (0.99, 23), (0.5, 7)])
 def test_shares_that_make_no_batch_are_named(share, second):
-  with pytest.raises(UserError, match=f'config.extra.share is {share}, which is .* of a batch'):
+  with pytest.raises(UserError, match=f'config.extra.share .*{share}'):
     data.steps_per_epoch(mixture(second=second, share=share), 16)
 
 
@@ -168,7 +168,7 @@ def test_memory_has_a_place_for_every_extra_example(num_devices, linear):
   np.testing.assert_array_equal(state.memory['seen'], expected)
 
 
-# Sources.
+# Files.
 
 
 @pytest.fixture
@@ -181,27 +181,31 @@ def save_npz(path, **arrays):
   return str(path)
 
 
-def test_images_in_a_file(tmp_path, like):
-  images = dataset(6, seed=5).images
-  labels = np.array([0, 2, 1, 1, 0, 2])
-  for number, arrays in enumerate([
-      {'images': images, 'labels': labels}, {'image': images[..., 0], 'label': labels},
-      {'images': images / 255., 'labels': labels.astype(np.uint8)}]):
-    found = data.extra.load(save_npz(tmp_path / f'{number}.npz', **arrays), like=like)
-    np.testing.assert_array_equal(found.images, images)
-    np.testing.assert_array_equal(found.labels, labels)
-    assert found.labels.dtype == np.int32 and found.class_names == like.class_names
+TWO = {'images': np.zeros((2, 4, 4, 1), np.uint8), 'labels': np.array([0, 1])}
+IMAGES, LABELS = dataset(6, seed=5).images, np.array([0, 2, 1, 1, 0, 2])
 
 
-def test_labels_in_a_file_take_the_place_of_the_sources_own(tmp_path, like):
-  images = dataset(4, seed=5).images
-  path = save_npz(tmp_path / 'images.npz', images=images)
-  np.save(tmp_path / 'l.npy', np.array([2, 0, 1, 2], np.int64))
-  (tmp_path / 'l.txt').write_text('2\n0\n1\n2\n')
-  (tmp_path / 'l.tsv').write_text('label\tsure\tidx\n0\t.9\t1\n2\t.8\t0\n2\t.7\t3\n1\t.6\t2\n')
-  for name in ('l.npy', 'l.txt', 'l.tsv'):
-    found = data.extra.load(path, labels=str(tmp_path / name), like=like)
-    np.testing.assert_array_equal(found.labels, [2, 0, 1, 2])
+@pytest.mark.parametrize('arrays', [
+    {'images': IMAGES, 'labels': LABELS}, {'image': IMAGES[..., 0], 'label': LABELS},
+    {'images': IMAGES / 255., 'labels': LABELS.astype(np.uint8)}])
+def test_images_in_a_file(arrays, tmp_path, like):
+  found = data.extra.load(save_npz(tmp_path / 'extra.npz', **arrays), like=like)
+  np.testing.assert_array_equal(found.images, IMAGES)
+  np.testing.assert_array_equal(found.labels, LABELS)
+  assert found.labels.dtype == np.int32 and found.class_names == like.class_names
+
+
+@pytest.mark.parametrize('name, text', [
+    ('l.npy', None), ('l.txt', '2\n0\n1\n2\n'),
+    ('l.tsv', 'label\tsure\tidx\n0\t.9\t1\n2\t.8\t0\n2\t.7\t3\n1\t.6\t2\n')])
+def test_labels_in_a_file_replace_those_of_the_images(name, text, tmp_path, like):
+  path = save_npz(tmp_path / 'images.npz', images=IMAGES[:4])
+  if text is None:
+    np.save(tmp_path / name, np.array([2, 0, 1, 2], np.int64))
+  else:
+    (tmp_path / name).write_text(text)
+  found = data.extra.load(path, labels=str(tmp_path / name), like=like)
+  np.testing.assert_array_equal(found.labels, [2, 0, 1, 2])
 
 
 @pytest.mark.parametrize('arrays, message', [
@@ -218,14 +222,13 @@ def test_labels_in_a_file_take_the_place_of_the_sources_own(tmp_path, like):
     ({'labels': None}, 'labels, got images'),
 ])
 def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
-  given = {'images': np.zeros((2, 4, 4, 1), np.uint8), 'labels': np.array([0, 1]), **arrays}
-  path = save_npz(tmp_path / 'extra.npz', **{k: v for k, v in given.items() if v is not None})
-  with pytest.raises(UserError, match=message) as raised:
-    data.extra.load(path, like=like)
-  assert '\n' not in str(raised.value) and 'extra.npz' in str(raised.value)
+  arrays = {name: array for name, array in {**TWO, **arrays}.items() if array is not None}
+  with pytest.raises(UserError, match=rf'extra\.npz.*{message}') as raised:
+    data.extra.load(save_npz(tmp_path / 'extra.npz', **arrays), like=like)
+  assert '\n' not in str(raised.value)
 
 
-@pytest.mark.parametrize('name, text, message', [
+@pytest.mark.parametrize('name, content, message', [
     ('l.txt', '0\n', '2 labels.* got 1'),
     ('l.txt', '0\none\n', 'cannot be read as labels: invalid literal'),
     ('l.csv', '0,1', '.npy, .txt or .tsv'),
@@ -234,41 +237,32 @@ def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
     ('l.tsv', 'idx\tlabel\n0\t1\n0\t1\n', 'idx 0 to 1'),
     ('l.tsv', 'idx\tlabel\n0\t1\n1\n', '2 columns'),
     ('l.npy', 'no array', 'cannot be read as labels'),
-    ('gone.txt', None, "config.extra.labels is '.*gone.txt', .*--stages=label"),
+    ('l.npy', [0], '^config.extra.labels is .*got 1'),
+    ('l.npy', [0, 7], '^config.extra.labels is .*example 1 .*got 7'),
+    ('gone.txt', None, '^config.extra.labels is .*label'),
 ])
-def test_mistakes_in_labels_are_one_line(name, text, message, tmp_path, like):
-  path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
-  if text is not None:
-    (tmp_path / name).write_text(text)
+def test_mistakes_in_labels_are_one_line(name, content, message, tmp_path, like):
+  path = save_npz(tmp_path / 'images.npz', images=TWO['images'])
+  if isinstance(content, str):
+    (tmp_path / name).write_text(content)
+  elif content:
+    np.save(tmp_path / name, np.array(content))
   with pytest.raises(UserError, match=message) as raised:
     data.extra.load(path, labels=str(tmp_path / name), like=like)
   assert '\n' not in str(raised.value) and name in str(raised.value)
 
 
-def test_the_field_of_wrong_labels_is_named(tmp_path, like):
-  path = save_npz(tmp_path / 'images.npz', images=np.zeros((2, 4, 4, 1), np.uint8))
-  for number, labels in enumerate(([0], [0, 7])):
-    np.save(tmp_path / f'{number}.npy', np.array(labels))
-    with pytest.raises(UserError, match=rf'^config.extra.labels is .*{number}.npy'):
-      data.extra.load(path, labels=str(tmp_path / f'{number}.npy'), like=like)
-
-
-def test_extra_images_are_padded_alike(data_dir):
-  run = make_run(data_dir, data__pad=2, extra__name='digits', extra__split='test',
-                 extra__share=0.5)
-  assert run.train_data.image_shape == (12, 12, 1) and run.train_data.num_examples == 655
-  assert not run.train_data.images[640][:2].any() and run.train_data.images[640].any()
-
-
-def test_a_missing_or_broken_source_is_one_line(tmp_path, like):
+@pytest.mark.parametrize('name, message', [
+    ('gone.npz', 'config.extra.name is .*gone.npz.*cannot be read'),
+    ('broken.npz', 'config.extra.name is .*broken.npz.*cannot be read'),
+    ('nosuch', 'config.extra: .*nosuch'),
+    ('digits', 'config.extra.name .*classes .*config.extra.labels'),
+])
+def test_a_dataset_that_cannot_be_used_is_one_line(name, message, tmp_path, like):
   (tmp_path / 'broken.npz').write_text('nothing')
-  for name in ('gone.npz', 'broken.npz'):
-    with pytest.raises(UserError, match=f'config.extra.name is .*{name}.*cannot be read'):
-      data.extra.load(str(tmp_path / name), like=like)
-  with pytest.raises(UserError, match=r'config.extra: .*nosuch'):
-    data.extra.load('nosuch', data_dir=str(tmp_path), like=like)
-  with pytest.raises(UserError, match='config.extra.name .*classes .*config.extra.labels'):
-    data.extra.load('digits', data_dir=str(tmp_path), like=like)
+  with pytest.raises(UserError, match=message):
+    data.extra.load(str(tmp_path / name) if name.endswith('npz') else name,
+                    data_dir=str(tmp_path), like=like)
 
 
 # Experiments.
@@ -421,15 +415,18 @@ def test_the_images_must_be_of_the_networks_shape(data_dir, tmp_path):
     label(run, tmp_path / 'teacher', tmp_path / 'labels.tsv')
 
 
-def test_a_share_needs_a_source(data_dir):
-  with pytest.raises(UserError, match='config.extra.share is 0.5 without config.extra.name'):
-    make_run(data_dir, extra__share=0.5)
+def test_a_share_needs_a_name_and_is_below_one(data_dir):
+  for fields in ({'extra__share': 0.5}, {'extra__name': 'digits', 'extra__share': 1.}):
+    with pytest.raises(UserError, match=f'config.extra.share .*{fields["extra__share"]}'):
+      make_run(data_dir, **fields)
   assert make_run(data_dir, extra__name='digits').train_data.num_examples == 300
 
 
-def test_a_share_of_one_is_out_of_range(data_dir):
-  with pytest.raises(UserError, match=r'config.extra.share is 1.0; a number in \[0, 1\)'):
-    make_run(data_dir, extra__name='digits', extra__share=1.)
+def test_extra_images_are_padded_like_the_others(data_dir):
+  run = make_run(data_dir, data__pad=2, extra__name='digits', extra__split='test',
+                 extra__share=0.5)
+  assert run.train_data.image_shape == (12, 12, 1) and run.train_data.num_examples == 655
+  assert not run.train_data.images[640][:2].any() and run.train_data.images[640].any()
 
 
 @pytest.mark.parametrize('how', [{}, {'in_memory_bytes': 0}, {'at_once': False}])
