@@ -1,5 +1,6 @@
 """Models against NumPy evaluations of their published descriptions."""
 
+import functools
 import inspect
 from itertools import pairwise
 
@@ -57,39 +58,47 @@ def swish(x):
   return x / (1 + np.exp(-x))
 
 
-def numpy_resnet(x, params, stats, num_blocks, train):
-  """Logits and new running statistics of the ResNet of depth 6 num_blocks + 2."""
-  updated = {'norm': {}}
-  x = numpy_conv(x, params['conv'], (1, 1))
-  x = np.maximum(numpy_norm(x, params['norm'], stats['norm'], train, updated['norm']), 0)
-  for stage in (1, 2, 3):
-    for block in range(1, num_blocks + 1):
-      name = f'stage{stage}_block{block}'
-      layer, old, new = params[name], stats[name], {key: {} for key in stats[name]}
-      updated[name] = new
-      stride = 2 if stage > 1 and block == 1 else 1
-      out = numpy_conv(x, layer['conv1'], (1, 1), stride)
-      out = np.maximum(numpy_norm(out, layer['norm1'], old['norm1'], train, new['norm1']), 0)
-      out = numpy_conv(out, layer['conv2'], (1, 1))
-      out = numpy_norm(out, layer['norm2'], old['norm2'], train, new['norm2'])
-      if stride == 2:
-        x = numpy_conv(x, layer['shortcut'], (0, 0), 2)
-        x = numpy_norm(x, layer['shortcut_norm'], old['shortcut_norm'], train,
-                       new['shortcut_norm'])
-      x = np.maximum(out + x, 0)
-  return numpy_dense(x.mean((1, 2)), params['logits']), updated
-
-
-def numpy_layers(variables, **kwargs):
-  """conv, norm and dense of a module's variables by name, in evaluation mode."""
+def numpy_layers(variables, train=False, updated=None, **kwargs):
+  """conv, norm and dense of a module's variables by name; `updated` as of `numpy_norm`, by name."""
   params, stats = variables['params'], variables['batch_stats']
-  norm = lambda x, name: numpy_norm(x, params.get(name), stats[name], **kwargs)
+
+  def norm(x, name):
+    new = updated.setdefault(name, {}) if train else None
+    return numpy_norm(x, params.get(name), stats[name], train, new, **kwargs)
+
   return (lambda x, name, pad=(1, 1), stride=1: numpy_conv(x, params[name], pad, stride),
           norm, lambda x, name: numpy_dense(x, params[name]))
 
 
 def block_of(variables, name):
   return {kind: tree.get(name, {}) for kind, tree in variables.items()}
+
+
+def numpy_cnn(x, variables, pad, pools=(2, 2), updated=None):
+  """In training mode with `updated`."""
+  conv, norm, dense = numpy_layers(variables, updated is not None, updated)
+  if 'norm' in variables['batch_stats']:
+    x = norm(x, 'norm')
+  for number, size in enumerate(pools, start=1):
+    x = numpy_pool(relu(conv(x, f'conv{number}', pad)), size)
+  return dense(relu(dense(x.reshape(len(x), -1), 'dense')), 'logits')
+
+
+def numpy_resnet(x, variables, train=False):
+  """Logits and new running statistics of ResNet-8."""
+  updated = {}
+  conv, norm, dense = numpy_layers(variables, train, updated)
+  x = relu(norm(conv(x, 'conv'), 'norm'))
+  for stage in (1, 2, 3):
+    name = f'stage{stage}_block1'
+    conv, norm, _ = numpy_layers(block_of(variables, name), train, updated.setdefault(name, {}))
+    stride = 2 if stage > 1 else 1
+    out = relu(norm(conv(x, 'conv1', stride=stride), 'norm1'))
+    out = norm(conv(out, 'conv2'), 'norm2')
+    if stride == 2:
+      x = norm(conv(x, 'shortcut', (0, 0), 2), 'shortcut_norm')
+    x = relu(out + x)
+  return dense(x.mean((1, 2)), 'logits'), updated
 
 
 def numpy_bottleneck_resnet(x, variables):
@@ -106,7 +115,7 @@ def numpy_bottleneck_resnet(x, variables):
   return dense(x.mean((1, 2)), 'logits')
 
 
-def numpy_preact_resnet(x, variables, num_blocks, form, activation):
+def numpy_preact_resnet(x, variables, num_blocks=(1, 1, 1), form='zagoruyko', activation=relu):
   conv, norm, dense = numpy_layers(variables)
   x = conv(x, 'conv')
   for stage, blocks in enumerate(num_blocks):
@@ -131,11 +140,11 @@ def numpy_preact_resnet(x, variables, num_blocks, form, activation):
   return dense(x.mean((1, 2)), 'logits')
 
 
-def numpy_densenet(x, variables, num_layers, bottleneck):
+def numpy_densenet(x, variables, bottleneck=False):
   conv, norm, dense = numpy_layers(variables)
   x = conv(x, 'conv')
   for block in (1, 2, 3):
-    for number in range(1, num_layers + 1):
+    for number in (1, 2):
       inner_conv, inner_norm, _ = numpy_layers(block_of(variables, f'block{block}_layer{number}'))
       out = inner_conv(relu(inner_norm(x, 'norm1')), 'conv1', (0, 0) if bottleneck else (1, 1))
       if bottleneck:
@@ -185,6 +194,11 @@ def jit(function):
 
 def evaluate(function, *args):
   return jit(function)(*args)
+
+
+def train(network, variables, images, key):
+  """(logits, new batch statistics)."""
+  return evaluate(network.train_logits, variables['params'], variables['batch_stats'], images, key)
 
 
 def equations(jaxpr):
@@ -273,20 +287,16 @@ def test_hyper_parameters_reach_the_model():
   assert variables['batch_stats'] == {}
 
 
-def test_an_unknown_model_is_a_user_error():
-  with pytest.raises(UserError, match="model.name is 'vit'; .*lenet, linear, .*wide_resnet"):
-    models.create('vit', 10)
-
-
-@pytest.mark.parametrize(('name', 'kwargs', 'allowed'), [
-  ('wide_resnet', {'depth': 32}, r'6n\+4 from 10'),
-  ('wide_resnet', {'depth': 4}, r'6n\+4 from 10'),
-  ('wide_resnet', {'depth': 28, 'form': 'mcdonnell'}, r'6n\+2 from 8'),
-  ('densenet', {'depth': 41}, r'3n\+4 from 7'),
-  ('densenet', {'depth': 43, 'bottleneck': True}, r'6n\+4 from 10'),
+@pytest.mark.parametrize(('name', 'kwargs', 'message'), [
+  ('vit', {}, "model.name .*lenet, linear, .*wide_resnet.*, got 'vit'"),
+  ('wide_resnet', {'depth': 32}, r'model.depth .*6n\+4 .*got 32'),
+  ('wide_resnet', {'depth': 4}, r'model.depth .*6n\+4 .*got 4'),
+  ('wide_resnet', {'depth': 28, 'form': 'mcdonnell'}, r'model.depth .*6n\+2 .*got 28'),
+  ('densenet', {'depth': 41}, r'model.depth .*3n\+4 .*got 41'),
+  ('densenet', {'depth': 43, 'bottleneck': True}, r'model.depth .*6n\+4 .*got 43'),
 ])
-def test_a_depth_that_is_not_there_is_a_user_error(name, kwargs, allowed):
-  with pytest.raises(UserError, match=f"model.depth is {kwargs['depth']}; .*{allowed}"):
+def test_an_unknown_model_or_depth_is_a_user_error(name, kwargs, message):
+  with pytest.raises(UserError, match=message):
     models.create(name, 10, **kwargs)
 
 
@@ -298,33 +308,15 @@ def test_images_that_leave_no_pixel_are_a_user_error(name, size):
     variable_shapes(model, (size, size, 1))
 
 
-def test_lenet_equals_numpy():
-  model = models.create('lenet', 10)
-  inputs = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
-  variables = random_variables(model, (28, 28, 1))
-  params = variables['params']
-  x = inputs.astype(np.float64)
-  for name in ('conv1', 'conv2'):
-    x = numpy_pool(np.maximum(numpy_conv(x, params[name], (0, 0)), 0))
-  assert x.shape == (2, 4, 4, 50)
-  expected = numpy_dense(np.maximum(numpy_dense(x.reshape(2, -1), params['dense']), 0),
-                         params['logits'])
-  np.testing.assert_allclose(evaluate(models.logits_fn(model, variables), inputs), expected,
-                             rtol=1e-5, atol=1e-5)
-
-
-def test_cnn_equals_numpy_on_odd_sizes():
-  model = models.create('cnn', 4, widths=(3, 2), kernel_size=3, dense=6)
-  inputs = np.random.default_rng(0).random((2, 7, 6, 2), np.float32)
-  variables = random_variables(model, (7, 6, 2))
-  params = variables['params']
-  x = inputs.astype(np.float64)
-  for name in ('conv1', 'conv2'):
-    x = numpy_pool(np.maximum(numpy_conv(x, params[name], (1, 1)), 0))
-  assert x.shape == (2, 1, 1, 2)
-  expected = numpy_dense(np.maximum(numpy_dense(x.reshape(2, -1), params['dense']), 0),
-                         params['logits'])
-  np.testing.assert_allclose(evaluate(models.logits_fn(model, variables), inputs), expected,
+@pytest.mark.parametrize(('name', 'kwargs', 'shape', 'pad'), [
+  ('lenet', {}, MNIST, (0, 0)),
+  ('cnn', {'widths': (3, 2), 'kernel_size': 3, 'dense': 6}, (7, 6, 2), (1, 1))])
+def test_plain_networks_equal_numpy(name, kwargs, shape, pad):
+  model = models.create(name, 10, **kwargs)
+  inputs = np.random.default_rng(0).random((2, *shape), np.float32)
+  variables = random_variables(model, shape)
+  np.testing.assert_allclose(evaluate(models.logits_fn(model, variables), inputs),
+                             numpy_cnn(inputs.astype(np.float64), variables, pad),
                              rtol=1e-5, atol=1e-5)
 
 
@@ -332,20 +324,16 @@ WIDE = {'depth': 10, 'width': 2}
 SMALL_NETWORKS = {
   'bottlenecks': (resnet.ResNet(5, (1, 1), width=2, bottleneck=True, large_images=True),
                   numpy_bottleneck_resnet),
-  'zagoruyko': (models.create('wide_resnet', 5, **WIDE), lambda x, variables: numpy_preact_resnet(
-    x, variables, (1, 1, 1), 'zagoruyko', relu)),
+  'zagoruyko': (models.create('wide_resnet', 5, **WIDE), numpy_preact_resnet),
   'deepmind': (models.create('wide_resnet', 5, **WIDE, form='deepmind', activation='swish'),
-               lambda x, variables: numpy_preact_resnet(
-                 x, variables, (1, 1, 1), 'deepmind', swish)),
+               functools.partial(numpy_preact_resnet, form='deepmind', activation=swish)),
   'mcdonnell': (models.create('wide_resnet', 5, depth=8, width=1, form='mcdonnell'),
-                lambda x, variables: numpy_preact_resnet(
-                  x, variables, (1, 1, 1), 'mcdonnell', relu)),
+                functools.partial(numpy_preact_resnet, form='mcdonnell')),
   'preact': (preact_resnet.PreActResNet(5, (2, 2), stem=4, width=4, final_norm=False),
-             lambda x, variables: numpy_preact_resnet(x, variables, (2, 2), 'zagoruyko', relu)),
-  'densenet': (densenet.DenseNet(5, num_layers=2, growth=3),
-               lambda x, variables: numpy_densenet(x, variables, 2, False)),
+             functools.partial(numpy_preact_resnet, num_blocks=(2, 2))),
+  'densenet': (densenet.DenseNet(5, num_layers=2, growth=3), numpy_densenet),
   'densenet_bc': (densenet.DenseNet(5, num_layers=2, growth=3, bottleneck=True),
-                  lambda x, variables: numpy_densenet(x, variables, 2, True)),
+                  functools.partial(numpy_densenet, bottleneck=True)),
   'vgg': (vgg.VGG(5, width=2), numpy_vgg),
 }
 
@@ -364,24 +352,17 @@ def test_small_networks_equal_numpy_with_stored_statistics(name):
 def test_shaham_cnn_equals_numpy_in_training():
   model = cnn.CNN(4, (3, 2), 5, 6, 'VALID', pools=(3, 2), normalise=True)
   inputs = np.random.default_rng(0).random((3, 23, 22, 2), np.float32)
-  variables = random_variables(model, inputs.shape[1:])
-  params, updated = variables['params'], {}
-  x = numpy_norm(inputs, None, variables['batch_stats']['norm'], True, updated)
-  for name, size in (('conv1', 3), ('conv2', 2)):
-    x = numpy_pool(relu(numpy_conv(x, params[name], (0, 0))), size)
-  assert x.shape == (3, 1, 1, 2)
-  expected = numpy_dense(relu(numpy_dense(x.reshape(3, -1), params['dense'])), params['logits'])
-  logits, batch_stats = evaluate(
-    models.network(model).train_logits, params, variables['batch_stats'], inputs, keys.root(0))
+  variables, updated = random_variables(model, inputs.shape[1:]), {}
+  expected = numpy_cnn(inputs, variables, (0, 0), (3, 2), updated)
+  logits, batch_stats = train(models.network(model), variables, inputs, keys.root(0))
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-  assert_statistics_close(batch_stats, {'norm': updated})
+  assert_statistics_close(batch_stats, updated)
 
 
 def test_resnet_equals_numpy_with_stored_statistics(small_resnet, images):
   model, variables = small_resnet
-  expected, _ = numpy_resnet(images, variables['params'], variables['batch_stats'], 1, train=False)
   logits = evaluate(models.logits_fn(model, variables), images)
-  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(logits, numpy_resnet(images, variables)[0], rtol=1e-4, atol=1e-4)
 
 
 # Training mode.
@@ -391,8 +372,7 @@ def test_resnet_equals_numpy_with_stored_statistics(small_resnet, images):
 def numpy_training(small_resnet, images):
   """Logits and statistics of the whole batch, normalised by (x - 0.4) / 0.2."""
   _, variables = small_resnet
-  return numpy_resnet((images - 0.4) / 0.2, variables['params'], variables['batch_stats'], 1,
-                      train=True)
+  return numpy_resnet((images - 0.4) / 0.2, variables, train=True)
 
 
 def assert_statistics_close(found, expected):
@@ -403,9 +383,8 @@ def assert_statistics_close(found, expected):
 
 def test_train_logits_use_and_update_batch_statistics(small_resnet, images, numpy_training):
   model, variables = small_resnet
-  logits, batch_stats = evaluate(
-    models.network(model, mean=0.4, std=0.2).train_logits, variables['params'],
-    variables['batch_stats'], images, keys.per_example(keys.root(0), 8))
+  logits, batch_stats = train(models.network(model, mean=0.4, std=0.2), variables, images,
+                              keys.per_example(keys.root(0), 8))
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, numpy_training[0], rtol=1e-3, atol=1e-3)
   assert_statistics_close(batch_stats, numpy_training[1])
@@ -559,8 +538,7 @@ def test_bfloat16_leaves_variables_and_logits_in_float32(name):
 def test_bfloat16_is_near_float32(small_resnet, images, numpy_training):
   model, variables = small_resnet
   network = models.network(model.clone(dtype='bfloat16'), mean=0.4, std=0.2)
-  logits, batch_stats = evaluate(network.train_logits, variables['params'],
-                                 variables['batch_stats'], images, keys.root(0))
+  logits, batch_stats = train(network, variables, images, keys.root(0))
   expected, expected_stats = numpy_training
   error = np.abs(logits - expected).max() / np.abs(expected).max()
   assert 1e-6 < error < 0.03
@@ -611,9 +589,7 @@ def test_images_that_are_not_finite_have_nan_logits(name):
   expected[[2, 5, 9, 10]] = np.nan
   np.testing.assert_array_equal(logits, expected)
   np.testing.assert_array_equal(losses.predicted(logits) == -1, np.isnan(expected[:, 0]))
-  variables = logits_fn.args[0]
-  trained, _ = evaluate(models.network(model).train_logits, variables['params'],
-                        variables['batch_stats'], broken, keys.root(0))
+  trained, _ = train(models.network(model), logits_fn.args[0], broken, keys.root(0))
   assert np.isnan(np.asarray(trained)[[2, 5, 9, 10]]).all()
 
 

@@ -20,7 +20,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  url_infos = None  # Nothing is downloaded; looking for a list needs importlib_resources.
+  url_infos = None  # Nothing is downloaded; TFDS's search for URLs needs importlib_resources.
 
   def _info(self):
     return tfds.core.DatasetInfo(
@@ -38,7 +38,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     return {'train': self._generate_examples('train'), 'test': self._generate_examples('test')}
 
   def _generate_examples(self, split):
-    from sklearn import datasets  # Takes a second, and only here.
+    from sklearn import datasets  # Imported here as it takes a second.
     digits = datasets.load_digits()
     seen = np.zeros(10, int)
     for key, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):
@@ -51,10 +51,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir):
-  """Writes the dataset into `data_dir` where it is not there yet.
+  """Writes the dataset into `data_dir` if it does not have it yet.
 
-  Several processes may do so at once: each writes its own temporary folder and renames it, and
-  the one that comes second uses what the first has written.
+  Several processes may do so at once: each writes its own temporary folder and renames it; the
+  second one uses what the first has written.
 
   Args:
     data_dir: the folder of TFDS datasets; made where it is missing.

@@ -25,21 +25,17 @@ class LazyArray:
     compute: indices [k] int -> rows [k, ...].
     shape: of the array.
     dtype: likewise.
-    keep: whether rows stay in memory, so that each is computed once.
-    map_originals: of images that are cut to size, as the function of that name; None otherwise.
+    keep: whether rows stay in memory, so that each is computed once; the attribute `keeps`.
+    map_originals: (indices, function) -> rows, as the function of that name; None where the rows
+      are the originals.
   """
 
   def __init__(self, compute, shape, dtype, *, keep=False, map_originals=None):
     self.shape, self.ndim, self.dtype = tuple(shape), len(shape), np.dtype(dtype)
-    self.map_originals = map_originals
+    self.keeps, self.map_originals = keep, map_originals
     self._compute = compute
     self._rows = np.zeros(shape, dtype) if keep else None
     self._is_known = np.zeros(shape[0], bool)
-
-  @property
-  def keeps(self):
-    """Whether rows stay in memory."""
-    return self._rows is not None
 
   def put(self, indices, rows):
     """Rows that are known without a computation."""

@@ -1,14 +1,21 @@
 """Classifiers: Flax modules, and what the rest of the project sees of them.
 
-A module maps images [batch, height, width, channel] and `train` to logits [batch, classes]. One
-with dropout also takes `key`, the [batch] keys of its masks; one with BatchNorm has the attribute
-`axis_name`, the mapped axis over which batch statistics are averaged; one that normalises its
-images itself has `takes_pixels`.
+A new model is one entry of `MODELS`: a function (num_classes, *, hyper-parameters) -> Flax module.
+The module maps images [batch, height, width, channel] and `train` to logits [batch, classes]
+float32. Arguments and fields that mean the same in all models are:
 
-The rest sees `logits_fn` (a trained classifier) and `network` (a classifier to train), which hold
-the input normalisation, so that attacks, noise and radii are in [0, 1] pixel units.
+  num_classes: number of logits.
+  dtype: what the layers compute in; variables and logits are float32.
+  remat: whether the backward pass computes each block again instead of keeping its inner results:
+    a second forward pass for less memory.
+  axis_name: of a module with BatchNorm, the mapped axis over which batch statistics are averaged;
+    None for the statistics of one device.
+  key: of a module with dropout, the [batch] keys of the masks; without it nothing is dropped.
+  takes_pixels: True of a module that normalises its images itself.
 
-A new model is one function and one entry of `MODELS`.
+The rest of the project sees `logits_fn` (a trained classifier) and `network` (a classifier to
+train), which hold the input normalisation, so that attacks, noise and radii are in [0, 1] pixel
+units.
 """
 
 import functools

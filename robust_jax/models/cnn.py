@@ -1,4 +1,7 @@
-"""Plain convolutional networks of [convolution, ReLU, max-pool] stages and a hidden dense layer."""
+"""Plain convolutional networks of [convolution, ReLU, max-pool] stages and a hidden dense layer.
+
+What all models have in common, such as `dtype` and `remat`, is explained in `robust_jax.models`.
+"""
 
 from collections.abc import Callable
 
@@ -18,7 +21,6 @@ class CNN(nn.Module):
   """[convolution, ReLU, max-pool] for every entry of `widths`, dense, ReLU, dense.
 
   Attributes:
-    num_classes: number of logits.
     widths: channels of the convolutions.
     kernel_size: side of the convolutions, in pixels.
     dense: width of the hidden dense layer.
@@ -26,8 +28,6 @@ class CNN(nn.Module):
     pools: side and stride of the max-pools, in pixels; 2 each if None.
     normalise: whether BatchNorm without scale and bias precedes the first convolution.
     initialise: fan_in -> (kernel_init, bias_init).
-    dtype: what it computes in.
-    axis_name: the mapped axis over which batch statistics are averaged, or None.
   """
 
   num_classes: int
@@ -61,14 +61,9 @@ def cnn(num_classes, *, widths: tuple[Count, ...] = (32, 64), kernel_size: Count
   """Stages of convolution (SAME), ReLU and 2x2 max-pool, then two dense layers.
 
   Args:
-    num_classes: number of logits.
     widths: channels of the convolutions, one stage each.
     kernel_size: side of the convolutions, in pixels.
     dense: width of the hidden dense layer.
-    dtype: what it computes in.
-
-  Returns:
-    The module.
   """
   return CNN(num_classes, tuple(widths), kernel_size, dense, 'SAME', dtype=dtype)
 
@@ -78,8 +73,6 @@ def lenet(num_classes, *, dtype: layers.Dtype = 'float32'):
 
   5x5 conv 20 (VALID), ReLU, 2x2 max-pool; 5x5 conv 50 (VALID), ReLU, 2x2 max-pool; dense 500,
   ReLU; dense `num_classes`.
-
-  Arguments and result as `cnn`.
 
   Reference:
     Zhai et al., MACER, 2020; Jeong & Shin, Consistency Regularization for Certified Robustness
@@ -95,8 +88,6 @@ def madry_cnn(num_classes, *, dtype: layers.Dtype = 'float32'):
   ReLU; dense `num_classes`. `cnn`'s default but for the initialisation, which is theirs: truncated
   normal kernels of standard deviation 0.1, biases of 0.1.
 
-  Arguments and result as `cnn`.
-
   Reference:
     Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, and
     github.com/MadryLab/mnist_challenge.
@@ -109,8 +100,6 @@ def shaham_cnn(num_classes, *, dtype: layers.Dtype = 'float32'):
 
   BatchNorm without scale and bias; 5x5 conv 32 (VALID), ReLU, 3x3 max-pool; 5x5 conv 64 (VALID),
   ReLU, 2x2 max-pool; dense 200, ReLU; dense `num_classes`. Images need at least 22x22 pixels.
-
-  Arguments and result as `cnn`.
 
   Reference:
     Shaham et al., Understanding Adversarial Training: Increasing Local Stability of Neural Nets

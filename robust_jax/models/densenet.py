@@ -1,4 +1,7 @@
-"""DenseNets for CIFAR-sized images."""
+"""DenseNets for CIFAR-sized images.
+
+What all models have in common, such as `dtype` and `remat`, is explained in `robust_jax.models`.
+"""
 
 import functools
 from collections.abc import Callable
@@ -45,14 +48,10 @@ class DenseNet(nn.Module):
   A transition is BN, ReLU, conv1x1 and a 2x2 average pool.
 
   Attributes:
-    num_classes: number of logits.
     num_layers: dense layers of each block.
     growth: channels that a dense layer adds.
     bottleneck: dense layers are bottlenecks, the stem has 2 growth rather than 16 channels, and
       transitions halve the number of channels.
-    dtype: what it computes in.
-    remat: keep only the layers' results for the backward pass, and compute the rest again.
-    axis_name: the mapped axis over which batch statistics are averaged, or None.
   """
 
   num_classes: int
@@ -93,16 +92,10 @@ def densenet(num_classes, *, depth: Count = 40, growth: Count = 12, bottleneck: 
   growth 12 has 769,162.
 
   Args:
-    num_classes: number of logits.
     depth: convolutions and the dense layer: n dense layers in each of three blocks.
     growth: channels k that a dense layer adds.
     bottleneck: whether it is DenseNet-BC: 1x1 convolutions to 4k channels before the 3x3, a stem
       of 2k rather than 16 channels, and transitions that halve the number of channels.
-    dtype: what it computes in.
-    remat: whether to trade a second forward pass of each layer for memory in training.
-
-  Returns:
-    The module.
 
   Raises:
     UserError: there is no such depth.

@@ -16,7 +16,6 @@ class External(nn.Module):
   """A function as a module without parameters.
 
   Attributes:
-    num_classes: number of logits.
     function: see `load`.
   """
 
@@ -35,11 +34,7 @@ def external(num_classes, *, function: str = ''):
   """Any function of images in [0, 1] to logits, to attack and certify; it cannot be trained.
 
   Args:
-    num_classes: number of logits.
     function: 'package.module:function', a function that JAX can trace.
-
-  Returns:
-    The module.
   """
   return External(num_classes, function)
 

@@ -1,4 +1,7 @@
-"""Multilayer perceptrons."""
+"""Multilayer perceptrons.
+
+What all models have in common, such as `dtype` and `remat`, is explained in `robust_jax.models`.
+"""
 
 from flax import linen as nn
 
@@ -10,7 +13,6 @@ class MLP(nn.Module):
   """[dense, ReLU] for every entry of `hidden`, then a dense layer.
 
   Attributes:
-    num_classes: number of logits.
     hidden: widths of the hidden layers.
   """
 
@@ -31,12 +33,6 @@ def linear(num_classes):
   """The linear classifier W x + b of the flattened image: 10 x 785 parameters at 28x28x1.
 
   Its margins and its worst cases have closed forms, which makes it a check of attacks.
-
-  Args:
-    num_classes: number of logits.
-
-  Returns:
-    The module.
   """
   return MLP(num_classes, ())
 
@@ -45,10 +41,6 @@ def mlp(num_classes, *, hidden: tuple[Count, ...] = (256, 256)):
   """A multilayer perceptron on the flattened image.
 
   Args:
-    num_classes: number of logits.
     hidden: widths of the hidden layers; () makes it a linear classifier.
-
-  Returns:
-    The module.
   """
   return MLP(num_classes, tuple(hidden))

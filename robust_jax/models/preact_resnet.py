@@ -1,4 +1,7 @@
-"""Pre-activation ResNets: PreActResNet-18 and Wide ResNets."""
+"""Pre-activation ResNets: PreActResNet-18 and Wide ResNets.
+
+What all models have in common, such as `dtype` and `remat`, is explained in `robust_jax.models`.
+"""
 
 import functools
 import math
@@ -72,7 +75,6 @@ class PreActResNet(nn.Module):
   The first stage has `width` channels; every further one twice as many, and half the resolution.
 
   Attributes:
-    num_classes: number of logits.
     num_blocks: blocks of each stage.
     stem: channels of the first convolution.
     width: channels of the first stage.
@@ -81,9 +83,6 @@ class PreActResNet(nn.Module):
     initialise: fan_in -> (kernel_init, bias_init) of the convolutions.
     final_norm: whether BN and the activation precede the pool.
     dropout: probability that an entry is dropped, between the convolutions of a block.
-    dtype: what it computes in.
-    remat: keep only the blocks' inputs for the backward pass, and compute the rest again.
-    axis_name: the mapped axis over which batch statistics are averaged, or None.
   """
 
   num_classes: int
@@ -101,10 +100,7 @@ class PreActResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train, key=None):
-    """Images [batch, height, width, channel] -> logits [batch, classes] float32.
-
-    `key` is [batch] keys of the dropout masks; without it nothing is dropped.
-    """
+    """Images [batch, height, width, channel] -> logits [batch, classes] float32."""
     deepmind, mcdonnell = self.form == 'deepmind', self.form == 'mcdonnell'
     conv = functools.partial(layers.conv, initialise=self.initialise, dtype=self.dtype,
                              padding='SAME' if deepmind else None)
@@ -138,15 +134,9 @@ def preact_resnet18(num_classes, *, activation: layers.Activation = 'relu', fina
   global average pool; dense. PyTorch's default initialisation.
 
   Args:
-    num_classes: number of logits.
     activation: 'relu' or 'swish'.
     final_norm: whether BN and the activation precede the pool, as in He et al. and the code of
       Rice et al. 2020; kuangliu's code has neither (11,171,146 parameters).
-    dtype: what it computes in.
-    remat: whether to trade a second forward pass of each block for memory in training.
-
-  Returns:
-    The module.
 
   Reference:
     He et al., Identity Mappings in Deep Residual Networks, 2016; github.com/kuangliu/pytorch-cifar.
@@ -164,7 +154,6 @@ def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
   pre-activation blocks each; BN, ReLU; global average pool; dense.
 
   Args:
-    num_classes: number of logits.
     depth: 6n+4, or 6n+2 in McDonnell's form, for n blocks a stage.
     width: factor of the channels.
     activation: 'relu' or 'swish'.
@@ -174,11 +163,6 @@ def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
       without scale and bias, average-pooled shortcuts padded with zero channels, and, for the
       dense layer, a 1x1 convolution and BN before the pool.
     dropout: probability that an entry is dropped, between the convolutions of a block.
-    dtype: what it computes in.
-    remat: whether to trade a second forward pass of each block for memory in training.
-
-  Returns:
-    The module.
 
   Raises:
     UserError: there is no such depth.
@@ -203,20 +187,20 @@ def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
 
 def wrn_28_10(num_classes, *, activation: layers.Activation = 'relu',
               dtype: layers.Dtype = 'float32', remat: bool = False):
-  """WRN-28-10: 36,479,194 parameters at 10 classes. Arguments and result as `wide_resnet`."""
+  """WRN-28-10: 36,479,194 parameters at 10 classes."""
   return wide_resnet(num_classes, depth=28, activation=activation, dtype=dtype, remat=remat)
 
 
 def wrn_34_10(num_classes, *, activation: layers.Activation = 'relu',
               dtype: layers.Dtype = 'float32', remat: bool = False):
-  """WRN-34-10: 46,160,474 parameters at 10 classes. Arguments and result as `wide_resnet`."""
+  """WRN-34-10: 46,160,474 parameters at 10 classes."""
   return wide_resnet(num_classes, depth=34, activation=activation, dtype=dtype, remat=remat)
 
 
 def wrn_32_10(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
   """WRN-32-10 of instance-adaptive adversarial training: 46,090,740 parameters at 10 classes.
 
-  `wide_resnet` of 5 blocks a stage in McDonnell's form. Arguments and result as `wide_resnet`.
+  `wide_resnet` of 5 blocks a stage in McDonnell's form.
 
   Reference:
     Balaji et al., Instance Adaptive Adversarial Training, 2019.

@@ -1,4 +1,7 @@
-"""ResNets (v1, post-activation): those of depth 6n+2 for CIFAR-sized images, and ResNet-50."""
+"""ResNets (v1, post-activation): those of depth 6n+2 for CIFAR-sized images, and ResNet-50.
+
+What all models have in common, such as `dtype` and `remat`, is explained in `robust_jax.models`.
+"""
 
 import functools
 from collections.abc import Callable
@@ -69,15 +72,11 @@ class ResNet(nn.Module):
   The first stage has `width` channels; every further one twice as many, and half the resolution.
 
   Attributes:
-    num_classes: number of logits.
     num_blocks: blocks of each stage.
     width: channels of the stem and of the first stage.
     bottleneck: blocks are bottlenecks of 1x1, 3x3 and 1x1 convolutions.
     large_images: the stem is conv7x7 of stride 2, BN, ReLU and 3x3 max-pool of stride 2, rather
       than conv3x3, BN, ReLU.
-    dtype: what it computes in.
-    remat: keep only the blocks' inputs for the backward pass, and compute the rest again.
-    axis_name: the mapped axis over which batch statistics are averaged, or None.
   """
 
   num_classes: int
@@ -117,14 +116,6 @@ def resnet20(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = Fals
   average pool; dense. Shortcuts that change the shape are 1x1 convolutions with BN, as in the
   networks of the smoothing papers (He et al. pad with zeros).
 
-  Args:
-    num_classes: number of logits.
-    dtype: what it computes in.
-    remat: whether to trade a second forward pass of each block for memory in training.
-
-  Returns:
-    The module.
-
   Reference:
     He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2.
   """
@@ -149,7 +140,7 @@ def resnet50(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = Fals
 
   conv7x7-64 of stride 2, BN, ReLU, 3x3 max-pool of stride 2; stages of 3, 4, 6 and 3 bottlenecks
   that put out 256, 512, 1024 and 2048 channels; global average pool; dense. torchvision's
-  network, layer by layer, and its initialisation. Arguments and result as `resnet20`.
+  network, layer by layer, and its initialisation.
 
   Reference:
     He et al., Deep Residual Learning for Image Recognition, 2016, table 1; torchvision.models,

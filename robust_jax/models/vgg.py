@@ -1,4 +1,7 @@
-"""VGG with BatchNorm and dropout, for CIFAR-sized images."""
+"""VGG with BatchNorm and dropout, for CIFAR-sized images.
+
+What all models have in common, such as `dtype` and `remat`, is explained in `robust_jax.models`.
+"""
 
 import functools
 
@@ -13,10 +16,7 @@ class VGG(nn.Module):
   """Stages of [conv3x3, BN, ReLU, dropout] that end in a max-pool; dense, BN, ReLU; dense.
 
   Attributes:
-    num_classes: number of logits.
     width: channels of the first stage.
-    dtype: what it computes in.
-    axis_name: the mapped axis over which batch statistics are averaged, or None.
   """
 
   num_classes: int
@@ -26,10 +26,7 @@ class VGG(nn.Module):
 
   @nn.compact
   def __call__(self, images, *, train, key=None):
-    """Images [batch, height, width, channel] -> logits [batch, classes] float32.
-
-    `key` is [batch] keys of the dropout masks; without it nothing is dropped.
-    """
+    """Images [batch, height, width, channel] -> logits [batch, classes] float32."""
     conv = functools.partial(layers.conv, bias=True, initialise=layers.fan_out_normal,
                              dtype=self.dtype)
     norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
@@ -61,12 +58,7 @@ def vgg(num_classes, *, width: Count = 64, dtype: layers.Dtype = 'float32'):
   stage's last; dropout 0.5, dense of 8 times `width`, BN, ReLU, dropout 0.5, dense.
 
   Args:
-    num_classes: number of logits.
     width: channels of the first stage.
-    dtype: what it computes in.
-
-  Returns:
-    The module.
 
   Reference:
     Zagoruyko, 92.45% on CIFAR-10 in Torch, torch.ch/blog, 2015 (github.com/szagoruyko/cifar.torch,
