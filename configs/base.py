@@ -1,11 +1,42 @@
 """The fields that every experiment shares. Lengths and radii are in [0, 1] pixel units."""
 
+import copy
+import inspect
+from functools import partial
+from pathlib import Path
+
 from robust_jax.config import configuration
 from robust_jax.config.configuration import component
+from robust_jax.errors import UserError, suggest
+
+# attack('pgd', num_steps=7): a section by the name of its function, defaults filled in.
+model, method, optimizer, schedule, attack, certify = (
+    partial(component, kind)
+    for kind in ('model', 'method', 'optimizer', 'schedule', 'attack', 'certify'))
 
 
-def get_config():
-  """The base; each experiment overrides what differs."""
+def experiments(scope):
+  """{name: function} of the experiments in a config file: its public functions."""
+  return {name: value for name, value in scope.items()
+          if inspect.isfunction(value) and value.__module__ == scope['__name__']
+          and name not in ('get_config', 'sweep') and not name.startswith('_')}
+
+
+def experiment(scope, name):
+  """The config of an experiment of a config file, whose globals() are `scope`."""
+  found = experiments(scope)
+  if name not in found:
+    file = Path(scope['__file__']).name
+    raise UserError(f'configs/{file} has no experiment {name!r} (python -m launch --list shows all)'
+                    + suggest(name, found))
+  return found[name]()
+
+
+def get_config(*protocols, **changes):
+  """The defaults with what `protocols` and then `changes` change: {field: value}.
+
+  A dict changes fields of a section; a section, such as attack('pgd'), takes the place of one.
+  """
   config = configuration.section(
       configuration.ExperimentSettings,
       # Decides everything random: initialisation, order, augmentation, noise, attacks,
@@ -148,4 +179,10 @@ def get_config():
   # Cohen et al. 2019: n0=100, n=100,000, alpha=0.001. 'sequential' decides the radii of a grid,
   # 'anytime' any radius, with fewer draws.
   config.certify = component('certify', 'fixed')
+  for fields in [*protocols, changes]:
+    for name, value in fields.items():
+      if isinstance(value, dict):
+        config[name].update(value)
+      else:
+        config[name] = copy.deepcopy(value)
   return config

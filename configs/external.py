@@ -1,12 +1,12 @@
-"""A classifier of your own: any function that maps images in [0, 1] to logits, and JAX can trace.
+"""A classifier of your own: a function of images.
 
   python -m launch --config=configs/external.py --config.model.function=my_module:logits \
       --config.data.name=cifar10 --config.sigma=0.5 --workdir=runs/mine
 
-attacks and certifies `logits` of my_module.py, found from the current folder, where the images are
-float32 [batch, height, width, channel]; normalisation is its own affair. sigma 0 attacks it as it
-is, without certificates. PyTorch weights of a network that this project has need no function: give
-config.weights to the config of that network.
+attacks and certifies `logits` of my_module.py, found from the current folder, which JAX can trace.
+Images are in [0, 1], float32 [batch, height, width, channel]; normalisation is its own affair.
+sigma 0 attacks it as it is, without certificates. PyTorch weights of a network that this
+project has need no function: give config.weights to the config of that network.
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """Trains, attacks, certifies and reports: `python -m launch --config=configs/NAME.py`."""
 
-from launch import command_line, process, sweep
+from launch import flags, process, sweep
 from robust_jax import backend, errors, stages, workdir
 from robust_jax.config import experiment
 from robust_jax.config.configuration import resolve
@@ -8,7 +8,7 @@ from robust_jax.devices.choose import choose_devices
 
 
 def main(argv):
-  given = command_line.parse(argv)
+  given = flags.parse(argv)
   config, folder, num_devices = resolve(given.config), given.workdir, given.devices
   wanted = {*given.stages, *given.redo}
   # Attacks and certificates of parameters that are trained anew are stale.

@@ -1,31 +1,30 @@
 """Every training method on digits, in one table: `python -m launch.methods`.
 
-It trains each configs/*_digits.py, at every point of its sweep() but for seeds, with several seeds
-under the settings of configs/methods.py, attacks and certifies it, and writes table.md|.csv|.tex,
-table.png and the page table.html. A new config is a new row. What is finished is not run again;
-what fails is named, and the others go on.
+It trains each experiment of configs/digits.py, at every point of its sweep() but for seeds, with
+several seeds under the settings of configs/methods.py, attacks and certifies it, and writes
+table.md|.csv|.tex, table.png and the page table.html. A new config is a new row. What is finished
+is not run again; what fails is named, and the others go on.
 
   python -m launch.methods [--workdir=runs/methods] [--configs=NAME,...] [--seeds=3] [--devices=N]
                            [--config.FIELD=VALUE ...] [--write-docs]
 """
 
 import argparse
-import difflib
-import importlib
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from launch import command_line, process, sweep
+from configs import base
+from launch import experiments, flags, process, sweep
 from robust_jax import stages, workdir
 from robust_jax.config import configuration
-from robust_jax.errors import UserError
+from robust_jax.errors import UserError, suggest
 from robust_jax.studies import methods
 from robust_jax.workdir import interrupts
 
-ENDING = '_digits'
+EXPERIMENTS = 'configs/digits.py'
 SETTINGS = 'configs/methods.py'
 DOCS = Path('docs/methods.md')
 
@@ -34,7 +33,7 @@ class Row(NamedTuple):
   """A row of the table.
 
   Attributes:
-    name: the config's without its ending, with the fields of the point of its sweep().
+    name: the experiment's, with the fields of the point of its sweep().
     configs: the resolved config of each seed.
   """
 
@@ -73,7 +72,7 @@ def parse(argv):
       prog='python -m launch.methods', description=__doc__, allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', default='runs/methods', help='default: %(default)s')
-  parser.add_argument('--configs', default='', help=f'names in configs/; default: all *{ENDING}')
+  parser.add_argument('--configs', default='', help=f'names in {EXPERIMENTS}; default: all')
   parser.add_argument('--seeds', type=int, default=3, help='runs a row; default: %(default)s')
   parser.add_argument('--devices', type=int, default=0, help='as of python -m launch')
   parser.add_argument('--write-docs', action='store_true', help=f'put the table into {DOCS} too')
@@ -86,13 +85,12 @@ def parse(argv):
     least = {'seeds': 1, 'devices': 0}[name]
     if getattr(options, name) < least:
       raise UserError(f'--{name} is {getattr(options, name)}; {least} or more is allowed')
-  there = sorted(path.stem for path in Path('configs').glob(f'[a-z]*{ENDING}.py'))
+  there = sorted(base.experiments(experiments.read(EXPERIMENTS).scope))
   options.configs = list(dict.fromkeys(filter(None, options.configs.split(',')))) or there
   for name in options.configs:
-    if not Path(f'configs/{name}.py').is_file():
-      near = difflib.get_close_matches(name, there, 1)
+    if name not in there:
       raise UserError(f'--configs has {name!r}; {", ".join(there)} are allowed'
-                      + (f'; did you mean {near[0]}?' if near else ''))
+                      + suggest(name, there))
   return options, words
 
 
@@ -102,14 +100,14 @@ def read_rows(name, num_seeds, words):
   Raises:
     UserError: a field or value that is not allowed, or that a sweep() or --seeds sets as well.
   """
-  config = command_line.parse(['launch', f'--config={SETTINGS}:{name}', *words]).config
+  config = flags.parse(['launch', f'--config={SETTINGS}:{name}', *words]).config
   try:
     configuration.resolve(config)
   except UserError as error:  # What is wrong with the config itself is no matter of a point.
-    raise UserError(f'configs/{name}.py: {error}') from error
+    raise UserError(f'{EXPERIMENTS}:{name}: {error}') from error
   points = []
-  swept = hasattr(importlib.import_module(f'configs.{name}'), 'sweep')
-  for point in sweep.read_points(f'configs/{name}.py') if swept else [{}]:
+  file = experiments.read(f'{EXPERIMENTS}:{name}')
+  for point in sweep.read_points(file) if file.scope['sweep'](name) else [{}]:
     point = {field: value for field, value in point.items() if field != 'seed'}
     if point not in points:
       points.append(point)
@@ -117,7 +115,7 @@ def read_rows(name, num_seeds, words):
   rows = []
   for point in points:
     ends = {field.rpartition('.')[2]: value for field, value in point.items()}
-    label = name.removesuffix(ENDING) + (f', {sweep.describe(ends)}' if point else '')
+    label = name + (f', {sweep.describe(ends)}' if point else '')
     seeds = [{**point, 'seed': seed} for seed in range(num_seeds)]
     rows.append(Row(label, sweep.expand(config, seeds, given)))
   return rows

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import difflib
 import json
-import runpy
 import signal
 import subprocess
 import sys
@@ -28,23 +27,20 @@ LAUNCHER = (sys.executable, '-m', 'launch')
 _SIGNALS = (*interrupts.SIGNALS, signal.SIGHUP)
 
 
-def read_points(config_file):
-  """The {field: value} of every point, from the sweep() of a config file.
+def read_points(file):
+  """The {field: value} of every point, from the sweep() of an `experiments.ConfigFile`.
 
   Raises:
     UserError: there is no sweep(), or it gives something else.
   """
-  sweep = runpy.run_path(str(config_file)).get('sweep')
-  if sweep is None:
-    raise UserError(f'{config_file} has no sweep(); a function that returns {{field: value}} of '
-                    'every run is needed')
-  found = list(sweep())
+  sweep, name = file.scope.get('sweep'), ':'.join([str(file.path), *file.names])
+  found = list(sweep(*file.names)) if sweep else []
+  if not found:
+    raise UserError(f'--sweep: {name} has no sweep() with {{field: value}} of every run')
   for point in found:
     if not isinstance(point, dict) or not all(isinstance(field, str) for field in point):
-      raise UserError(f'--sweep: {config_file} gives the point {point!r}; a dict of field names '
-                      'and values is allowed')
-  if not found:
-    raise UserError(f'--sweep: sweep() of {config_file} has no points; one at least is allowed')
+      raise UserError(f'--sweep: {name} gives the point {point!r}; a dict of field names and '
+                      'values is needed')
   return found
 
 

@@ -1,5 +1,7 @@
 """The errors that the launcher turns into one line and an exit status."""
 
+import difflib
+
 
 class UserError(ValueError):
   """Something a person can mend: a field, a file or a folder.
@@ -20,3 +22,9 @@ class MismatchError(UserError):
   """What is logged is not what comes out now."""
 
   exit_status = 4
+
+
+def suggest(name, names, show=str):
+  """'; did you mean X?', where X is `show` of the nearest of `names`; '' if none is near."""
+  near = difflib.get_close_matches(str(name), names, 1)
+  return f'; did you mean {show(near[0])}?' if near else ''

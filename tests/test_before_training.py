@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import command_line
+from launch import flags
 from robust_jax import attacks, data, stages, workdir
 from robust_jax.config import configuration, experiment
 from robust_jax.data import lazy
@@ -22,35 +22,35 @@ def in_the_checkout(monkeypatch):
 
 
 def build(config, *words):
-  config = command_line.parse(['launch', f'--config=configs/{config}.py', *words]).config
+  config = flags.parse(['launch', f'--config=configs/{config}', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 @pytest.mark.parametrize('words, message', [
-    (['tangent_digits', '--config.extra.name=digits', '--config.extra.share=0.5'],
+    (['digits.py:tangent', '--config.extra.name=digits', '--config.extra.share=0.5'],
      "config.extra.share is 0.5, and config.method.name 'tangent' needs tangent directions"),
-    (['tangent_digits', '--config.data.augment=crop'],
+    (['digits.py:tangent', '--config.data.augment=crop'],
      "config.data.augment is 'crop', and config.method.name 'tangent' needs tangent directions"),
-    (['smoothadv_gradient_free_digits', '--config.method.num_noise=1'],
+    (['digits.py:smoothadv_gradient_free', '--config.method.num_noise=1'],
      "config.method.attack: num_noise is 1 for 'gradient_free'; 2 or more are allowed"),
-    (['smoothadv_digits', '--config.attack.smoothed_objective=gradient_free',
+    (['digits.py:smoothadv', '--config.attack.smoothed_objective=gradient_free',
       '--config.evaluation.num_noise=1'], 'config.attack: num_noise is 1'),
-    (['iaat_digits', '--config.method.attack.name=none'],
+    (['digits.py:iaat', '--config.method.attack.name=none'],
      "config.method.attack.name is 'none', and config.method.name 'iaat' learns"),
-    (['iaat_smoothadv_digits', '--config.method.attack.name=none'],
+    (['digits.py:iaat_smoothadv', '--config.method.attack.name=none'],
      "config.method.attack.name is 'none', and config.method.name 'iaat_smoothadv' learns"),
-    (['smoothadv_ddn_digits', '--config.method.attack.num_steps=1'],
+    (['digits.py:smoothadv_ddn', '--config.method.attack.num_steps=1'],
      r'config.method.attack.num_steps is 1; an integer in \[2, inf\) is allowed'),
-    (['pgd_digits', '--config.method.attack.restarts=3',
+    (['digits.py:pgd', '--config.method.attack.restarts=3',
       '--config.method.attack.random_start=False'],
      'config.method.attack: restarts is 3 and random_start False'),
-    (['trades_digits', '--config.method.attack.restarts=2'],
+    (['digits.py:trades', '--config.method.attack.restarts=2'],
      'config.method.attack: restarts is 2 and random_start False'),
-    (['trades_digits', '--config.method.attack.loss=cross_entropy'],
+    (['digits.py:trades', '--config.method.attack.loss=cross_entropy'],
      "config.method.attack.loss is 'cross_entropy', and .*'trades' maximises 'kl'; 'kl' is all"),
-    (['trades_digits', '--config.method.attack.name=fgsm'],
+    (['digits.py:trades', '--config.method.attack.name=fgsm'],
      "config.method.attack.name is 'fgsm', and .*; 'pgd' with loss 'kl' is allowed"),
-    (['smoothadv_digits', '--config.method.name=trades'],
+    (['digits.py:smoothadv', '--config.method.name=trades'],
      "config.method.attack.loss is 'cross_entropy', and config.method.name 'trades' maximises"),
 ])
 def test_what_does_not_go_together_is_one_line(words, message):
@@ -82,7 +82,7 @@ def test_a_split_whose_first_image_is_damaged_is_refused(tmp_path):
       (tmp_path / split / name).mkdir(parents=True)
       for number in range(8):
         Image.new('L', (8, 8), number).save(tmp_path / split / name / f'{number}.png')
-  words = ['pgd_digits', '--config.data.name=folder', f'--config.data.data_dir={tmp_path}',
+  words = ['digits.py:pgd', '--config.data.name=folder', f'--config.data.data_dir={tmp_path}',
            '--config.train.batch_size=8']
   place = tmp_path / 'run'
   place.mkdir()
@@ -96,8 +96,8 @@ def test_a_split_whose_first_image_is_damaged_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('words, message', [
-    (['tangent_digits', '--config.data.tangent_neighbors=1000'], 'tangent_neighbors is 1000'),
-    (['pgd_digits', '--config.weights={folder}/damaged.pth'], 'damaged.pth'),
+    (['digits.py:tangent', '--config.data.tangent_neighbors=1000'], 'tangent_neighbors is 1000'),
+    (['digits.py:pgd', '--config.weights={folder}/damaged.pth'], 'damaged.pth'),
 ])
 def test_a_refusal_in_the_train_stage_leaves_the_workdir_free(words, message, tmp_path):
   (tmp_path / 'damaged.pth').write_text('nothing')
@@ -108,13 +108,13 @@ def test_a_refusal_in_the_train_stage_leaves_the_workdir_free(words, message, tm
   with pytest.raises(UserError, match=message):
     stages.run_stage('train', run, place)
   assert not (place / 'checkpoints').exists()
-  workdir.check(place, build('pgd_digits', '--config.seed=7').config)
+  workdir.check(place, build('digits.py:pgd', '--config.seed=7').config)
 
 
 @pytest.mark.parametrize('words, told', [
-    (['pgd_digits', '--config.sigma=0.25'], True),
-    (['pgd_digits'], False),
-    (['smoothadv_digits'], False),
+    (['digits.py:pgd', '--config.sigma=0.25'], True),
+    (['digits.py:pgd'], False),
+    (['digits.py:smoothadv'], False),
 ])
 def test_a_method_without_noise_is_told_where_there_is_a_sigma(words, told, tmp_path, capsys):
   stages.STAGES['train'](build(*words, '--config.train.num_steps=1'), tmp_path)
@@ -124,9 +124,9 @@ def test_a_method_without_noise_is_told_where_there_is_a_sigma(words, told, tmp_
 
 
 @pytest.mark.parametrize('words, told', [
-    (['gaussian_digits', '--config.epsilon=0.5'], True),
-    (['gaussian_digits'], False),
-    (['smoothadv_digits'], False),
+    (['digits.py:gaussian', '--config.epsilon=0.5'], True),
+    (['digits.py:gaussian'], False),
+    (['digits.py:smoothadv'], False),
 ])
 def test_a_method_without_a_radius_is_told_where_there_is_an_epsilon(words, told, tmp_path, capsys):
   stages.STAGES['train'](build(*words, '--config.train.num_steps=1'), tmp_path)
@@ -136,7 +136,7 @@ def test_a_method_without_a_radius_is_told_where_there_is_an_epsilon(words, told
 
 
 def test_a_method_that_attacks_can_take_the_place_of_one_that_does_not():
-  words = ['macer_digits', '--config.attack.num_steps=7', '--config.method.name=smoothadv']
+  words = ['digits.py:macer', '--config.attack.num_steps=7', '--config.method.name=smoothadv']
   inner = build(*words).method.keywords['attack']
   assert inner.func is attacks.pgd_attack and inner.keywords['norm'] == 'l2'
   assert inner.keywords['num_steps'] == 20  # As in the config file.

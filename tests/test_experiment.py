@@ -1,6 +1,7 @@
 """Configs: every one loads, validates and builds; every mistake is one line."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from launch import command_line
+from launch import flags
 from robust_jax import attacks, data, workdir
 from robust_jax.config import configuration, experiment
 from robust_jax.devices.choose import choose_devices
@@ -17,7 +18,8 @@ from robust_jax.training import methods
 from robust_jax.types import Attack, Count, NonNegative, Positive
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('[a-z]*_*.py'))
+GOLDEN = json.loads((ROOT / 'tests/golden/configs.json').read_text())
+CONFIGS = [name for name in GOLDEN if name != 'defaults']
 SHAPES = {'digits': (8, 8, 1), 'mnist': (28, 28, 1), 'cifar10': (32, 32, 3),
           'cifar100': (32, 32, 3), 'imagenet2012': (224, 224, 3)}
 
@@ -29,7 +31,7 @@ def in_the_checkout(monkeypatch):
 
 def parse(*words):
   """The resolved config of a command line."""
-  return configuration.resolve(command_line.parse(['launch', *words]).config)
+  return configuration.resolve(flags.parse(['launch', *words]).config)
 
 
 @pytest.fixture
@@ -47,15 +49,56 @@ def no_data(monkeypatch):
   monkeypatch.setattr(data.extra, 'load', lambda name, *, like, **kwargs: like)
 
 
-def test_the_configs_are_there():
-  assert {'smoothadv_digits', 'smoothadv_mnist', 'gaussian_mnist', 'standard_mnist', 'pgd_mnist',
-          'smoothadv_cifar10', 'gaussian_cifar10', 'pgd_cifar10'} <= set(CONFIGS)
-
-
 @pytest.mark.parametrize('name', CONFIGS)
+def test_every_experiment_is_what_it_was(name):
+  """In golden/configs.json a component of another name than the default's is there as a whole."""
+  config, defaults = parse(f'--config={name}'), GOLDEN['defaults']
+  for section, values in {**defaults, **GOLDEN[name]}.items():
+    default = defaults[section]
+    if isinstance(values, dict) and values.get('name', default.get('name')) == default.get('name'):
+      values = {**default, **values}
+    # A field that is younger than the file is at its default.
+    found = config[section]
+    found = {field: found[field] for field in values} if isinstance(values, dict) else found
+    assert json.dumps(found) == json.dumps(values), section
+
+
+def test_the_list_has_every_experiment(capsys):
+  with pytest.raises(SystemExit):
+    flags.parse(['launch', '--list'])
+  lines = capsys.readouterr().out.splitlines()
+  assert max(map(len, lines)) <= 100
+  listed = [line.split()[0] for line in lines if line.startswith('configs/')]
+  assert sorted(listed) == sorted([*CONFIGS, 'configs/methods.py'])
+  assert 'configs/mnist.py:gaussian   ' in '\n'.join(lines)
+  assert all(len(line.split(maxsplit=1)) == 2 for line in lines if line)
+
+
+@pytest.mark.parametrize('given, meant', [
+    ('configs/gaussian_mnist.py', 'configs/mnist.py:gaussian'),
+    ('configs/robust_digits.py', 'configs/digits.py:robust'),
+    ('configs/shaham_cifar10.py', 'configs/shaham.py:cifar10'),
+    ('configs/smoothadv_mnst.py', 'configs/mnist.py:smoothadv'),
+    ('configs/mnits.py', 'configs/mnist.py'),
+    ('configs/mnist.py:gausian', 'gaussian'),
+    ('configs/methods.py:tradse', 'trades'),
+])
+def test_the_nearest_experiment_is_named(given, meant):
+  with pytest.raises(UserError, match=f'did you mean {meant}?') as raised:
+    parse(f'--config={given}')
+  assert '\n' not in str(raised.value)
+
+
+def test_without_a_name_a_config_file_gives_its_default():
+  assert parse('--config=configs/mnist.py') == parse('--config=configs/mnist.py:smoothadv')
+  for dataset in ('digits', 'imagenet'):
+    assert parse(f'--config=configs/smoothadv_{dataset}.py') == parse(
+        f'--config=configs/{dataset}.py')
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'configs/external.py'])
 def test_config_loads_validates_and_builds(name, no_data):
-  parsed = command_line.parse(['launch', f'--config=configs/{name}.py'])
-  assert parsed.workdir == Path(f'runs/{name}')
+  parsed = flags.parse(['launch', f'--config={name}'])
   config = configuration.resolve(parsed.config)
   run = experiment.build(config, jax.devices()[:2])
   assert (run.certify is None) == (run.sigma == 0)
@@ -70,13 +113,13 @@ def test_config_loads_validates_and_builds(name, no_data):
 
 
 def test_published_hyper_parameters():
-  config = parse('--config=configs/smoothadv_mnist.py')
+  config = parse('--config=configs/mnist.py:smoothadv')
   assert config['epsilon'] == 255 / 256 and config['sigma'] == 0.5
   assert config['method']['num_noise'] == 4 and config['method']['attack']['num_steps'] == 10
   assert config['certify'] | {'sigma': None} == {
       'name': 'fixed', 'sigma': None, 'n0': 100, 'n': 100_000, 'alpha': 0.001,
       'batch_size': config['certify']['batch_size'], 'bound': 'one_vs_rest', 'noise': 'gaussian'}
-  config = parse('--config=configs/pgd_mnist.py')
+  config = parse('--config=configs/mnist.py:pgd')
   assert config['method']['attack']['step_size'] == 0.01 and config['epsilon'] == 0.3
 
 
@@ -106,8 +149,7 @@ def test_overrides_reach_nested_attacks(no_data):
                                       'num_noise?'),
     (['--config.train.batch_size=0'], r'config.train.batch_size is 0; an integer in \[1, inf\)'),
     (['--config.train.batch_size=many'], 'config.train.batch_size=many: invalid literal'),
-    (['--config.method=trades'], "--config.method is 'trades', but config.method has fields; "
-                                 '--config.method.name=trades is allowed'),
+    (['--config.method=trades'], "--config.method has fields, got 'trades'"),
     (['--config.method.name=madry'], "config.method.name is 'madry'; one of standard, gaussian"),
     (['--config.method.attack.norm=l7'], "config.method.attack.norm is 'l7'; one of linf, l2, l1"),
     (['--config.model.name=vgg99'], "config.model.name is 'vgg99'; one of"),
@@ -118,10 +160,10 @@ def test_overrides_reach_nested_attacks(no_data):
     (['--config.seed=4294967296'], 'config.seed is 4294967296'),
     (['--config.epsilon=inf'], 'config.epsilon is inf'),
     (['--config.evaluation.epsilons=(0.5, -1.0)'], 'config.evaluation.epsilons is'),
-    (['--config=configs/nope.py'], '--config is configs/nope.py; a file with a get_config'),
-    (['--config=Makefile'], 'command line: '),
+    (['--config=configs/nope.py'], '--config: there is no file configs/nope.py'),
+    (['--config=Makefile'], '--config: Makefile has no get_config'),
     (['--stages=train,fly'],
-     "--stages has 'fly'; train, attack, certify, verify, report are allowed"),
+     "--stages has 'fly'"),
     (['--redo=verify'], "--redo has 'verify'; train, attack, certify, report are allowed"),
     (['--redo=all'], "--redo has 'all'"),
     (['--devices=-1'], 'devices=-1'),
@@ -135,7 +177,7 @@ def test_mistakes_are_one_line(words, message):
 
 
 def test_leftover_fields_of_another_method_are_named():
-  config = command_line.parse(['launch']).config
+  config = flags.parse(['launch']).config
   config.unlock()
   config.method = {'name': 'gaussian', 'sigma': 0.5, 'num_noise': 3}
   with pytest.raises(UserError, match='config.method.num_noise is not a field; allowed: sigma'):
@@ -162,41 +204,40 @@ def test_leftover_fields_of_another_method_are_named():
      'cnn on digits, gaussian training (sigma 0.5), smoothed by sigma 0.25, seed 0'),
 ])
 def test_the_headline_has_what_is_used(words, line):
-  config = command_line.parse(['launch', '--config=configs/smoothadv_digits.py', *words]).config
+  config = flags.parse(['launch', '--config=configs/smoothadv_digits.py', *words]).config
   run = experiment.build(configuration.resolve(config))
   assert run.summary().startswith(f'{line}, ')
 
 
 def test_fractions_are_numbers():
-  config = command_line.parse(['launch', '--config=configs/pgd_digits.py',
+  config = flags.parse(['launch', '--config=configs/digits.py:pgd',
                                '--config.epsilon=8/255', '--config.sigma', '0.5',
                                '--config.evaluation.epsilons=(1/4, .5/2)',
                                '--config.data.data_dir=2021/12']).config
   assert (config.epsilon, config.sigma) == (8 / 255, 0.5)
   assert config.evaluation.epsilons == (0.25, 0.25)
   assert config.data.data_dir == '2021/12'
-  config = command_line.parse(['launch', '--config=configs/pgd_digits.py', '--config.sigma=-1/4',
+  config = flags.parse(['launch', '--config=configs/digits.py:pgd', '--config.sigma=-1/4',
                                '--config.method.attack.step_size=2./255']).config
   assert (config.sigma, config.method.attack.step_size) == (-0.25, 2 / 255)
   with pytest.raises(UserError, match='8/2/1'):
-    command_line.parse(['launch', '--config.epsilon=8/2/1'])
+    flags.parse(['launch', '--config.epsilon=8/2/1'])
   with pytest.raises(UserError, match='1/1e3'):
-    command_line.parse(['launch', '--config.epsilon=1/1e3'])
+    flags.parse(['launch', '--config.epsilon=1/1e3'])
   with pytest.raises(UserError, match='config.epsilon'):
-    command_line.parse(['launch', '--config.epsilon=8/0'])
+    flags.parse(['launch', '--config.epsilon=8/0'])
 
 
 @pytest.mark.parametrize('field', ['train.batch_size', 'train.eval_batch_size',
                                    'evaluation.batch_size'])
 def test_batches_must_divide_by_the_devices(field, no_data):
   config = parse(f'--config.{field}=100')
-  message = f'config.{field} is 100; a multiple of 8 is allowed .8 devices'
-  with pytest.raises(UserError, match=message):
+  with pytest.raises(UserError, match=f'config.{field} .*multiple of 8.*100'):
     experiment.build(config, jax.devices())
 
 
 def test_too_many_devices_are_refused():
-  with pytest.raises(UserError, match='--devices is 9; at most 8 are here'):
+  with pytest.raises(UserError, match='--devices .*8.*9'):
     choose_devices(9, [18])
 
 
@@ -220,7 +261,7 @@ def test_a_workdir_after_a_space_is_found(tmp_path):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_saved_config_is_the_same_config(name, tmp_path):
-  config = parse(f'--config=configs/{name}.py', '--config.data.data_dir=/data')
+  config = parse(f'--config={name}', '--config.data.data_dir=/data')
   workdir.write_json(tmp_path / 'config.json', config)
   assert parse(f'--workdir={tmp_path}') == config
   changed = parse(f'--workdir={tmp_path}', '--config.certify.n=77',
@@ -252,7 +293,7 @@ def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):
 
   monkeypatch.setitem(configuration.TABLES['method'], 'mine', mine)
   monkeypatch.setitem(configuration.TABLES['attack'], 'shift', shift)
-  config = command_line.parse(['launch']).config
+  config = flags.parse(['launch']).config
   config.unlock()
   config.method = configuration.component('method', 'mine', attack=configuration.component(
       'attack', 'shift', amount=5))
@@ -287,7 +328,19 @@ def test_another_name_on_the_command_line_brings_its_own_fields():
   assert same == default
 
 
+@pytest.mark.parametrize('config, folder', [
+    ('configs/mnist.py:gaussian', 'runs/gaussian_mnist'),
+    ('configs/mnist.py', 'runs/smoothadv_mnist'),
+    ('configs/smoothadv_imagenet.py', 'runs/smoothadv_imagenet'),
+    ('configs/external.py', 'runs/external'), ('configs/workdir.py:{saved}', 'runs/workdir'),
+])
+def test_the_workdir_is_named_by_the_experiment(config, folder, tmp_path):
+  workdir.write_json(tmp_path / 'config.json', parse())
+  parsed = flags.parse(['launch', f'--config={config.format(saved=tmp_path)}'])
+  assert parsed.workdir == Path(folder)
+
+
 def test_the_config_may_be_a_word_of_its_own():
-  parsed = command_line.parse(
-      ['launch', '--config', 'configs/pgd_mnist.py', '--workdir', 'runs/x'])
+  parsed = flags.parse(
+      ['launch', '--config', 'configs/mnist.py:pgd', '--workdir', 'runs/x'])
   assert parsed.config.data.name == 'mnist' and parsed.workdir == Path('runs/x')

@@ -14,7 +14,7 @@ import tiny_training
 from jax.test_util import check_grads
 from test_report import read_page
 
-from launch import command_line
+from launch import flags
 from robust_jax import attacks, data, keys, models, training
 from robust_jax import report as reports
 from robust_jax.config import configuration, experiment
@@ -276,12 +276,12 @@ def test_radii_follow_their_examples_through_shuffled_epochs(num_devices):
     np.testing.assert_array_equal(shard.data, state.memory['radius'])
 
 
-def build(*words, config='iaat_digits', devices=2):
-  words = [f'--config=configs/{config}.py', '--config.model.widths=(4,)', '--config.model.dense=8',
+def build(*words, config='digits.py:iaat', devices=2):
+  words = [f'--config=configs/{config}', '--config.model.widths=(4,)', '--config.model.dense=8',
            '--config.method.attack.num_steps=1', '--config.method.warmup_epochs=1',
            '--config.train.num_epochs=3.0', '--config.train.checkpoint_every=1000',
            '--config.evaluation.gallery=3', *words]
-  config = command_line.parse(['launch', *words]).config
+  config = flags.parse(['launch', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
 
@@ -335,7 +335,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
     line = capsys.readouterr().out
     assert re.fullmatch(rf'train: the radius of each example .*{why}.*begins anew\n', line), line
   (tmp_path / 'plain').mkdir()
-  plain = command_line.parse(['launch', '--config=configs/pgd_digits.py',
+  plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               '--config.model.widths=(4,)', '--config.model.dense=8',
                               '--config.train.num_steps=1']).config
   STAGES['train'](experiment.build(configuration.resolve(plain), jax.devices()[:2]),
@@ -349,7 +349,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
                      r"and the config now gives 721 .*; those there, or --redo=train, are allowed"):
     STAGES['train'](build('--config.data.train_split=train[:50%]'), trained)
   # A method without radii has nothing to compare.
-  plain = command_line.parse(['launch', '--config=configs/pgd_digits.py',
+  plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               f'--config.weights={trained}',
                               '--config.data.train_split=train[:50%]']).config
   assert weights.initial_memory(experiment.build(configuration.resolve(plain))) == {}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_imagenet
 
-from launch import command_line
+from launch import flags
 from robust_jax import models, stages, training, workdir
 from robust_jax.certification import log
 from robust_jax.config import configuration, experiment
@@ -185,7 +185,7 @@ def test_foreign_folders_are_refused(tmp_path):
 @pytest.fixture
 def run(monkeypatch, data_dir):
   monkeypatch.chdir(ROOT)
-  config = command_line.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]]).config
+  config = flags.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]]).config
   config.data.data_dir = str(data_dir)
   config.train.checkpoint_every = 5
   return experiment.build(configuration.resolve(config), jax.devices()[:2])

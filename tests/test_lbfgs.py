@@ -126,11 +126,11 @@ def test_it_says_that_it_cannot_be_compiled(mlp_fn, images, labels):
 
 
 def test_a_run_is_attacked_with_it(tmp_path):
-  from launch import command_line
+  from launch import flags
   from robust_jax import stages, workdir
   from robust_jax.config import configuration, experiment
-  config = command_line.parse([
-      'launch', '--config=configs/robust_digits.py', '--config.train.num_steps=20',
+  config = flags.parse([
+      'launch', '--config=configs/digits.py:robust', '--config.train.num_steps=20',
       '--config.attack.name=lbfgs', '--config.attack.num_constants=3',
       '--config.evaluation.epsilons=(0.5,)', '--config.evaluation.num_images=6',
       '--config.evaluation.batch_size=6']).config

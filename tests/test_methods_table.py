@@ -20,7 +20,7 @@ from robust_jax.training.methods import METHODS
 from robust_jax.workdir import interrupts
 
 # Of two networks trained for a few steps; the third config lacks its labels.
-SMALL = ['--seeds=2', '--devices=2', '--configs=vat_digits,smoothadv_digits,self_training_digits',
+SMALL = ['--seeds=2', '--devices=2', '--configs=vat,smoothadv,self_training',
          '--config.model.name=linear', '--config.train.num_steps=30', '--config.train.log_every=5',
          '--config.evaluation.num_images=96', '--config.certify.n=200',
          '--config.certify_images.num_images=96', '--config.extra.labels=nowhere.tsv']
@@ -140,7 +140,7 @@ def test_other_settings_are_refused_before_anything_runs(folder):
 def test_any_end_of_a_run_costs_that_run_only(tmp_path, capsys, monkeypatch):
   end = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
   monkeypatch.setattr(sweep, 'LAUNCHER', (sys.executable, '-c', end))
-  assert command.main(['methods', f'--workdir={tmp_path}', '--configs=vat_digits']) == 1
+  assert command.main(['methods', f'--workdir={tmp_path}', '--configs=vat']) == 1
   error = capsys.readouterr().err
   for seed in range(3):
     assert f'error: {tmp_path}/vat/{seed} failed: exit status -11' in error
@@ -151,7 +151,7 @@ def test_an_interruption_ends_them_all(tmp_path, capsys, monkeypatch):
   end = f'raise SystemExit({interrupts.Interrupted.exit_status})'
   monkeypatch.setattr(sweep, 'LAUNCHER', (sys.executable, '-c', end))
   with pytest.raises(interrupts.Interrupted, match='vat/0'):
-    command.main(['methods', f'--workdir={tmp_path}', '--configs=vat_digits'])
+    command.main(['methods', f'--workdir={tmp_path}', '--configs=vat'])
   assert '[2/3]' not in capsys.readouterr().out
 
 
@@ -170,14 +170,14 @@ def test_rows_are_points_of_sweeps_but_for_seeds():
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--configs=vat_digit'], "--configs has 'vat_digit'; attack_then_noise_digits, "),
-    (['--configs=trades'], '; did you mean trades_digits?'),
+    (['--configs=vatt'], "--configs has 'vatt'; attack_then_noise, "),
+    (['--configs=trade'], '; did you mean trades?'),
     (['--config.train.batch_size=0'], 'config.train.batch_size is 0; an integer'),
     (['--seeds=0'], '--seeds is 0; 1 or more is allowed'),
     (['--stages=train'], "command line: '--stages=train' is no flag; --workdir"),
     (['--config.train.num_epoch=3'], 'config.train.num_epoch is not a field'),
-    (['--configs=vat_digits', '--config.seed=3'], '--config.seed is given, but'),
-    (['--configs=robust_digits', '--config.epsilon=0.3'], '--config.epsilon is given, but'),
+    (['--configs=vat', '--config.seed=3'], '--config.seed is given, but'),
+    (['--configs=robust', '--config.epsilon=0.3'], '--config.epsilon is given, but'),
 ])
 def test_mistakes_are_one_line(words, message, tmp_path):
   with pytest.raises(UserError) as caught:
@@ -210,12 +210,12 @@ def test_the_page_has_the_markers_and_every_config():
   text = command.DOCS.read_text(encoding='utf-8')
   assert text.count('<!-- measured -->\n') == text.count('<!-- end -->') == 1
   for name in command.parse(['methods'])[0].configs:
-    assert f'`{name.removesuffix("_digits")}`' in text, name
+    assert f'`{name}`' in text, name
 
 
 @pytest.mark.parametrize('own, sigma', [(None, 0.25), (0., 0.), (0.5, 0.5)])
 def test_the_attacked_noise_is_that_of_certification_unless_set(own, sigma):
-  row, = command.read_rows('gaussian_digits', 1, [])
+  row, = command.read_rows('gaussian', 1, [])
   config = row.configs[0]
   config['evaluation']['sigma'] = own
   run = experiment.build(config, jax.devices()[:2])

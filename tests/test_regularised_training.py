@@ -12,7 +12,7 @@ import scipy.stats
 import tiny_training
 from jax.test_util import check_grads
 
-from launch import command_line
+from launch import flags
 from robust_jax import attacks, keys, models, smoothing
 from robust_jax.config import configuration, experiment
 from robust_jax.errors import UserError
@@ -280,7 +280,7 @@ def test_label_smoothing_is_of_the_cross_entropy(linear, batch):
 
 
 def build(*words):
-  config = command_line.parse(['launch', *words]).config
+  config = flags.parse(['launch', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
@@ -290,28 +290,28 @@ def test_no_noise_is_refused_before_training(config, monkeypatch):
   message = (rf"^config.sigma, which the method '{config}' takes, is 0.0; "
              r'a number in \(0, inf\) is allowed$')
   with pytest.raises(UserError, match=message):
-    build(f'--config=configs/{config}_digits.py', '--config.sigma=0.0')
+    build(f'--config=configs/digits.py:{config}', '--config.sigma=0.0')
   with pytest.raises(UserError, match=r'^config.method.sigma is 0.0; a number in \(0, inf\)'):
-    build(f'--config=configs/{config}_digits.py', '--config.method.sigma=0.0')
+    build(f'--config=configs/digits.py:{config}', '--config.method.sigma=0.0')
   # The method's own noise is enough: certification may have another.
-  run = build(f'--config=configs/{config}_digits.py', '--config.sigma=0.0',
+  run = build(f'--config=configs/digits.py:{config}', '--config.sigma=0.0',
               '--config.method.sigma=0.5')
   assert run.method.keywords['sigma'] == 0.5 and run.sigma == 0
 
 
 @pytest.mark.parametrize('words, message', [
-    (['consistency_digits', '--config.method.num_noise=1'],
+    (['digits.py:consistency', '--config.method.num_noise=1'],
      r'config.method.num_noise is 1; an integer in \[2, inf\)'),
-    (['consistency_digits', '--config.method.attack.name=pgd', '--config.method.attack.loss=kl'],
+    (['digits.py:consistency', '--config.method.attack.name=pgd', '--config.method.attack.loss=kl'],
      "config.method.attack: loss is 'kl' with noise"),
-    (['trades_digits', '--config.method.attack.target=random'],
+    (['digits.py:trades', '--config.method.attack.target=random'],
      "config.method.attack.target is 'random', and .* maximises 'kl'"),
-    (['macer_digits', '--config.method.beta=0.0'], 'config.method.beta is 0.0'),
-    (['iaat_digits', '--config.method.variant=mine'],
+    (['digits.py:macer', '--config.method.beta=0.0'], 'config.method.beta is 0.0'),
+    (['digits.py:iaat', '--config.method.variant=mine'],
      "config.method.variant is 'mine'; one of official, algorithm1, simple is allowed"),
 ])
 def test_what_does_not_go_together_is_one_line(words, message, monkeypatch):
   monkeypatch.chdir(ROOT)
   with pytest.raises(UserError, match=message) as raised:
-    build(f'--config=configs/{words[0]}.py', *words[1:])
+    build(f'--config=configs/{words[0]}', *words[1:])
   assert '\n' not in str(raised.value)

@@ -10,7 +10,7 @@ import pytest
 import tiny_training
 from jax.test_util import check_grads
 
-from launch import command_line
+from launch import flags
 from robust_jax import attacks, data, keys, losses, models, stages, workdir
 from robust_jax.attacks import threat_models
 from robust_jax.config import configuration, experiment
@@ -453,12 +453,12 @@ def test_tangents_that_cannot_be_are_refused(plane, tmp_path):
 
 
 def built(*words):
-  config = command_line.parse(['launch', *words]).config
+  config = flags.parse(['launch', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--config=configs/tangent_digits.py', '--config.data.tangents=0'],
+    (['--config=configs/digits.py:tangent', '--config.data.tangents=0'],
      "config.data.tangents is 0, and config.method.name 'tangent' needs"),
     (['--config.method.name=tangent_penalty', '--config.method.weight=1.0'],
      "config.data.tangents is 0, and config.method.name 'tangent_penalty' needs"),
@@ -471,7 +471,7 @@ def test_what_does_not_go_together_is_refused_before_training(words, message):
 
 
 def test_a_run_trains_with_tangents(tmp_path):
-  run = built('--config=configs/tangent_digits.py', '--config.train.num_steps=3',
+  run = built('--config=configs/digits.py:tangent', '--config.train.num_steps=3',
               '--config.train.log_every=1', '--config.data.tangents=2',
               '--config.data.tangent_neighbors=3')
   workdir.describe(run, tmp_path, [])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import command_line
+from launch import flags
 from launch import shaham as command
 from robust_jax import attacks, keys, report, stages, workdir
 from robust_jax.config import experiment
@@ -21,10 +21,10 @@ SMALL = ['--config.train.num_steps=60', '--config.evaluation.stride=3',
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """The sweep of robust_digits, with little training."""
+  """The sweep on digits, with little training."""
   path = tmp_path_factory.mktemp('sweep')
-  points = command_line.parse(
-      ['launch', '--config=configs/robust_digits.py', '--sweep', *SMALL]).points
+  points = flags.parse(
+      ['launch', '--config=configs/shaham.py', '--sweep', *SMALL]).points
   for number, (_, config) in enumerate(points):
     run = experiment.build(config, jax.devices()[:2])
     place = path / f'{number:03d}'
@@ -169,8 +169,8 @@ def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkey
     raise AssertionError('it is trained')
 
   sweep = tmp_path / 'gaussian.py'
-  sweep.write_text('from configs.robust_digits import get_config\n'
-                   'from robust_jax.config.configuration import component\n'
+  sweep.write_text('from configs.digits import robust as get_config\n'
+                   'from configs.base import component\n'
                    "sweep = lambda: [{'method': component('method', name, **kwargs)} for name, "
                    "kwargs in (('standard', {}), ('gaussian', {'sigma': 0.5}))]\n")
   monkeypatch.setattr(command.sweep, 'run', train)
@@ -179,14 +179,14 @@ def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkey
                   *[word.format(sweep=sweep) for word in words]])
 
 
-@pytest.mark.parametrize('name', ['shaham_mnist', 'shaham_cifar10'])
+@pytest.mark.parametrize('name', ['mnist', 'cifar10'])
 def test_published_hyper_parameters(name):
-  parsed = command_line.parse(['launch', f'--config=configs/{name}.py', '--sweep'])
+  parsed = flags.parse(['launch', f'--config=configs/shaham.py:{name}', '--sweep'])
   config, points = parsed.config, parsed.points
   std = config.data.std[0]
   radii = {c['method'].get('attack', {}).get('norm'): c['epsilon'] / std for _, c in points}
   del radii[None]
-  expected = {'shaham_mnist': {'l1': 2., 'l2': 2., 'linf': 0.2}, 'shaham_cifar10': {'l2': 0.2}}
+  expected = {'mnist': {'l1': 2., 'l2': 2., 'linf': 0.2}, 'cifar10': {'l2': 0.2}}
   np.testing.assert_allclose(list(radii.values()), list(expected[name].values()))
   assert list(radii) == list(expected[name])
   assert config.method.clean_share == 0 and config.method.attack.order == 'ball_only'

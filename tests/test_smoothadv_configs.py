@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import command_line
+from launch import flags
 from robust_jax import attacks, data
 from robust_jax.config import configuration, experiment
 from robust_jax.errors import UserError
@@ -30,12 +30,13 @@ def no_data(monkeypatch):
 
 
 def build(name, *words):
-  config = command_line.parse(['launch', f'--config=configs/{name}.py', *words]).config
+  config = flags.parse(['launch', f'--config=configs/{name}', *words]).config
   return experiment.build(configuration.resolve(config), jax.devices()[:2])
 
 
 def test_ddn_begins_at_the_warmed_up_epsilon():
-  for name, epsilon, steps in (('smoothadv_ddn_digits', 0.5, 4), ('smoothadv_ddn_imagenet', 2., 2)):
+  for name, epsilon, steps in (('digits.py:smoothadv_ddn', 0.5, 4),
+                               ('imagenet.py:smoothadv_ddn', 2., 2)):
     run = build(name)
     inner = run.method.keywords['attack']
     assert run.method.func is methods.smoothadv and inner.func is attacks.ddn
@@ -46,26 +47,26 @@ def test_ddn_begins_at_the_warmed_up_epsilon():
 
 
 def test_ddn_as_the_attack_of_the_evaluation():
-  run = build('smoothadv_digits', '--config.attack.name=ddn', '--config.attack.gamma=0.0')
+  run = build('digits.py:smoothadv', '--config.attack.name=ddn', '--config.attack.gamma=0.0')
   assert run.attack.func is attacks.ddn
   assert run.attack.keywords == {'norm': 'l2', 'num_steps': 20, 'init_norm': 1., 'gamma': 0.,
                                  'rounding': 'inside'}
   with pytest.raises(UserError, match="config.attack.norm is 'linf'; one of l2 is allowed"):
-    build('pgd_cifar10', '--config.attack.name=ddn')
+    build('cifar10.py:pgd', '--config.attack.name=ddn')
 
 
 def test_the_gradient_free_attack_gets_the_noise():
-  run = build('smoothadv_gradient_free_digits', '--config.sigma=0.375')
+  run = build('digits.py:smoothadv_gradient_free', '--config.sigma=0.375')
   inner = run.method.keywords['attack'].keywords
   assert inner['smoothed_objective'] == 'gradient_free' and inner['sigma'] == 0.375
   with pytest.raises(UserError, match='config.method.attack: sigma is 0.0'):
-    build('smoothadv_gradient_free_digits', '--config.sigma=0.0')
+    build('digits.py:smoothadv_gradient_free', '--config.sigma=0.0')
 
 
 @pytest.mark.parametrize('data_name', ['digits', 'cifar10'])
 def test_the_four_orders(data_name):
   names = ['noise_beside_attack', 'attack_then_noise', 'noise_then_attack', 'smoothadv']
-  runs = [build(f'{name}_{data_name}') for name in names]
+  runs = [build(f'{data_name}.py:{name}') for name in names]
   assert [run.method.func for run in runs] == [methods.noisy_adversarial] * 2 + [
       methods.smoothadv] * 2
   assert [run.method.keywords['order'] for run in runs[:2]] == ['beside', 'attack_then_noise']
@@ -80,13 +81,13 @@ def test_the_four_orders(data_name):
 
 def test_an_attack_of_the_base_classifier_is_checked_as_one():
   # The margin is no objective of a smoothed classifier, but it is one of the classifier.
-  build('attack_then_noise_digits', '--config.method.attack.loss=margin')
+  build('digits.py:attack_then_noise', '--config.method.attack.loss=margin')
   with pytest.raises(UserError, match="config.method.attack: loss is 'margin' with noise"):
-    build('noise_then_attack_digits', '--config.method.attack.loss=margin')
+    build('digits.py:noise_then_attack', '--config.method.attack.loss=margin')
 
 
 def test_fine_tuning():
-  run = build('smoothadv_finetune_cifar10')
+  run = build('cifar10.py:smoothadv_finetune')
   assert run.config['new_head'] and run.config['weights'] and run.train.num_epochs == 30.
   assert run.method.keywords['epsilon_warmup_epochs'] == 0
   np.testing.assert_allclose([run.learning_rate()(step) for step in (0, 5, 50)], 0.001)
@@ -100,7 +101,7 @@ def test_self_training_mixes_what_it_names(monkeypatch):
     return like
 
   monkeypatch.setattr(data.extra, 'load', load)
-  run = build('self_training_digits', '--config.data.data_dir=/there')
+  run = build('digits.py:self_training', '--config.data.data_dir=/there')
   assert run.train_data.num_examples == 200 and run.steps_per_epoch == 4  # 100 by halves of 64
   assert run.train_data.mixture == (100, 0.5, 0.5)
   assert seen[0]['name'] == 'digits' and seen[0]['split'] == 'train[300:]'

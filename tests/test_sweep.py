@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import command_line, sweep
+from launch import flags, sweep
 from robust_jax import report, workdir
 from robust_jax.config.configuration import component
 from robust_jax.errors import UserError
@@ -66,7 +66,7 @@ def stand_in(tmp_path):
 
 def parse(*words):
   """What the launcher makes of a command line: (points, configs)."""
-  points = command_line.parse(['launch', '--sweep', *words]).points
+  points = flags.parse(['launch', '--sweep', *words]).points
   return tuple(map(list, zip(*points)))
 
 
@@ -78,9 +78,9 @@ def calls(tmp_path):
 
 
 def write_config(path, points, extra=''):
-  path.write_text('import numpy as np\nfrom configs import smoothadv_digits\n'
-                  'from robust_jax.config.configuration import component\n'
-                  'get_config = smoothadv_digits.get_config\n'
+  path.write_text('import numpy as np\nfrom configs import digits\n'
+                  'from configs.base import component\n'
+                  'get_config = digits.smoothadv\n'
                   f'def sweep():\n  return {points}\n{extra}')
   return f'--config={path}'
 
@@ -128,7 +128,7 @@ def test_a_whole_section_can_be_swept(tmp_path):
     ("[{'seed': 0}, {'seed': -1}]", 'point 1 (seed=-1): config.seed is -1; an integer in [0'),
     ("[{'method.name': 'magic'}]", "(method.name=magic): config.method.name is 'magic'; one of"),
     ("[{'seed': 1}, {}, {'seed': 0}]", 'points 1 and 2 are the same config (seed=0)'),
-    ('[]', 'has no points; one at least is allowed'),
+    ('[]', 'has no sweep()'),
     ("{'seed': [1, 2]}", "gives the point 'seed'; a dict of field names and values"),
     ('[{1: 2}]', 'gives the point {1: 2}'),
     ('1 / 0', 'division by zero'),
@@ -144,11 +144,11 @@ def test_mistakes_in_a_sweep_are_one_line(points, message, tmp_path):
 def test_a_field_is_set_in_one_place_and_a_sweep_has_to_be_there():
   with pytest.raises(UserError, match='--config.seed is given, but sweep\\(\\) sets seed'):
     parse('--config.seed=3')
-  with pytest.raises(UserError, match=r'configs/standard_mnist.py has no sweep\(\)'):
-    parse('--config=configs/standard_mnist.py')
-  parsed = command_line.parse(['launch', '--sweep'])
+  with pytest.raises(UserError, match=r'configs/mnist.py:standard has no sweep\(\)'):
+    parse('--config=configs/mnist.py:standard')
+  parsed = flags.parse(['launch', '--sweep'])
   assert parsed.workdir == Path('runs/smoothadv_digits_sweep') and len(parsed.points) == 3
-  parsed = command_line.parse(['launch'])
+  parsed = flags.parse(['launch'])
   assert parsed.workdir == Path('runs/smoothadv_digits') and parsed.points is None
 
 
@@ -286,7 +286,7 @@ def test_redo_puts_the_results_of_all_aside_at_once(tmp_path, stand_in):
 
 TINY = '''
 from configs import base
-from robust_jax.config.configuration import component
+from configs.base import component
 
 def get_config():
   config = base.get_config()

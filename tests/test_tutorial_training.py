@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import command_line
+from launch import flags
 from robust_jax import attacks, keys, losses
 from robust_jax.config import configuration, experiment
 from robust_jax.training import methods
@@ -97,7 +97,7 @@ def test_a_share_of_clean_loss_goes_with_both(network, batch):
 def test_their_configs_say_so(monkeypatch):
   monkeypatch.chdir(ROOT)
   for name, field, value in (('pgd_restarts', 'restarts', 4), ('pgd_targeted', 'target', 'random')):
-    config = command_line.parse(['launch', f'--config=configs/{name}_digits.py']).config
+    config = flags.parse(['launch', f'--config=configs/digits.py:{name}']).config
     run = experiment.build(configuration.resolve(config), jax.devices()[:2])
     assert run.method.keywords['attack'].keywords[field] == value
     assert run.method.keywords['clean_share'] == (0.3 if name == 'pgd_restarts' else 0)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import command_line
+from launch import flags
 from robust_jax import stages, workdir
 from robust_jax.certification import integer, log
 from robust_jax.config import configuration, experiment
@@ -56,7 +56,7 @@ def make(tmp_path, monkeypatch):
              '--config.certify.n0=30', '--config.certify.batch_size=100',
              '--config.certify_images.num_images=10', '--config.certify_images.images_per_call=4',
              *words]
-    config = command_line.parse(['launch', *words]).config
+    config = flags.parse(['launch', *words]).config
     return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
   return build
@@ -222,11 +222,12 @@ def test_other_flags_are_told_but_for_the_number_of_devices(make, tmp_path, caps
   certify(run, tmp_path)
   path = tmp_path / 'certify.jsonl'
   lines = path.read_text().splitlines()
-  for flags, told in (('--xla_force_host_platform_device_count=7', False),
-                      ('--xla_cpu_enable_fast_math=true', True)):
+  for xla_flags, told in (('--xla_force_host_platform_device_count=7', False),
+                          ('--xla_cpu_enable_fast_math=true', True)):
     header = json.loads(lines[0])
     header['header']['environment']['flags'] = ' '.join(
-        [*(flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag), flags])
+        [*(flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag),
+         xla_flags])
     path.write_text('\n'.join([json.dumps(header), *lines[1:], '']))
     verify(run, tmp_path)
     assert ('(the log was made with other flags)' in capsys.readouterr().out) == told
@@ -431,8 +432,8 @@ def test_mistakes_are_found_before_anything_runs(words, message, make):
 
 @pytest.mark.parametrize('name', ['mnist', 'cifar10', 'imagenet'])
 def test_configs_of_certification(name):
-  words = [f'--config=configs/certify_{name}.py', '--stages=certify,verify,report']
-  parsed = command_line.parse(['launch', *words])
+  words = [f'--config=configs/{name}.py:certify', '--stages=certify,verify,report']
+  parsed = flags.parse(['launch', *words])
   assert parsed.stages == ['certify', 'verify', 'report']
   config = configuration.resolve(parsed.config)
   assert config['certify']['name'] == 'sequential'
@@ -441,5 +442,5 @@ def test_configs_of_certification(name):
 
 
 def test_verification_is_no_part_of_a_run_unless_asked_for():
-  assert 'verify' not in command_line.parse(['launch']).stages
+  assert 'verify' not in flags.parse(['launch']).stages
   assert 'verify' in stages.STAGES and 'verify' not in stages.KEPT

@@ -19,6 +19,9 @@ from robust_jax import workdir  # noqa: E402
 
 WRONG = [
     '--config=configs/smoothadv_mnst.py',
+    '--config=configs/gaussian_mnist.py',
+    '--config=configs/mnist.py:gausian',
+    '--config=configs/smoothadv_digits.py:macer',
     '--config.sigmaa=1.0',
     '--config.train.batchsize=128',
     '--config.train.num_epochs=-1.0',
@@ -60,7 +63,7 @@ WRONG = [
     '--workdir={tmp}/used',
     '--workdir={tmp}/run --config.epsilon=0.9',
     '--workdir={tmp}/damaged --stages=certify',
-    '--sweep --config=configs/pgd_mnist.py',
+    '--sweep --config=configs/mnist.py:pgd',
     '--sweep --config.seed=3',
 ]
 

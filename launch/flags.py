@@ -1,6 +1,5 @@
-"""The launcher's flags. What a person can type wrongly becomes one UserError."""
+"""The launcher's flags: what a command line asks for. Every mistake in it is one UserError."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import sweep
+from launch import experiments, sweep
 from robust_jax import stages
 from robust_jax.config import schema
 from robust_jax.config.configuration import TABLES, component
@@ -60,41 +59,20 @@ def parse(argv):
   config_file, argv = _value_of('config', argv)
   if config_file is None:
     config_file = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
-  if not Path(config_file.partition(':')[0]).is_file():
-    there = [str(path) for path in sorted(Path('configs').glob('[a-z]*.py'))
-             if path.stem not in ('base', 'methods', 'workdir')]
-    near = difflib.get_close_matches(config_file, there, 1)
-    raise UserError(f'--config is {config_file}; a file with a get_config() is allowed, such as '
-                    f'{", ".join(there)}' + (f'; did you mean {near[0]}?' if near else ''))
   for word, following in zip(argv, [*argv[1:], '']):
     field, equals, value = word.lstrip('-').partition('=')
     if word.startswith('-') and field.startswith('config.') and field.split('.')[-1] in NAMED:
       value = value if equals else following
-      raise UserError(f'--{field} is {value!r}, but {field} has fields; --{field}.name={value} is '
-                      'allowed')
+      raise UserError(f'--{field} has fields, got {value!r}: use --{field}.name={value}')
   try:
-    return _parse(config_file, argv)
+    return _parse(experiments.read(config_file), argv)
+  except UserError:
+    raise
   except (AttributeError, KeyError) as error:
     raise UserError(_unknown_field(error, argv)) from error
-  except Exception as error:  # absl, ml_collections, and what a config file may raise.
-    mistake = _first_mistake(error)
-    if mistake is not None:
-      raise mistake from None
+  except Exception as error:  # absl and ml_collections.
     message = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(f'command line: {message}') from error
-
-
-def _first_mistake(error):
-  """The UserError that an error comes from; None without any.
-
-  absl and ml_collections raise that of a config file again, with its whole traceback as text: so it
-  is the deepest, down to one that was raised `from None`.
-  """
-  found = None
-  while error is not None:
-    found = error if isinstance(error, UserError) else found
-    error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-  return found
 
 
 def _value_of(flag, argv):
@@ -108,17 +86,14 @@ def _value_of(flag, argv):
   return None, argv
 
 
-def _load(config_file, argv):
+def _load(file, argv):
   """The config of a file, with the components whose names the command line changes.
 
   A component of another name keeps the fields that the new one has too; the others are at the new
   one's defaults. Its fields can then be given like any other's. A method that attacks, in place of
   one that does not, attacks as config.attack.
   """
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file('config', None, flag_values=values, sys_argv=[])
-  values([argv[0], f'--config={config_file}'])
-  config = config.value
+  config = experiments.config(file)
   for word in argv:
     path, _, name = word.lstrip('-').partition('=')
     *sections, last = path.split('.')[1:] or ['']
@@ -160,13 +135,13 @@ def _given(section):
   return {field: value for field, value in section.items() if value is not None}
 
 
-def _parse(config_file, argv):
+def _parse(file, argv):
   values = flags.FlagValues()
-  loaded = _load(config_file, argv)
+  loaded = _load(file, argv)
   argv = [_in_decimals(word, loaded) for word in argv]
   config = config_flags.DEFINE_config_dict(
       'config', loaded,
-      'A file with the experiment; --config.FIELD=VALUE changes it. '
+      'FILE:NAME, an experiment of a config file; --config.FIELD=VALUE changes it. '
       f'Default: that of an existing workdir, or {DEFAULT_CONFIG}.',
       flag_values=values, sys_argv=argv)
   workdir = flags.DEFINE_string(
@@ -186,11 +161,15 @@ def _parse(config_file, argv):
   profile = flags.DEFINE_integer(
       'profile', 0, 'Training steps to trace, after the first ten, into WORKDIR/profile.',
       lower_bound=0, flag_values=values)
+  listed = flags.DEFINE_bool('list', False, 'Show all experiments.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
   rest = values(argv)[1:]
   if values.help:
     print('python -m launch [--FLAG=VALUE ...]', values.main_module_help() or
           values.get_help().partition('\nabsl.flags:')[0], sep='\n')
+    raise SystemExit(0)
+  if listed.value:
+    print(experiments.listing())
     raise SystemExit(0)
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; --config, --config.FIELD, --workdir, '
@@ -202,11 +181,10 @@ def _parse(config_file, argv):
         raise UserError(f'--{name} has {stage!r}; {", ".join(allowed)} are allowed')
   if profile.value:
     config.value.train.profile_steps = profile.value
-  config_file = Path(config_file.partition(':')[0])
-  folder = Path(workdir.value or f'runs/{config_file.stem}{"_sweep" if swept.value else ""}')
+  folder = Path(workdir.value or f'runs/{file.title}{"_sweep" if swept.value else ""}')
   points = None
   if swept.value:
-    points = sweep.read_points(config_file)
+    points = sweep.read_points(file)
     overridden = config_flags.get_override_values(values['config'])
     points = list(zip(points, sweep.expand(config.value, points, overridden)))
   return CommandLine(config.value, folder, chosen.value, redo.value, devices.value, points)

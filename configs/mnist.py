@@ -1,0 +1,124 @@
+"""MNIST: LeNet by the protocol of the Consistency authors, and others' protocols."""
+
+from configs import base
+from configs.base import attack, method, model, optimizer, schedule
+
+# Box last, and normalised gradients, as the Consistency authors' SmoothAdv.
+L2_STEPS = dict(norm='l2', num_steps=10, step_ratio=2., order='ball_then_box')
+LINF_STEPS = dict(norm='linf', num_steps=40, step_size=0.01, random_start=True)
+
+
+def _lenet(**changes):
+  """Jeong & Shin 2020: LeNet, sigma 0.5, 90 epochs."""
+  return base.get_config(dict(
+      sigma=0.5,
+      data=dict(name='mnist'),
+      train=dict(batch_size=256, num_epochs=90.),
+      model=model('lenet'),
+      # x0.1 every 30 epochs; their schedule drops one epoch late.
+      schedule=schedule('step', learning_rate=0.01, boundaries=(31, 61)),
+      attack=attack('pgd', norm='l2', num_steps=20, step_ratio=2.),
+      evaluation=dict(epsilons=(0.25, 0.5, 0.75, 1., 1.25, 1.5, 1.75), stride=100)), **changes)
+
+
+def _adam(**changes):
+  """A classifier without noise, trained by Adam; every tenth test image is attacked, in linf."""
+  return base.get_config(dict(
+      data=dict(name='mnist'),
+      train=dict(checkpoint_every=1200, eval_batch_size=500),
+      optimizer=optimizer('adam'),
+      attack=attack('pgd', **LINF_STEPS, restarts=5),
+      evaluation=dict(epsilons=(0.1, 0.2, 0.3), stride=10, batch_size=250)), **changes)
+
+
+def smoothadv():
+  """SmoothAdv, LeNet, l2 255/256, sigma 0.5."""
+  return _lenet(epsilon=255 / 256, method=method(
+      'smoothadv', num_noise=4, epsilon_warmup_epochs=10, attack=attack('pgd', **L2_STEPS)))
+
+
+def gaussian():
+  """Gaussian augmentation, LeNet, sigma 0.5."""
+  return _lenet(method=method('gaussian'))
+
+
+def stability():
+  """Stability training, LeNet, sigma 0.5."""
+  return _lenet(method=method('stability', weight=2.))
+
+
+def consistency():
+  """Consistency regularisation, LeNet, sigma 0.5."""
+  # The authors' weight is 10 at sigma 0.25.
+  return _lenet(method=method(
+      'consistency', num_noise=2, weight=5., eta=0.5, attack=attack('none')))
+
+
+def consistency_smoothadv():
+  """Consistency with SmoothAdv's attack, LeNet, sigma 0.5."""
+  return _lenet(epsilon=255 / 256, method=method(
+      'consistency', num_noise=4, weight=5., eta=0.5, epsilon_warmup_epochs=10,
+      attack=attack('pgd', **L2_STEPS)))
+
+
+def macer():
+  """MACER, LeNet, sigma 0.5."""
+  # From the 32nd epoch on. The authors' weight is 6 at sigma 1.
+  return _lenet(method=method(
+      'macer', num_noise=16, weight=16., beta=16., gamma=8., start_epoch=31))
+
+
+def standard():
+  """Training without defence, LeNet."""
+  return _lenet(sigma=0., method=method('standard'), evaluation=dict(stride=10, batch_size=256))
+
+
+def certify():
+  """Certifies a trained LeNet at radii 0.25 to 1.5.
+
+  config.weights is the workdir of a training by any method, or a file of PyTorch weights, and
+  config.sigma its noise. Every 20th test image is drawn for until each radius is decided, at most
+  100,000 times; --stages=verify then does it all again (--config.verify.sample=20: for 20 images).
+  """
+  config = smoothadv()
+  config.certify = base.certify('sequential', radii=(0.25, 0.5, 0.75, 1., 1.25, 1.5),
+                                indifference=0.01)
+  config.certify_images.stride = 20
+  return config
+
+
+def pgd():
+  """Adversarial training, PGD-40, linf 0.3 (Madry et al.)."""
+  return _adam(
+      epsilon=0.3,
+      train=dict(batch_size=50, num_epochs=84., num_steps=100_000),
+      model=model('cnn', widths=(32, 64), kernel_size=5, dense=1024),
+      method=method('adversarial', attack=attack('pgd', **LINF_STEPS)),
+      schedule=schedule('constant', learning_rate=1e-4))
+
+
+def iaat():
+  """IAAT, small network, half an hour (unpublished)."""
+  return _adam(
+      train=dict(batch_size=128, num_epochs=15., checkpoint_every=469, eval_batch_size=512),
+      model=model('cnn', widths=(16, 32), kernel_size=5, dense=128),
+      method=method('iaat', gamma=0.025, warmup_epochs=2, warmup_epsilon=0.1, attack=attack(
+          'pgd', norm='linf', num_steps=10, step_ratio=2., min_step_size=0.01, random_start=True)),
+      schedule=schedule('constant', learning_rate=1e-3))
+
+
+def vat():
+  """Virtual adversarial training, l2 2.1 (Miyato et al.)."""
+  # As the authors' code, whose network has BatchNorm as well.
+  return _adam(
+      epsilon=2.1,
+      train=dict(batch_size=100, num_epochs=100.),
+      model=model('mlp', hidden=(1200, 600, 300, 150)),
+      method=method('vat'),
+      schedule=schedule('step', learning_rate=0.002, factor=0.9, boundaries=tuple(range(1, 100))),
+      attack=attack('pgd', norm='l2', num_steps=20, random_start=True),
+      evaluation=dict(epsilons=(0.5, 1., 1.5, 2.)))
+
+
+def get_config(name='smoothadv'):
+  return base.experiment(globals(), name)
