@@ -11,10 +11,11 @@ from test_report import KINDS, Page, write_workdir
 
 from robust_jax import analysis, report
 from robust_jax.analysis import Best
+from robust_jax.analysis import __main__ as command_line
+from robust_jax.analysis.comparison import Column
 from robust_jax.certification import log
 from robust_jax.errors import UserError
-from robust_jax.report import __main__ as command_line
-from robust_jax.report import comparison, comparison_tables, contents, groups
+from robust_jax.report import comparison, contents, groups
 
 
 def make(path, *, smoothed=True, method='smoothadv', num_noise=4, certify=None, **more):
@@ -43,7 +44,7 @@ def panel_of(*paths):
 
 def column(panel, title, name='figures'):
   """{label: cell} of a column of a table."""
-  table = comparison_tables.tables(panel)[name][1]
+  table = comparison.tables(panel)[name][1]
   i = table.columns.index(title)
   return {row[0]: row[i] for row in table.rows}
 
@@ -80,7 +81,7 @@ def test_figures_are_means_with_student_intervals(runs):
 def test_a_column_of_equals_has_no_best(runs):
   panel = panel_of(*runs)
   values = [[np.zeros(4) for _ in group.runs] for group in panel.groups]
-  equal = panel._replace(columns=[comparison.Column('ACR', values)])
+  equal = panel._replace(columns=[Column('ACR', values)])
   assert not any(isinstance(cell, Best) for cell in column(equal, 'ACR').values())
   values[-1][0] = np.ones(4)
   assert sum(isinstance(cell, Best) for cell in column(equal, 'ACR').values()) == 1
@@ -92,7 +93,7 @@ def test_the_best_of_a_column_is_marked_and_ties_too(runs):
   assert isinstance(acr['num_noise=8'], Best) and not isinstance(acr['num_noise=4'], Best)
   assert not any(isinstance(cell, Best) for cell in column(panel, 'training (min)').values())
   alone = panel_of(*runs[:3])
-  tables = comparison_tables.tables(alone)
+  tables = comparison.tables(alone)
   assert not any(isinstance(cell, Best) for row in tables['figures'][1].rows for cell in row)
   assert comparison.title([alone]) == '3 runs of one config on digits'
   assert alone.groups[0].label == 'smoothadv' and list(tables) == ['figures', 'runs']
@@ -135,8 +136,8 @@ def test_figures_are_on_the_images_that_all_runs_have(runs, tmp_path):
   panel = panel_of(runs[0], fewer)
   assert any('no certified image in common' in note for note in panel.notes)
   assert not any(isinstance(cell, Best) for cell in column(panel, 'ACR').values())
-  assert 'ACR' not in comparison_tables.tables(panel)['differences'][1].columns
-  assert 'PGD ℓ₂ 1' in comparison_tables.tables(panel)['differences'][1].columns
+  assert 'ACR' not in comparison.tables(panel)['differences'][1].columns
+  assert 'PGD ℓ₂ 1' in comparison.tables(panel)['differences'][1].columns
   rewrite(fewer / 'certify.jsonl', lambda row: row | {'idx': row['idx'] - 1000, 'label': 3,
                                                       'correct': int(row['predict'] == 3)})
   with pytest.raises(UserError, match='differ in the labels of the certified images'):
@@ -158,7 +159,10 @@ def test_runs_on_other_datasets_are_apart(runs, tmp_path):
   assert 'The runs are on different datasets, which are not compared' in text
   assert 'Figures on digits' in text and 'Figures on mnist' in text
   assert {path.name for path in tmp_path.glob('apart*')} == {'apart.html', *(
-      f'apart_{name}.{end}' for name in ('digits', 'mnist') for end in ('csv', 'md', 'tex'))}
+      f'apart_{name}.{end}' for name in ('digits', 'mnist')
+      for end in ('csv', 'md', 'tex', 'png')), *(
+          f'apart_{name}_{chart}.{end}' for name in ('digits', 'mnist')
+          for chart in ('certified', 'attack') for end in ('svg', 'pdf'))}
   assert '3 runs on digits and mnist' in printed and 'mnist. One training run each' in printed
 
 
@@ -168,7 +172,7 @@ def test_other_draws_are_shown_but_not_compared(runs, tmp_path):
   assert [group.label for group in panel.groups] == ['n=10000', 'n=100000']
   assert any('The certificates differ in n (10,000 and 100,000)' in note for note in panel.notes)
   assert not any(isinstance(cell, Best) for cell in column(panel, 'certified 0.5').values())
-  assert 'certified 0.5' not in comparison_tables.tables(panel)['differences'][1].columns
+  assert 'certified 0.5' not in comparison.tables(panel)['differences'][1].columns
 
 
 def with_grid(folder, radii):
@@ -331,10 +335,11 @@ def test_page_is_whole_and_asks_for_nothing_else(runs, tmp_path):
   assert not re.search(r'https?://|url\(|@import|<script', source) and len(source) < 400_000
   parsed = Page(source)
   assert len(parsed.ids) == len(set(parsed.ids))
-  assert parsed.ids == [
+  assert [one for one in parsed.ids if '-' not in one] == [
       'figures', 'robustness', 'training', 'fields', 'soundness', 'runs']
   for address in parsed.addresses:
-    assert address.startswith('data:') or (tmp_path / address).is_file(), address
+    assert address.startswith('data:') or address[1:] in parsed.ids or (
+        tmp_path / address).is_file(), address
   assert not re.search(r'\b(nan|inf)\b', parsed.text)
   best = [attrs for tag, attrs in parsed.tags if tag == 'td' and 'best' in attrs['class']]
   rows = list(csv.reader((tmp_path / 'compare.csv').read_text().splitlines()))
@@ -343,9 +348,10 @@ def test_page_is_whole_and_asks_for_nothing_else(runs, tmp_path):
   assert r'\textbf{' in (tmp_path / 'compare.tex').read_text()
   assert '**' in (tmp_path / 'compare.md').read_text() and '*' in printed
   # A thick line for each config, a thin one for each run, in each of six charts.
-  lines = [attrs['class'] for tag, attrs in parsed.tags if tag == 'path'
-           and attrs['class'].startswith('line')]
-  assert len(lines) == 6 * 8 and sum('thin' in line for line in lines) == 6 * 6
+  panel = panel_of(*runs)
+  for chart in comparison.robustness_charts(panel) + comparison.training_charts(panel):
+    assert [line.thin for line in chart.lines] == [True] * 6 + [False] * 2
+    assert [name for name, _ in chart.legend] == ['num_noise=4 (3 runs)', 'num_noise=8 (3 runs)']
 
 
 def test_names_cannot_break_the_page(runs, tmp_path):
@@ -362,35 +368,34 @@ def test_many_configs_share_one_legend_and_look_different(tmp_path):
   paths = [make(tmp_path / str(i), num_noise=i, num_images=10) for i in range(1, 11)]
   page, _ = report.compare(paths, tmp_path / 'compare.html')
   parsed = Page(page.read_text())
-  lines = {attrs['class'] for tag, attrs in parsed.tags if tag == 'path'
-           and attrs['class'].startswith('line')}
-  assert len(lines) == 10
+  charts = comparison.robustness_charts(panel_of(*paths))
+  assert all(len({line.style for line in chart.lines}) == 10 for chart in charts)
   keys = [attrs['class'] for tag, attrs in parsed.tags if 'key ' in attrs.get('class', '')]
   assert len(keys) == 10 + 2 * 10  # Beside the table, and above both groups of charts.
 
 
 def test_the_command(runs, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  command_line.main([str(runs[1])])
+  command_line.main(['runs', str(runs[1])])
   assert f'report: {runs[1]}/report.html' in capsys.readouterr().out
-  command_line.main([str(runs[0]), str(runs[3])])
+  command_line.main(['runs', str(runs[0]), str(runs[3])])
   assert 'report: compare.html' in capsys.readouterr().out
   assert (tmp_path / 'compare.html').exists() and (tmp_path / 'compare.csv').exists()
   folder = runs[0].parent
   (folder / 'sweep.json').write_text(json.dumps({'runs': [
       {'workdir': path.name, 'point': {}} for path in runs]}))
-  command_line.main([str(folder)])
+  command_line.main(['runs', str(folder)])
   printed = capsys.readouterr().out
   assert '6 runs of 2 configs on digits' in printed and f'report: {folder}/sweep.html' in printed
   # A run that is named twice, once by its sweep, is there once.
-  command_line.main([str(runs[0]), str(folder), '--output=all.html'])
+  command_line.main(['runs', str(runs[0]), str(folder), '--output=all.html'])
   assert '6 runs of 2 configs' in capsys.readouterr().out
   for words, message in (
       (['absent'], 'no such folder'), ([str(runs[0]), 'absent'], 'no such folder'),
-      ([str(runs[0]), '--output=x.html'], 'several workdirs are allowed'),
-      ([str(runs[0]), str(runs[1]), '--output=no/where.html'], '--output is no/where.html')):
+      ([str(runs[0]), '--output=x.html'], '--output needs several'),
+      ([str(runs[0]), str(runs[1]), '--output=no/where.html'], '--output: no/where.html')):
     with pytest.raises(SystemExit) as caught:
-      command_line.main(words)
+      command_line.main(['runs', *words])
     printed = capsys.readouterr().err
     assert caught.value.code == 2 and message in printed and printed.count('\n') == 1
   (folder / 'sweep.json').write_text('{}')

@@ -17,10 +17,9 @@ LAYERS = [
     {'losses', 'smoothing', 'models', 'data'},
     {'workdir'},
     {'attacks', 'certification'},
-    {'analysis'},
     {'training'},
     {'config'},
-    {'stages', 'report'},
+    {'stages', 'analysis', 'report'},
     {'studies'},
 ]
 MATHS = ['losses', 'smoothing', 'keys', 'types', 'attacks',

@@ -4,11 +4,8 @@ import base64
 import html.parser
 import io
 import json
-import os
 import re
-import shutil
-import subprocess
-from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,7 +14,8 @@ from PIL import Image
 from robust_jax import analysis, report
 from robust_jax.certification import log
 from robust_jax.errors import UserError
-from robust_jax.report import gallery, plots, results
+from robust_jax.report import charts, gallery, pages
+from robust_jax.report.run import headline_radii
 
 SECTIONS = ('robustness', 'gallery', 'training', 'soundness', 'provenance')
 
@@ -165,8 +163,10 @@ def test_page_is_whole_and_asks_for_nothing_else(workdir):
   assert [one for one in page.ids if one in SECTIONS] == list(SECTIONS)
   assert len(page.ids) == len(set(page.ids))
   for address in page.addresses:
-    assert address.startswith('data:') or (workdir / address).is_file(), address
+    assert address.startswith('data:') or address[1:] in page.ids or (
+        workdir / address).is_file(), address
   source = (workdir / 'report.html').read_text()
+  assert ('<b>certified' in source.lower()) == workdir.name.startswith('smoothed')
   assert not re.search(r'https?://|url\(|@import|<script', source)
   assert len(source) < 400_000
   for tag, attrs in page.tags:
@@ -203,6 +203,8 @@ def test_tables_are_written_in_every_format(workdir):
   names = {'summary', 'attack', 'training'} | ({'certified'} if smoothed else set())
   assert {path.name for path in (workdir / 'tables').iterdir()} == {
       f'{name}.{end}' for name in names for end in ('csv', 'md', 'tex')}
+  assert {path.name for path in (workdir / 'figures').iterdir()} == {
+      f'{"certified" if smoothed else "attack"}.{end}' for end in ('svg', 'pdf')}
   attack = analysis.read_attack(workdir / 'attack.jsonl')
   lines = (workdir / 'tables' / 'attack.csv').read_text().splitlines()
   assert lines[0].startswith('ℓ₂ ε,' if smoothed else 'ℓ∞ ε,')
@@ -301,33 +303,83 @@ def test_user_mistakes_are_one_line(tmp_path):
     (tmp_path / name).unlink()
 
 
-@pytest.mark.parametrize('low, high', [(0, 1), (0, 0.78), (0, 90), (0.9, 0.99), (0, 31.4), (-3, 2)])
-def test_ticks_are_round_and_within(low, high):
-  numbers = plots.ticks(low, high)
-  assert 3 <= len(numbers) <= 7 and numbers[0] >= low and numbers[-1] <= high + 1e-9
-  steps = np.diff(numbers)
-  np.testing.assert_allclose(steps, steps[0])
+# Charts.
+
+
+def chart(*lines, **more):
+  return charts.Chart('name', 'Title & <b>', 'x $y$', list(lines), **more)
+
+
+def drawn_lines(one):
+  return charts.draw(one).axes[0].get_lines()
 
 
 def test_a_step_curve_never_lies_above_the_function():
-  # 3 of 4 images hold to 0.5, 1 to 1.0: the path is horizontal at 75% up to 0.5, then falls.
-  line = plots.Series('c', 'certified', [0, 0.5, 1.0], [1.0, 0.75, 0.25], steps=True)
-  drawn = plots.chart([line], title='t', x_label='x', x_limits=(0, 1), y_limits=(0, 1),
-                      width=158, height=150)
-  assert 'd="M46.0 10.0V34.0H96.0V82.0H146.0"' in drawn
+  rng = np.random.default_rng(0)
+  logs = [log.Log(np.arange(900), np.ones(900, int), np.ones(900, int), rng.random(900) * end,
+                  rng.random(900) < 0.9, np.ones(900), settings, [])
+          for end, settings in ((1., {}), (2., {}), (0.8, {'radii': [0.25, 0.5]}))]
+  for most in (60, 10_000):
+    for one, (radii, accuracies) in zip(logs, charts.certified_curves(logs, most)):
+      np.testing.assert_array_equal(accuracies, analysis.certified_accuracy(one, radii))
+      assert len(radii) <= most + 4 and radii[0] == 0
+      # What is drawn between two radii is the value at the larger one.
+      between = (radii[1:] + radii[:-1]) / 2
+      assert (accuracies[1:] <= analysis.certified_accuracy(one, between)).all()
+  assert (radii[-1], accuracies[-1] > 0) == (0.5, True)  # The grid's end.
+  line, = drawn_lines(charts.certified_chart(logs[:1], ['one']))
+  assert line.get_drawstyle() == 'steps-pre' and line.get_ydata()[-1] == 0
+  _, line = drawn_lines(charts.certified_chart([logs[0], logs[2]], ['one', 'grid'], True))
+  assert line.get_xdata()[-1] == 0.5
 
 
 def test_charts_survive_odd_data():
-  assert plots.chart([], title='t', x_label='x') == ''
-  nothing = plots.Series('a', 'train', [0, 1], [float('nan'), float('inf')])
-  assert plots.chart([nothing], title='t', x_label='x') == ''
+  assert not chart().drawn
+  assert not chart(charts.Line('a', 'c0', [0, 1], [float('nan'), float('inf')])).drawn
   for y in ([0.0], [5.0], [1e-9, 1e9], [3, 3], [-1.0, -2.0], [float('nan'), 1.0]):
-    line = plots.Series('a', 'train', range(len(y)), y)
-    drawn = plots.chart([line], title='t', x_label='x')
-    Page(drawn)
-    assert 'nan' not in drawn and 'inf' not in drawn
-  x, y = plots.average(np.arange(1000), np.arange(1000) % 2)
-  assert len(x) == plots.MAX_POINTS and abs(y.mean() - 0.5) < 0.02
+    source = charts.inline_svg(chart(charts.Line('a', 'c0', range(len(y)), y)))
+    Page(source)
+    assert not re.search(r'\b(nan|inf)\b', source)
+  x, y = charts.average(np.arange(1000), np.arange(1000) % 2)
+  assert len(x) == charts.MAX_POINTS and abs(y.mean() - 0.5) < 0.02
+
+
+def test_a_chart_on_a_page_has_its_colours_and_names():
+  band, whiskers = ([0.1] * 3, [0.9] * 3), ([0.2] * 3, [0.8] * 3)
+  one = chart(charts.Line('<i>&', 'c1', [0, 1, 2], [0.5] * 3, band),
+              charts.Line('dots', 'c2 dash1', [0, 1, 2], [0.5, 0.6, 0.7], whiskers, marks=True),
+              percent=True)
+  source = charts.inline_svg(one)
+  page = Page(source)
+  assert not re.search(r'#[0-9a-f]{6}|https?:|url\(|font', source)
+  assert {'var(--c1)', 'var(--c2)', 'var(--soft)', 'var(--rule)'} <= {*re.findall(
+      r'var\(--\w+\)', source)}
+  assert 'dots, x $y$ 1: 60.0%' in page.text and 'x $y$' in page.text and '100%' in page.text
+  assert one.legend == [('<i>&', 'c1'), ('dots', 'c2 dash1')]
+  assert charts.inline_svg(one) == source
+  other = charts.inline_svg(one._replace(name='other'))
+  assert not {*page.ids} & {*Page(other).ids}
+
+
+@pytest.mark.parametrize('kind, start', [('svg', b'<?xml'), ('pdf', b'%PDF'), ('png', b'\x89PNG')])
+def test_figures_are_files_and_always_the_same(kind, start):
+  one = chart(charts.Line('_a $x$', 'c0', [0, 1], [0, 1]), charts.Line('', 'c1', [0, 1], [1, 0]))
+  first, again = (charts.render(charts.draw(one), kind) for _ in range(2))
+  assert first == again and first.startswith(start)
+  if kind == 'svg':
+    texts = {each.text.strip() for each in ElementTree.fromstring(first).iter() if each.text}
+    assert {'Title & <b>', 'x $y$', '_a $x$', '0.5'} <= texts
+
+
+def test_many_lines_look_different():
+  assert len({charts.style(i) for i in range(32)}) == 32 and charts.style(32) == charts.style(0)
+  lines = [charts.Line(str(i), charts.style(i), [0, 1], [0, i]) for i in range(32)]
+  looks = {(line.get_color(), line.get_linestyle(), str(line._dash_pattern))
+           for line in drawn_lines(chart(*lines))}
+  assert len(looks) == 32
+
+
+# Pictures and words.
 
 
 @pytest.mark.parametrize('largest', [8 / 255, 0.3, 1.0, 0.5, 0.01, 0.07])
@@ -352,51 +404,16 @@ def test_pictures_are_exact():
 @pytest.mark.parametrize('value, text', [
     (8 / 255, '8/255'), (0.3, '0.3'), (0.1, '0.1'), (1.0, '1'), (0.0, '0'), (127 / 256, '0.4961')])
 def test_epsilons_as_people_write_them(value, text):
-  assert results.epsilon_text(value) == text
+  assert pages.epsilon(value) == text
 
 
 @pytest.mark.parametrize('seconds, text', [
     (0.5, '0.5 s'), (90, '90 s'), (2822, '47 min'), (7260, '2 h 01 min'), (90000, '25 h 00 min')])
 def test_durations_as_people_say_them(seconds, text):
-  assert results.duration(seconds) == text
-
-
-@pytest.mark.parametrize('largest, count', [(0.0, 2), (0.3, 4), (0.95, 4), (3.8, 16), (7.6, 16)])
-def test_radius_grid_is_round(largest, count):
-  one = log.Log(*([np.array([0])] * 3), np.array([largest]), np.array([True]), np.array([1.0]),
-                {}, [])
-  assert len(results.radius_grid(one)) == count
+  assert pages.duration(seconds) == text
 
 
 def test_a_grid_that_was_tested_is_what_is_shown():
   one = log.Log(np.arange(4), np.zeros(4, int), np.zeros(4, int), np.array([0., 0.1, 0.25, 0.5]),
                 np.full(4, True), np.ones(4), {'radii': [0., 0.1, 0.25, 0.5], 'sigma': 0.3}, [])
-  np.testing.assert_array_equal(results.radius_grid(one), [0., 0.1, 0.25, 0.5])
-  run = SimpleNamespace(certified=one, sigma=0.3)
-  assert results._headline_radii(run) == [0.25, 0.5]
-  assert results._headline_radii(SimpleNamespace(certified=one, sigma=0.05)) == [0.1]
-
-
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None)
-
-
-@pytest.mark.skipif(BROWSER is None, reason='no chromium, google-chrome or chrome on PATH')
-def test_in_a_browser(workdir, tmp_path):
-  def browse(*flags):
-    return subprocess.run(
-        [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
-         '--no-first-run', '--disable-background-networking', '--disable-component-update',
-         '--disable-sync', '--enable-logging=stderr', f'--user-data-dir={tmp_path / "profile"}',
-         *flags, (workdir / 'report.html').as_uri()],
-        capture_output=True, text=True, timeout=120, check=True, env={**os.environ, 'TZ': 'UTC'})
-
-  shown = browse('--dump-dom')
-  assert 'CONSOLE' not in shown.stderr
-  dom = Page(shown.stdout)
-  assert [one for one in dom.ids if one in SECTIONS] == list(SECTIONS)
-  assert '431,080 parameters' in dom.text
-  shot = tmp_path / 'page.png'
-  assert 'CONSOLE' not in browse(f'--screenshot={shot}', '--window-size=1000,1400').stderr
-  pixels = np.asarray(Image.open(shot).convert('L'), float)
-  # Ink in every quarter of the height: nothing is blank, nothing runs off to nowhere.
-  assert all(part.std() > 5 for part in np.array_split(pixels, 4))
+  assert headline_radii(one, 0.3) == [0.25, 0.5] and headline_radii(one, 0.05) == [0.1]

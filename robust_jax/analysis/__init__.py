@@ -9,27 +9,41 @@ radius  certified
    0.5       0.57
 """
 
-from robust_jax.analysis.attacked import AttackLog, clean_accuracy, robust, robust_accuracy
+from robust_jax.analysis.attacked import (
+    AttackLog,
+    attack_curve,
+    clean_accuracy,
+    robust,
+    robust_accuracy,
+)
 from robust_jax.analysis.attacked import read as read_attack
 from robust_jax.analysis.certified import (
     abstention_rate,
-    accuracy_interval,
+    acr_text,
     average_certified_radius,
     certified_accuracy,
     certified_images,
     decided_radii,
     envelope,
     is_decided,
+    mean_draws,
+    round_radii,
 )
-from robust_jax.analysis.images import common_images, on_images
-from robust_jax.analysis.means import mean_interval, paired_difference, welch_difference
+from robust_jax.analysis.comparison import common_images, on_images
+from robust_jax.analysis.intervals import (
+    accuracy_interval,
+    mean_interval,
+    paired_difference,
+    welch_difference,
+)
 from robust_jax.analysis.recertify import simultaneous
 from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown, to_text
 
 __all__ = [
-    'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval',
-    'average_certified_radius', 'certified_accuracy', 'certified_images', 'clean_accuracy',
-    'common_images', 'decided_radii', 'envelope', 'is_decided', 'mean_interval', 'on_images',
-    'paired_difference', 'read_attack', 'robust', 'robust_accuracy', 'simultaneous', 'to_csv',
-    'to_latex', 'to_markdown', 'to_text', 'welch_difference',
+    'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval', 'acr_text',
+    'attack_curve', 'average_certified_radius', 'certified_accuracy', 'certified_images',
+    'clean_accuracy', 'common_images', 'decided_radii', 'envelope', 'is_decided', 'mean_draws',
+    'mean_interval', 'on_images', 'paired_difference', 'read_attack', 'robust', 'robust_accuracy',
+    'round_radii', 'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text',
+    'welch_difference',
 ]

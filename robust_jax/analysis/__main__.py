@@ -1,55 +1,59 @@
-"""Certification logs as tables and figures: `python -m robust_jax.analysis COMMAND PATH ...`.
-
-A PATH is a workdir, a certify.jsonl or certify.tsv, a published table (`idx label predict radius
-correct time`), or a folder that is searched for all of these.
+"""Logs and runs as tables, figures and pages: `python -m robust_jax.analysis COMMAND PATH ...`.
 
   table      certified accuracy, average certified radius, cost: one row a log
   envelope   the best certified accuracy over many logs, at each radius, and whose it is
   compare    differences from the first log, on the images that all have
-  plot       certified accuracy against radius, as SVG or PNG
+  plot       certified accuracy against radius, as SVG, PDF or PNG
+  runs       the page of a run, or of several, with all that was measured
+
+A PATH is a workdir, a certify.jsonl or certify.tsv, a published table (`idx label predict radius
+correct time`), or a folder that is searched for all of these; of `runs` a workdir or a sweep's.
 """
 
 import argparse
 import math
 import shutil
 import sys
+from pathlib import Path
 
-from robust_jax import analysis
-from robust_jax.analysis import curves, listings, published_logs
+from robust_jax import analysis, report
+from robust_jax.analysis import log_tables, sources
 from robust_jax.errors import UserError
+from robust_jax.workdir import write_bytes
 
 FORMATS = {'text': analysis.to_text, 'markdown': analysis.to_markdown, 'latex': analysis.to_latex,
            'csv': analysis.to_csv}
+# {command: (what it does, examples)}
 ABOUT = {
-    'table': """\
+    'table': ("""\
 One row a log: certified accuracy in % at each radius with its 95% interval over images, average
-certified radius, abstention, mean draws and seconds an image.""",
-    'envelope': """\
-The best certified accuracy in % over many logs of one dataset, at each radius by itself, as
-published tables show it, and the log that attains it.""",
-    'compare': """\
-Certified accuracy in % and average certified radius on the images that all logs have, and
-differences from the first log with paired 95% intervals.""",
-    'plot': 'Curves of certified accuracy against radius, one colour a log.',
-}
-EXAMPLES = {
-    'table': """examples:
+certified radius, abstention, mean draws and seconds an image.""", """\
   python -m robust_jax.analysis table runs/demo
   python -m robust_jax.analysis table runs --radii=0,0.5,1 --format=csv > runs.csv
-  python -m robust_jax.analysis table runs/demo --simultaneous""",
-    'envelope': """examples:
+  python -m robust_jax.analysis table runs/demo --simultaneous"""),
+    'envelope': ("""\
+The best certified accuracy in % over many logs of one dataset, at each radius by itself, as
+published tables show it, and the log that attains it.""", """\
   python -m robust_jax.analysis envelope runs/sweep
   python -m robust_jax.analysis envelope logs/cohen/imagenet --radii=0.5,1,1.5,2 --decimals=0
 
 Logs of a train split, those of networks trained with another noise than they are certified with,
-and empty ones are left out and listed. Our logs and their workdirs say which they are, published
-ones by paths as in cifar10/resnet110/noise_0.25/test/sigma_0.25.""",
-    'compare': """examples:
+and empty ones are left out and listed. Our logs say which they are, published ones by paths as in
+noise_0.25/test/sigma_0.25."""),
+    'compare': ("""\
+Certified accuracy in % and average certified radius on the images that all logs have, and
+differences from the first log with paired 95% intervals.""", """\
   python -m robust_jax.analysis compare runs/gaussian runs/smoothadv --radii=0.5,1
-  python -m robust_jax.analysis compare runs/seeds --format=markdown""",
-    'plot': """examples:
+  python -m robust_jax.analysis compare runs/seeds --format=markdown"""),
+    'plot': ('Curves of certified accuracy against radius, one colour a log.', """\
   python -m robust_jax.analysis plot runs/gaussian runs/smoothadv --output=curves.svg
-  python -m robust_jax.analysis plot runs --output=curves.png --intervals""",
+  python -m robust_jax.analysis plot runs --output=curves.png --intervals"""),
+    'runs': ("""\
+Of one workdir its page, report.html, with tables/ and figures/; of several, or a sweep's folder,
+one page that compares them, with mean ± 95% interval over seeds, and its tables and figures.""",
+             """\
+  python -m robust_jax.analysis runs runs/demo
+  python -m robust_jax.analysis runs runs/sweep runs/other --output=compare.html"""),
 }
 
 
@@ -67,16 +71,25 @@ def make_parser():
                   epilog='COMMAND --help has the options and examples of a command.')
   commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True,
                                    help=argparse.SUPPRESS)
-  for run in (table, envelope, compare, plot):
+  for run in (table, envelope, compare, plot, runs):
     name = run.__name__
-    command = commands.add_parser(name, description=ABOUT[name], epilog=EXAMPLES[name],
+    about, examples = ABOUT[name]
+    command = commands.add_parser(name, description=about, epilog=f'examples:\n{examples}',
                                   formatter_class=layout, allow_abbrev=False)
     command.set_defaults(run=run)
+    if name == 'runs':
+      command.add_argument('path', nargs='+', metavar='DIR', help="workdir, or a sweep's folder")
+      command.add_argument('--output', metavar='FILE', help='the page on several runs; '
+                           'compare.html, or sweep.html in the folder of a sweep, if not given')
+      continue
     command.add_argument('path', nargs='+', metavar='PATH',
                          help='log, workdir, or folder that is searched')
+    command.add_argument('--sigma', type=float, metavar='S',
+                         help='noise of certification of published tables, if no path says it')
+    command.add_argument('--dataset', metavar='NAME', help='dataset of published tables')
     if name == 'plot':
       command.add_argument('--output', required=True, metavar='FILE',
-                           help='what is written, .svg or .png')
+                           help='what is written, .svg, .pdf or .png')
       command.add_argument('--intervals', action='store_true',
                            help='bands of 95%% intervals over images')
     else:
@@ -99,11 +112,11 @@ def make_parser():
 
 def table(flags):
   found = _collect(flags)
-  _warn(published_logs.mixed(found))
-  _warn(line for line in published_logs.differences(found) if not line.startswith('sigma '))
+  _warn(sources.mixed(found))
+  _warn(_but('sigma ', sources.differences(found)))
   folder, names = _names(found, flags)
-  values = listings.logs_table(found, names, _radii_of(found, flags), decimals=flags.decimals,
-                               separate=flags.format == 'csv')
+  values = log_tables.logs_table(found, names, _radii_of(found, flags), decimals=flags.decimals,
+                                 separate=flags.format == 'csv')
   _print(values, flags, folder, """\
 Certified accuracy in % at l2 radius r, with its 95% interval over images.
 ACR: average certified radius, ≥ where only a grid of radii was decided; abstains: in %;
@@ -112,18 +125,11 @@ draws, seconds: mean an image.""")
 
 def envelope(flags):
   found = _without(_collect(flags), lambda source: _no_part(source, flags))
-  published_logs.check_dataset(found)
-  other = published_logs.other_labels(found)
-  if other:
-    first, second, idx = other
-    text = f'idx {idx} has one label in {first.path} and another in {second.path}'
-    if None in (first.dataset, second.dataset):
-      raise UserError(f'{text}; logs of one dataset are allowed')
-    _warn([f'{text}: they number the images differently'])
-  _warn(line for line in published_logs.differences(found) if not line.startswith('sigma '))
+  _warn(sources.check_labels(found))
+  _warn(_but('sigma ', sources.differences(found)))
   folder, names = _names(found, flags)
-  values = listings.envelope_table(found, names, _radii_of(found, flags),
-                                   decimals=flags.decimals)
+  values = log_tables.envelope_table(found, names, _radii_of(found, flags),
+                                     decimals=flags.decimals)
   _print(values, flags, folder,
          f'Best certified accuracy in % over {len(found)} logs, at each l2 radius by itself.')
 
@@ -131,12 +137,12 @@ def envelope(flags):
 def compare(flags):
   found = _without(_collect(flags), _empty)
   if len(found) < 2:
-    raise UserError(f'{found[0].path} is a single log; two or more are allowed')
-  published_logs.check_images(found)
-  _warn(published_logs.differences(found))
+    raise UserError(f'two or more logs are needed, got {found[0].path}')
+  sources.check_images(found)
+  _warn(sources.differences(found))
   folder, names = _names(found, flags)
-  values = listings.comparison_table(found, names, _radii_of(found, flags),
-                                     decimals=flags.decimals, separate=flags.format == 'csv')
+  values = log_tables.comparison_table(found, names, _radii_of(found, flags),
+                                       decimals=flags.decimals, separate=flags.format == 'csv')
   shared = len(analysis.common_images([source.log for source in found]))
   if shared < 100:
     _warn([f'images that all logs have: {shared}; the intervals are meant for hundreds'])
@@ -146,25 +152,44 @@ images that all {len(found)} logs have: {shared}; ± 95% interval over images, p
 
 
 def plot(flags):
-  curves.check_output(flags.output)
+  from robust_jax.report import charts  # matplotlib takes half a second.
+  output = Path(flags.output)
+  kind = output.suffix.lower().removeprefix('.')
+  if kind not in charts.FORMATS or not output.parent.is_dir():
+    raise UserError(f'--output must be a .svg, .pdf or .png in a folder that exists, got {output}')
   found = _without(_collect(flags), _empty)
-  _warn(published_logs.mixed(found))
-  _warn(line for line in published_logs.differences(found)
-        if not line.startswith(('sigma ', 'radii ')))
-  _warn(published_logs.ending(found))
-  folder, names = published_logs.names([source.path for source in found])
-  curves.write(flags.output, *curves.draw([source.log for source in found], names,
-                                          intervals=flags.intervals))
+  _warn(sources.mixed(found))
+  _warn(_but(('sigma ', 'radii '), sources.differences(found)))
+  _warn(sources.ending(found))
+  folder, names = sources.names([source.path for source in found])
+  chart = charts.certified_chart([source.log for source in found], names, flags.intervals)
+  try:
+    write_bytes(output, charts.render(charts.draw(chart), kind))
+  except OSError as error:
+    raise UserError(f'--output: {output} cannot be written ({error.strerror})') from error
   print(f'{len(found)} logs{f" in {folder}" if folder else ""}: {flags.output}')
+
+
+def runs(flags):
+  if len(flags.path) == 1 and not report.is_sweep(flags.path[0]):
+    if flags.output:
+      raise UserError(f'--output needs several workdirs, got {flags.path[0]}, whose page is its '
+                      'report.html')
+    page, summary = report.build(flags.path[0]), report.summary(flags.path[0])
+  else:
+    page, summary = report.compare(flags.path, flags.output)
+  print(summary, f'report: {page}', sep='\n')
 
 
 def _collect(flags):
   """The logs of the paths; what there is to say of them is told."""
-  found, skipped = published_logs.collect(flags.path)
+  given = {name: getattr(flags, name) for name in ('sigma', 'dataset')
+           if getattr(flags, name) is not None}
+  found, skipped = sources.collect(flags.path, given)
   for line in skipped:
     _tell('skipped', line)
   _warn(line for source in found for line in source.remarks)
-  _warn(published_logs.stopped_early(found))
+  _warn(sources.stopped_early(found))
   return [_simultaneous(source) for source in found] if flags.simultaneous else found
 
 
@@ -172,8 +197,8 @@ def _simultaneous(source):
   if not len(source.log.idx):
     return source
   if source.votes is None:
-    raise UserError(f'{source.path}: no vote counts in it; a certify.jsonl with counts0 and counts '
-                    'is allowed with --simultaneous')
+    raise UserError(f'{source.path}: no vote counts; --simultaneous needs a certify.jsonl with '
+                    'counts0 and counts')
   return source._replace(log=analysis.simultaneous(source.log, source.votes, path=source.path))
 
 
@@ -181,8 +206,8 @@ def _without(found, reason):
   """The logs without those for which there is a reason to leave them out; these are listed."""
   reasons = [reason(source) for source in found]
   if all(reasons):
-    raise UserError(f'no log is left: {found[0].path}: {reasons[0]}; at least one is needed')
-  for name, text in zip(published_logs.names([source.path for source in found])[1], reasons):
+    raise UserError(f'no log is left: {found[0].path}: {reasons[0]}')
+  for name, text in zip(sources.names([source.path for source in found])[1], reasons):
     if text:
       _tell('left out', f'{name}: {text}')
   return [source for source, text in zip(found, reasons) if not text]
@@ -196,7 +221,7 @@ def _no_part(source, flags):
   """Why a log is no part of the envelope; '' of one that is."""
   if source.train_split and not flags.any_split:
     return 'train split (--any-split includes it)'
-  if published_logs.other_noise(source) and not flags.any_noise:
+  if sources.other_noise(source) and not flags.any_noise:
     return (f'trained with noise {source.training_noise:g}, certified with {source.sigma:g} '
             '(--any-noise includes it)')
   return _empty(source)
@@ -204,15 +229,15 @@ def _no_part(source, flags):
 
 def _radii_of(found, flags):
   """--radii, or those that suit the logs; warns of what a log has not decided."""
-  radii = flags.radii or listings.default_radii(found)
-  _warn(published_logs.off_grid(found, radii))
+  radii = flags.radii or analysis.round_radii([source.log for source in found])
+  _warn(sources.off_grid(found, radii))
   return radii
 
 
 def _names(found, flags):
   """(folder, names): whole paths for programs, short ones for readers."""
   paths = [source.path for source in found]
-  return ('', list(map(str, paths))) if flags.format == 'csv' else published_logs.names(paths)
+  return ('', list(map(str, paths))) if flags.format == 'csv' else sources.names(paths)
 
 
 def _print(values, flags, folder, caption):
@@ -239,9 +264,12 @@ def _radii(text):
   except ValueError:
     radii = [math.nan]
   if not all(0 <= radius < math.inf for radius in radii):
-    raise argparse.ArgumentTypeError(
-        f'{text!r}; numbers >= 0 with commas between them are allowed')
+    raise argparse.ArgumentTypeError(f'numbers >= 0 with commas between them, got {text!r}')
   return radii
+
+
+def _but(starts, lines):
+  return [line for line in lines if not line.startswith(starts)]
 
 
 def _warn(lines):

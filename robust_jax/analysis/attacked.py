@@ -97,6 +97,14 @@ def robust_accuracy(attack: AttackLog):
   return np.mean(robust(attack), axis=0)
 
 
+def attack_curve(attack: AttackLog):
+  """(epsilons, accuracies), ascending, from no attack at epsilon 0."""
+  order = np.argsort(attack.epsilons, kind='stable')
+  order = order[attack.epsilons[order] > 0]
+  return (np.concatenate([[0.0], attack.epsilons[order]]),
+          np.concatenate([[clean_accuracy(attack)], robust_accuracy(attack)[order]]))
+
+
 def _header(line):
   header = json.loads(line)['header']
   header['epsilons'] = [float(epsilon) for epsilon in header['epsilons']]

@@ -1,11 +1,12 @@
-"""What a certification log says: certified accuracy, its uncertainty, the average radius.
+"""What a certification log says: certified accuracy, the average radius, abstention, cost.
 
 Every function takes a `certification.log.Log` (or several) and gives NumPy float64; an empty log
 gives NaN, never zero.
 """
 
+import itertools
+
 import numpy as np
-from scipy import special
 
 # Two radii of a grid are further apart; what a caller computes may be off by rounding.
 _ALIKE = 1e-9
@@ -84,32 +85,6 @@ def abstention_rate(log):
   return float(np.mean(log.predict < 0)) if len(log.predict) else np.nan
 
 
-def accuracy_interval(accuracy, num_images, *, confidence=0.95):
-  """The Clopper-Pearson interval of an accuracy measured on a sample of images.
-
-  It is about the choice of images: which accuracy of all images from this distribution is
-  compatible with this sample. It says nothing about the noise draws of a certificate.
-
-  Args:
-    accuracy: [...] fractions k / num_images.
-    num_images: the number of images they are fractions of.
-    confidence: the probability with which the interval holds, at one accuracy at a time.
-
-  Returns:
-    (low, high), each [...]; (0, 1) without images.
-  """
-  accuracy = np.asarray(accuracy, np.float64)
-  if not num_images:
-    return np.zeros(accuracy.shape), np.ones(accuracy.shape)
-  tail = (1 - confidence) / 2
-  hits = np.rint(accuracy * num_images)
-  misses = num_images - hits
-  # The quantile is not defined at no hits or no misses, where the bound is 0 or 1.
-  low = special.betaincinv(np.maximum(hits, 1), misses + 1, tail)
-  high = special.betaincinv(hits + 1, np.maximum(misses, 1), 1 - tail)
-  return np.where(hits == 0, 0.0, low), np.where(misses == 0, 1.0, high)
-
-
 def envelope(logs, radii):
   """The best certified accuracy over several models, at each radius for itself.
 
@@ -124,3 +99,36 @@ def envelope(logs, radii):
   """
   none = np.full(np.shape(radii), np.nan)
   return np.fmax.reduce([none, *(certified_accuracy(log, radii) for log in logs)])
+
+
+def mean_draws(votes):
+  """Draws an image, those that chose its class included; None without votes."""
+  if votes is None:
+    return None
+  return np.mean(votes.counts0.sum(axis=-1) + votes.counts.sum(axis=-1))
+
+
+def acr_text(log, at_least='≥ '):
+  """The average certified radius; of a grid of radii, which round it down, after `at_least`.
+
+  None without images.
+  """
+  if not len(log.idx):
+    return None
+  return f'{at_least if decided_radii(log) is not None else ""}{average_certified_radius(log):.3f}'
+
+
+def round_radii(logs, most=8) -> list[float]:
+  """Radii for a table: the grid that all logs have decided; else 0, 0.25, 0.5, ...
+
+  These go up to the largest radius certified in `most` steps at most, for which the distance grows
+  to 0.5, 1, 2.5, ...; it is smaller than 0.25 where no radius of 0.5 is certified.
+  """
+  grids = {tuple(log.settings.get('radii') or ()) for log in logs}
+  if len(grids) == 1 and 0 < len(min(grids)) <= most + 1:
+    return sorted(min(grids))
+  largest = max(log.radius[log.correct].max(initial=0.) for log in logs)
+  steps = (factor * 10.**power for power in itertools.count(-6) for factor in (1, 2.5, 5))
+  step = next(step for step in steps
+              if largest <= most * step and (step >= 0.25 or largest < 0.5))
+  return [round(i * step, 9) for i in range(int(largest / step + 1e-9) + 1)]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from robust_jax.certification import noise_sources
 from robust_jax.certification.certify import conclude
 from robust_jax.certification.log import Log, Votes
 from robust_jax.errors import UserError
@@ -53,7 +54,8 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
       raise UserError(f'{path}: idx {log.idx[more[0]]} has {counts[more[0]].sum()} votes; the '
                       f'setting {name}, {num}, or fewer are allowed')
   noise = settings.get('noise', 'gaussian')
-  _check(log, _certify(votes, settings, noise.counted_alpha(settings['alpha'], noise)), path)
+  counted = noise_sources.counted_alpha(settings['alpha'], noise)
+  _check(log, _certify(votes, settings, counted), path)
   alpha = settings['alpha'] / len(log.idx)
   # What the draws of an image may be off by does not shrink with alpha.
   lost = 0. if noise == 'gaussian' else settings.get('noise_loss')

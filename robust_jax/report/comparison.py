@@ -5,49 +5,33 @@ attack is another column.
 """
 
 import json
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_jax import analysis
-from robust_jax.analysis.published_logs import DERIVED, FREE
+from robust_jax.analysis import Best, Table
+from robust_jax.analysis.comparison import Column, differing_settings, other_label
 from robust_jax.errors import UserError
-from robust_jax.report import groups, results
-from robust_jax.report.contents import Contents
+from robust_jax.report import charts, groups, pages, run
+from robust_jax.report.charts import Chart, Line
+from robust_jax.report.contents import Contents, flat
 from robust_jax.report.groups import Group
 
 _MAX_RADII = 8
-
-
-class Column(NamedTuple):
-  """One figure of every run.
-
-  Attributes:
-    title: of the column.
-    values: [group][run], each the values of the images that the figure is the mean of, one value
-      where it is not a mean over images, or None where it was not measured.
-    scale: what the mean is multiplied with to be shown.
-    decimals: that are shown.
-    compared: whether the figures may be compared, the largest being the best.
-  """
-
-  title: str
-  values: list[list[np.ndarray | None]]
-  scale: float = 100.
-  decimals: int = 1
-  compared: bool = True
-
-  def figures(self, group: int) -> list[float]:
-    """The figures of the runs of a group that were measured."""
-    return [self.scale * float(np.mean(values)) for values in self.values[group]
-            if values is not None]
+# Points of all lines of a chart together, so that a page of many runs stays small.
+_MAX_POINTS = 12_000
+# With more configs than this, one legend stands above all charts, and the runs are folded away.
+_MANY = 6
 
 
 class Panel(NamedTuple):
   """The runs on one dataset.
 
   Attributes:
-    dataset: its name; '' if not known.
+    dataset: its name; 'unnamed data' if not known.
     groups: list of `Group`.
     columns: list of `Column`.
     certified: [group][run] certification logs on the images that all have; None without one.
@@ -69,74 +53,80 @@ def compare(runs: list[Contents]) -> list[Panel]:
   Raises:
     UserError: nothing was measured in any, or logs disagree on the labels of a dataset.
   """
-  measured = [run for run in runs if any(run.metrics.values()) or run.attack or run.certified]
+  measured = [each for each in runs if any(each.metrics.values()) or each.attack or each.certified]
   if not measured:
-    raise UserError(f'{", ".join(str(run.path) for run in runs)}: nothing is measured yet; runs '
-                    'that have begun are allowed')
+    raise UserError(f'{", ".join(str(each.path) for each in runs)}: nothing is measured yet')
   datasets = {}
-  for run in measured:
-    datasets.setdefault(_dataset(run), []).append(run)
-  nothing = [f'{run.path}: nothing is measured yet; it is left out.' for run in runs
-             if run not in measured]
+  for each in measured:
+    datasets.setdefault(_dataset(each), []).append(each)
+  nothing = [f'{each.path}: nothing is measured yet; it is left out.' for each in runs
+             if each not in measured]
   panels = [_panel(dataset, of_one) for dataset, of_one in datasets.items()]
   return [panels[0]._replace(notes=nothing + panels[0].notes), *panels[1:]]
 
 
 def title(panels) -> str:
   """What is compared, in a phrase."""
-  runs = sum(len(group.runs) for panel in panels for group in panel.groups)
-  names = ' and '.join(panel.dataset or 'unnamed data' for panel in panels)
+  num_runs = sum(len(group.runs) for panel in panels for group in panel.groups)
+  names = ' and '.join(panel.dataset for panel in panels)
   configs = sum(len(panel.groups) for panel in panels)
-  if runs == configs:
-    return f'{runs} run{"s" if runs > 1 else ""} on {names}'
-  return f'{runs} runs of {"one config" if configs == 1 else f"{configs} configs"} on {names}'
+  if num_runs == configs:
+    return f'{num_runs} run{"s" if num_runs > 1 else ""} on {names}'
+  return f'{num_runs} runs of {"one config" if configs == 1 else f"{configs} configs"} on {names}'
 
 
-def _dataset(run):
+def _dataset(each):
   """The name of a run's test images: those of other names are not compared."""
-  settings = run.config.get('data', {})
-  name = run.record.get('dataset', {}).get('name') or settings.get('name', '')
+  settings = each.config.get('data', {})
+  name = each.record.get('dataset', {}).get('name') or settings.get('name', '')
   parts = [settings.get('data_dir') if name == 'folder' else None, settings.get('test_split')]
-  return ' '.join([str(name), *(str(part) for part in parts if part)])
+  return ' '.join(str(part) for part in (name, *parts) if part) or 'unnamed data'
 
 
 def _panel(dataset, runs):
-  found = groups.group(runs)
-  of_group = lambda values: [[values[run.path] for run in group.runs] for group in found]
-  notes = []
-  logs = {stage: {run.path: _finished(run, stage, log, notes) for run in runs}
-          for stage, log in (('certify', 'certified'), ('attack', 'attack'))}
-  certified, certified_alike = _on_common_images(of_group(logs['certify']), 'certified', notes)
+  found, notes = groups.group(runs), []
+  logs = {name: [[_finished(each, name, stage, notes) for each in group.runs] for group in found]
+          for name, stage in (('certified', 'certify'), ('attack', 'attack'))}
+  certified, certified_alike = _on_common_images(logs['certified'], 'certified', notes)
+  attacked, attacked_alike = _on_common_images(logs['attack'], 'attacked', notes)
   # Fewer draws certify smaller radii, whatever the network: such figures are not compared.
-  certified_alike &= not _differing_certifiers(certified)
-  attacked, attacked_alike = _on_common_images(of_group(logs['attack']), 'attacked', notes)
+  differing = differing_settings([log.settings for log in _present(certified)])
+  differing.pop('sigma', None)
+  attacks = _by_attack(attacked)
   columns = [
-      *_clean(found, certified, certified_alike, attacked, attacked_alike),
-      *_attacked(attacked, attacked_alike),
-      *_certified(certified, certified_alike),
-      *_training_time(found)]
-  notes += _differing_settings(found, certified, attacked)
-  return Panel(dataset, found, columns, certified, _by_attack(attacked), notes)
+      *_accuracies(found, certified, attacked, attacks, certified_alike and not differing,
+                   attacked_alike),
+      *_times(found)]
+  notes += _notes(found, differing, certified, attacked)
+  return Panel(dataset, found, columns, certified, attacks, notes)
 
 
 # What the runs have left, made comparable.
 
 
-def _finished(run, stage, name, notes):
+def _finished(each, name, stage, notes):
   """The log of a stage that is done, and has images; a note on any other that has begun."""
-  log = getattr(run, name)
+  log = getattr(each, name)
   if log is None or not len(log.idx):
     return None
-  if run.stages.get(stage, {}).get('status', 'done') != 'done':
-    notes.append(f'{run.path}: the {stage} stage is not finished; what it has measured so far is '
+  if each.stages.get(stage, {}).get('status', 'done') != 'done':
+    notes.append(f'{each.path}: the {stage} stage is not finished; what it has measured so far is '
                  'left out.')
     return None
   return log
 
 
+def _present(logs):
+  return [log for row in logs for log in row if log is not None]
+
+
+def _map(function, logs):
+  return [[None if log is None else function(log) for log in row] for row in logs]
+
+
 def _on_common_images(logs, what, notes):
   """([group][run] logs on the images that all have, whether there are any)."""
-  present = [log for row in logs for log in row if log is not None]
+  present = _present(logs)
   if not present:
     return logs, False
   idx = analysis.common_images(present)
@@ -149,28 +139,27 @@ def _on_common_images(logs, what, notes):
     notes.append(f'Of {_listed(f"{size:,}" for size in sizes)} {what} images, the figures are on '
                  f'the {len(idx):,} that all runs have in common; so they may differ from those '
                  'of the runs\' own pages.')
-  cut = [[None if log is None else analysis.on_images(log, idx) for log in row] for row in logs]
-  labels = [log.label for row in cut for log in row if log is not None]
-  if any((label != labels[0]).any() for label in labels):
-    raise UserError(f'the runs differ in the labels of the {what} images; runs on the same '
-                    'dataset are allowed')
+  cut = _map(lambda log: analysis.on_images(log, idx), logs)
+  other = other_label(_present(cut))
+  if other:
+    raise UserError(f'the runs differ in the labels of the {what} images, as of idx {other[2]}; '
+                    'runs on the same dataset are needed')
   return cut, True
 
 
-def _differing_settings(found, certified, attacked):
+def _notes(found, differing, certified, attacked):
   notes = []
   for name in ('n', 'alpha'):
-    values = sorted(value for value, in _settings_of(certified, (name,)) if value is not None)
-    if len(values) > 1:
-      notes.append(f'The certificates differ in {name} '
-                   f'({_listed(f"{value:,}" for value in values)}), which alone changes the radii '
+    if name in differing:
+      values = _listed(f'{value:,}' for value in sorted(map(json.loads, differing[name])))
+      notes.append(f'The certificates differ in {name} ({values}), which alone changes the radii '
                    'that can be certified: they stand side by side, without differences or a '
                    'best value.')
-  others = [name for name in _differing_certifiers(certified) if name not in ('n', 'alpha')]
+  others = [name for name in differing if name not in ('n', 'alpha')]
   if others:
     notes.append(f'The certificates differ in {_listed(others)}, which is another question: they '
                  'stand side by side, without differences or a best value.')
-  headers = [log.header for row in attacked for log in row if log is not None]
+  headers = [log.header for log in _present(attacked)]
   for name in ('num_noise', 'n', 'alpha'):
     values = sorted({one[name] for one in headers if one.get('smoothed') and name in one})
     if len(values) > 1:
@@ -179,34 +168,15 @@ def _differing_settings(found, certified, attacked):
   if len({tuple(sorted(header['epsilons'])) for header in headers}) > 1:
     notes.append('The attacks measured different radii. An image counts at ε if it is right at '
                  'every smaller ε measured as well, so a longer list is a little stricter.')
-  logs = [log for row in certified for log in row if log is not None]
-  if any(analysis.decided_radii(log) is not None for log in logs):
+  if any(analysis.decided_radii(log) is not None for log in _present(certified)):
     notes.append('Where only the radii of a grid were tested, the ACR is a lower bound: every '
                  'certified radius is rounded down to one of them.')
-  devices = {results.device_text(run) for group in found for run in group.runs
-             if 'device' in {**run.record, **run.stages.get('train', {})}}
+  devices = {run.device_text(each) for group in found for each in group.runs
+             if 'device' in {**each.record, **each.stages.get('train', {})}}
   if len(devices) > 1:
     notes.append(f'Training ran on different devices ({_listed(sorted(devices))}): its times do '
                  'not compare.')
   return notes
-
-
-def _differing_certifiers(certified):
-  """The names of the settings by which the certificates differ, the noise's sigma apart.
-
-  What the certifier has worked out for sigma says nothing more. A name that a log lacks is not
-  known there, but for the radii: without them any radius is certified.
-  """
-  logs = [log for row in certified for log in row if log is not None]
-  names = dict.fromkeys(name for log in logs for name in log.settings)
-  return [name for name in names if name not in FREE | DERIVED | {'sigma'} and len({
-      json.dumps(log.settings.get(name)) for log in logs
-      if name in log.settings or name == 'radii'}) > 1]
-
-
-def _settings_of(certified, names):
-  return {tuple(log.settings.get(name) for name in names)
-          for row in certified for log in row if log is not None}
 
 
 def _listed(words):
@@ -217,17 +187,16 @@ def _listed(words):
 def _by_attack(attacked):
   """{what was done: [group][run] logs}; another norm or number of draws is another attack."""
   key = lambda log: json.dumps(_attack_settings(log), sort_keys=True)
-  names = {key(log): log for row in attacked for log in row if log is not None}
+  names = {key(log): log for log in _present(attacked)}
   # The same words for two attacks are told apart by what differs, as configs are.
-  settings = [groups.flat(_attack_settings(log)) for log in names.values()]
+  settings = [flat(_attack_settings(log)) for log in names.values()]
   differ = [field for field in groups.differing(settings) if field not in ('name', 'norm')]
   result = {}
   for (one, log), setting in zip(names.items(), settings):
     details = ''.join(f', {field}={groups.value_text(field, setting[field])}' for field in differ
                       if setting.get(field) is not None)
-    name = f'{results.attack_name(log)} {results.norm(log)}{details}'
-    result[name] = [[log if log is not None and key(log) == one else None for log in row]
-                    for row in attacked]
+    result[f'{run.attack_name(log)} {run.attack_norm(log)}{details}'] = [
+        [log if log is not None and key(log) == one else None for log in row] for row in attacked]
   return result
 
 
@@ -239,55 +208,52 @@ def _attack_settings(log):
 # Columns.
 
 
-def _clean(found, certified, certified_alike, attacked, attacked_alike):
-  """Accuracy without attack, from the source that most groups have: the same one for all."""
-  tests = [[_test_accuracy(run) for run in group.runs] for group in found]
+def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_alike):
+  """Clean accuracy, from the source that most groups have; under attack; certified; ACR.
+
+  Where the attacked network is not the smoothed one, clean accuracy is that of the attacked.
+  """
+  logs = _present(certified)
+  smoothed = Column('clean', _map(lambda log: log.correct, certified), compared=certified_alike)
   sources = [
-      Column('clean', _map(lambda log: log.correct, certified), compared=certified_alike),
+      smoothed,
       Column('clean', _map(lambda log: log.clean == log.label, attacked),
              compared=attacked_alike),
-      Column('test', tests)]
-  count = lambda column: sum(bool(column.figures(i)) for i in range(len(found)))
-  best = max(sources, key=count)  # The first of equals.
-  return [best] if count(best) else []
-
-
-def _test_accuracy(run):
-  """The accuracy of the parameters that are attacked and certified: the last, or the best."""
-  accuracies = [row['accuracy'] for row in run.metrics['test'] if 'accuracy' in row]
-  done = run.stages.get('train', {}).get('status', 'done') == 'done'
-  if not (accuracies and done):
-    return None
-  best = run.config.get('checkpoint') == 'best'
-  return np.array([max(accuracies) if best else accuracies[-1]])
-
-
-def _attacked(attacked, alike):
-  columns = []
-  for name, logs in _by_attack(attacked).items():
-    epsilons = sorted({epsilon for row in logs for log in row if log is not None
-                       for epsilon in log.epsilons.tolist() if epsilon > 0})
-    columns += [Column(f'{name} {results.epsilon_text(epsilon)}',
-                       _map(lambda log, epsilon=epsilon: _robust_at(log, epsilon), logs),
-                       compared=alike) for epsilon in epsilons]
+      Column('test', [[_test_accuracy(each) for each in group.runs] for group in found])]
+  if not any(log.header.get('smoothed') for log in _present(attacked)):
+    sources[:2] = sources[1::-1]
+  count = lambda column: sum(map(bool, map(column.figures, range(len(found)))))
+  clean = max(sources, key=count)  # The first of equals.
+  columns = [clean] if count(clean) else []
+  for name, of_one in attacks.items():
+    epsilons = np.unique(np.concatenate([log.epsilons for log in _present(of_one)]))
+    columns += [Column(f'{name} {pages.epsilon(epsilon)}',
+                       _map(lambda log, epsilon=epsilon: _robust_at(log, epsilon), of_one),
+                       compared=attacked_alike) for epsilon in epsilons if epsilon > 0]
+  if logs:
+    shown = radii(logs) if clean is smoothed else [0., *radii(logs)]
+    columns += [Column(f'certified {radius:g}', _map(
+        lambda log, radius=radius: analysis.certified_images(log, radius)
+        if radius == 0 or analysis.is_decided(log, radius) else None, certified),
+        compared=certified_alike) for radius in shown]
+    columns.append(Column('ACR', _map(lambda log: log.correct * log.radius, certified), scale=1.,
+                          decimals=3, compared=certified_alike))
   return columns
 
 
+def _test_accuracy(each):
+  """The accuracy of the parameters that are attacked and certified: the last, or the best."""
+  accuracies = [row['accuracy'] for row in each.metrics['test'] if 'accuracy' in row]
+  done = each.stages.get('train', {}).get('status', 'done') == 'done'
+  if not (accuracies and done):
+    return None
+  best = each.config.get('checkpoint') == 'best'
+  return np.array([max(accuracies) if best else accuracies[-1]])
+
+
 def _robust_at(log, epsilon):
-  found = np.flatnonzero(log.epsilons == epsilon)
-  return analysis.robust(log)[:, found[0]] if len(found) else None
-
-
-def _certified(certified, alike):
-  logs = [log for row in certified for log in row if log is not None]
-  if not logs:
-    return []
-  at = lambda radius: _map(lambda log: analysis.certified_images(log, radius)
-                           if analysis.is_decided(log, radius) else None, certified)
-  return [*(Column(f'certified {radius:g}', at(radius), compared=alike)
-            for radius in radii(logs)),
-          Column('ACR', _map(lambda log: log.correct * log.radius, certified), scale=1.,
-                 decimals=3, compared=alike)]
+  number = np.flatnonzero(log.epsilons == epsilon)
+  return analysis.robust(log)[:, number[0]] if len(number) else None
 
 
 def radii(logs):
@@ -295,28 +261,250 @@ def radii(logs):
 
   At most `_MAX_RADII`, without zero.
   """
-  grids = [analysis.decided_radii(log) for log in logs]
-  free = [log for log, grid in zip(logs, grids) if grid is None and log.radius.any()]
-  if free:
-    grids.append(results.radius_grid(max(free, key=lambda log: log.radius.max())))
-  found = np.unique(np.round(np.concatenate(
-      [[0.], *(grid for grid in grids if grid is not None)]), 9))
+  free = [log for log in logs if analysis.decided_radii(log) is None]
+  grids = [analysis.decided_radii(log) for log in logs if analysis.decided_radii(log) is not None]
+  grids += [analysis.round_radii(free)] if free else []
+  found = np.unique(np.round(np.concatenate([[0.], *grids]), 9))
   while len(found) - 1 > _MAX_RADII:
     found = found[::2]
   return found[1:].tolist()
 
 
-def _training_time(found):
-  seconds = [[run.stages.get('train', {}).get('seconds') if run.stages.get('train', {}).get(
-      'status') == 'done' else None for run in group.runs] for group in found]
-  known = [value for row in seconds for value in row if value is not None]
-  if not known:
+def _times(found):
+  """Seconds of an epoch; where no run has logged its speed the time of the whole training."""
+  epochs = [[_seconds_an_epoch(each) for each in group.runs] for group in found]
+  if _present(epochs):
+    return [Column('s / epoch', epochs, scale=1., decimals=2, compared=False)]
+  seconds = [[train.get('seconds') if train.get('status') == 'done' else None
+              for train in (each.stages.get('train', {}) for each in group.runs)]
+             for group in found]
+  if not _present(seconds):
     return []
   unit, length = next((unit, length) for unit, length in (('h', 3600), ('min', 60), ('s', 1))
-                      if max(known) >= 2 * length or length == 1)
-  values = [[None if value is None else np.array([value]) for value in row] for row in seconds]
-  return [Column(f'training ({unit})', values, scale=1 / length, compared=False)]
+                      if max(_present(seconds)) >= 2 * length or length == 1)
+  return [Column(f'training ({unit})', _map(lambda value: np.array([value]), seconds),
+                 scale=1 / length, compared=False)]
 
 
-def _map(function, logs):
-  return [[None if log is None else function(log) for log in row] for row in logs]
+def _seconds_an_epoch(each):
+  """Steps of an epoch times batch size over the median images a second; None without a speed."""
+  rows = [row for row in each.metrics['train'] if row.get('images_per_second') and row.get('epoch')]
+  batch_size = each.config.get('train', {}).get('batch_size')
+  if not rows or not batch_size:
+    return None
+  steps = rows[-1]['step'] / rows[-1]['epoch']
+  return np.array([steps * batch_size / np.median([row['images_per_second'] for row in rows])])
+
+
+# Tables.
+
+
+def tables(panel: Panel) -> dict[str, tuple[str, Table]]:
+  """{name: (caption, table)}: figures, and where they say more differences, runs, fields."""
+  several = any(len(group.runs) > 1 for group in panel.groups)
+  result = {'figures': (
+      'Mean ± 95% interval of the mean over n training runs, accuracies in %' if several
+      else 'One training run each, accuracies in %', _figures(panel))}
+  if len(panel.groups) > 1 and any(column.compared for column in panel.columns):
+    result['differences'] = (f'Differences from {panel.groups[0].label}, ± 95%',
+                             _differences(panel))
+  if several:
+    result['runs'] = ('Every run', _runs(panel))
+  # Most of what differs are often the own fields of one method: these come last.
+  fields = groups.differing([group.config for group in panel.groups])
+  common = [field for field in fields if all(field in group.config for group in panel.groups)]
+  own = [field for field in fields if field not in common]
+  return result | {name: (caption, _fields(panel, which)) for name, caption, which in (
+      ('fields', 'Fields that differ', common), ('own_fields', 'Fields that some have', own))
+      if which}
+
+
+def bars(panel: Panel):
+  """The table of figures as a picture, for a README."""
+  caption, table = tables(panel)['figures']
+  means = np.array([[column.mean(i)[0] for column in panel.columns]
+                    for i in range(len(panel.groups))])
+  return charts.draw_table(
+      f'{panel.dataset}. {caption}', [group.label for group in panel.groups],
+      [(column.title, means[:, j], [row[2 + j] or '' for row in table.rows])
+       for j, column in enumerate(panel.columns)])
+
+
+def _figures(panel):
+  rows = []
+  for i, group in enumerate(panel.groups):
+    cells = [_cell(column, i, len(group.runs)) for column in panel.columns]
+    rows.append([group.label, str(len(group.runs)), *cells])
+  return Table(['config', 'n', *(column.title for column in panel.columns)], rows)
+
+
+def _cell(column, i, num_runs):
+  num = len(column.figures(i))
+  if not num:
+    return None
+  mean, half = column.mean(i)
+  text = column.text(mean, half) + (f' (n={num})' if num < num_runs else '')
+  means = [round(column.mean(number)[0], column.decimals) for number in range(len(column.values))
+           if column.figures(number)]
+  best = column.compared and min(means) < max(means) == round(mean, column.decimals)
+  return Best(text) if best else text
+
+
+def _differences(panel):
+  """Every group minus the first, where the figures may be compared."""
+  columns = [column for column in panel.columns if column.compared]
+  rows = []
+  for i, group in enumerate(panel.groups[1:], 1):
+    over_runs = min(len(group.runs), len(panel.groups[0].runs)) > 1
+    rows.append([group.label, 'training runs' if over_runs else 'images', *(
+        column.text(*column.difference(i), '+') if column.figures(i) and column.figures(0)
+        else None for column in columns)])
+  return Table(['config', 'interval over', *(column.title for column in columns)], rows)
+
+
+def _runs(panel):
+  paths = [each.path for group in panel.groups for each in group.runs]
+  names, rows = iter(groups.folder_names(paths)), []
+  for i, group in enumerate(panel.groups):
+    for j, each in enumerate(group.runs):
+      figures = [(column, column.values[i][j]) for column in panel.columns]
+      rows.append([next(names), group.label, each.config.get('seed'), *(
+          None if values is None else column.text(column.scale * float(np.mean(values)), np.nan)
+          for column, values in figures)])
+  return Table(['run', 'config', 'seed', *(column.title for column in panel.columns)], rows)
+
+
+def _fields(panel, fields):
+  """Fields of the groups' configs, the shorter of the two ways across."""
+  cells = [[groups.value_text(field, group.config[field]) if field in group.config else None
+            for group in panel.groups] for field in fields]
+  labels = [group.label for group in panel.groups]
+  if len(fields) < len(labels):
+    return Table(['config', *fields], [list(row) for row in zip(labels, *cells)])
+  return Table(['field', *labels], [[field, *row] for field, row in zip(fields, cells)])
+
+
+# Charts.
+
+
+def robustness_charts(panel: Panel) -> list[Chart]:
+  """The certified curves, and those under each attack."""
+  in_legend, found = len(panel.groups) <= _MANY, []
+  logs = _present(panel.certified)
+  if logs:
+    curves = iter(charts.certified_curves(logs, _points(len(logs))))
+    found.append(run.accuracy_chart(
+        'certified', 'Certified accuracy', 'ℓ₂ radius of the perturbation',
+        _lines(panel, _map(lambda _: next(curves), panel.certified), steps=True),
+        in_legend=in_legend))
+  for number, (name, attacked) in enumerate(panel.attacks.items()):
+    scale, label = run.epsilon_axis(_present(attacked))
+    curves = _map(lambda log, scale=scale: (scale * analysis.attack_curve(log)[0],
+                                            analysis.attack_curve(log)[1]), attacked)
+    found.append(run.accuracy_chart(
+        f'attack{number or ""}', f'Accuracy under {name}', label,
+        _lines(panel, curves, marks=True), in_legend=in_legend))
+  return found
+
+
+def training_charts(panel: Panel) -> list[Chart]:
+  """Losses and accuracies over training."""
+  rows = [row for group in panel.groups for each in group.runs
+          for split in ('train', 'test') for row in each.metrics[split]]
+  if not rows:
+    return []
+  x_name = 'epoch' if all('epoch' in row for row in rows) else 'step'
+  found = []
+  for split, name in (('train', 'loss'), ('train', 'accuracy'), ('test', 'loss'),
+                      ('test', 'accuracy')):
+
+    def curve(each, split=split, name=name):
+      kept = [row for row in each.metrics[split] if row.get(name) is not None]
+      return np.array([row[x_name] for row in kept]), np.array([row[name] for row in kept])
+
+    lines = _lines(panel, [[curve(each) for each in group.runs] for group in panel.groups])
+    found.append(Chart(
+        f'{split}-{name}', f'{split.capitalize()} {name}', x_name, lines,
+        (0, max(row[x_name] for row in rows)), percent=name == 'accuracy', size=(520, 300),
+        in_legend=len(panel.groups) <= _MANY))
+  return found
+
+
+def _lines(panel, curves, *, steps=False, marks=False):
+  """For each group the mean of its runs' curves, before it those of the single runs.
+
+  Args:
+    panel: the runs.
+    curves: [group][run] (x, y) or None.
+    steps, marks: of the lines; see `charts.Line`.
+  """
+  most = _points(sum(map(len, curves)))
+  # A step function is given in few enough points, and means would put it above itself.
+  thinned = lambda x, y: (x, y) if steps else charts.average(x, y, most)
+  behind, before = [], []
+  for i, (group, row) in enumerate(zip(panel.groups, curves)):
+    known = [curve for curve in row if curve is not None and len(curve[0])]
+    if not known:
+      continue
+    style = charts.style(i)
+    name = group.label + (f' ({len(known)} runs)' if len(known) > 1 else '')
+    shared = _mean_curve(known)
+    if len(shared[0]):
+      before.append(Line(name, style, *thinned(*shared), steps=steps, marks=marks))
+      name = ''
+    if len(known) > 1:
+      thin = [Line('', style, *thinned(*curve), steps=steps, thin=True) for curve in known]
+      # Runs that were logged at other steps have no mean, but a name.
+      behind += [thin[0]._replace(name=name), *thin[1:]]
+  return behind + before
+
+
+def _mean_curve(curves):
+  """(x, mean of y) at the x that all curves have: an unfinished run ends the mean of its group."""
+  x = curves[0][0]
+  for other, _ in curves[1:]:
+    x = np.intersect1d(x, other)
+  return x, np.mean([y[np.isin(its, x)] for its, y in curves], axis=0)
+
+
+def _points(num_lines):
+  return max(min(_MAX_POINTS // num_lines, charts.MAX_POINTS), 60)
+
+
+# The page.
+
+
+def page(panels, output: Path, files) -> str:
+  """The HTML of the page.
+
+  Args:
+    panels: from `compare`.
+    output: path of the page; its tables and figures lie beside it, and runs are linked from there.
+    files: [panel] {name of a table or figure: name of its files without an ending}.
+  """
+  facts = []
+  for panel in panels:
+    of = f' of {panel.dataset}' if len(panels) > 1 else ''
+    attacked = [row for logs in panel.attacks.values() for row in logs]
+    for logs, what in ((panel.certified, 'certified'), (attacked, 'attacked')):
+      sizes = {len(log.idx) for log in _present(logs)}
+      facts += [f'{size:,} images{of} {what}' for size in sizes if len(sizes) == 1]
+  every = [(group.label, each) for panel in panels for group in panel.groups
+           for each in group.runs]
+  rows = [[str(each.path), label, pages.text(each.config.get('seed', '')),
+           ', '.join(f'{name} {stage.get("status")}' for name, stage in each.stages.items()),
+           run.device_text(each) if 'device' in each.record else None,
+           each.record.get('versions', {}).get('robust_jax')] for label, each in every]
+  return pages.render(
+      'comparison.html', title=f'Comparison of {title(panels)}', facts=facts, panels=[
+          {'panel': panel, 'tables': tables(panel), 'files': names,
+           'styles': [charts.style(i) for i in range(len(panel.groups))],
+           'titles': [column.title for column in panel.columns],
+           'robustness': robustness_charts(panel), 'training': training_charts(panel)}
+          for panel, names in zip(panels, files)],
+      many=_MANY, certified=any(_present(panel.certified) for panel in panels),
+      runs=Table(['workdir', 'config', 'seed', 'stages', 'device', 'version'], rows),
+      links={str(each.path): os.path.relpath(each.path / 'report.html', output.parent)
+             for _, each in every if (each.path / 'report.html').exists()},
+      commands=list(dict.fromkeys(each.record['command'] for _, each in every
+                                  if 'command' in each.record)))

@@ -30,6 +30,7 @@ class Contents(NamedTuple):
     verified: what `--stages=verify` has left of it ({} if absent).
     gallery: {name: array}, or None.
     radii: {name: array} of training that learns a radius for each example, or None.
+    experiment: the name that a sweep's point gives its config, as 'trades'; '' without one.
   """
 
   path: Path
@@ -43,6 +44,7 @@ class Contents(NamedTuple):
   verified: dict[str, Any]
   gallery: dict[str, np.ndarray] | None
   radii: dict[str, np.ndarray] | None
+  experiment: str = ''
 
   @property
   def sigma(self):
@@ -93,17 +95,32 @@ def load_all(folders) -> list[Contents]:
   Raises:
     UserError: no such folder, or a file in it is malformed.
   """
-  paths = []
+  names = {}  # {workdir: name of its experiment}
   for folder in map(Path, folders):
     if not is_sweep(folder):
-      paths.append(folder)
+      names.setdefault(folder, '')
       continue
     try:
-      paths += [folder / run['workdir'] for run in _json(folder / SWEEP)['runs']]
-    except (KeyError, TypeError) as error:
-      raise UserError(f'{folder / SWEEP}: {type(error).__name__} {error}; the workdir of each run '
-                      'is allowed') from error
-  return [load(path) for path in {path.resolve(): path for path in reversed(paths)}.values()][::-1]
+      for run in _json(folder / SWEEP)['runs']:
+        # configs/digits.py:trades is trades, configs/shaham.py is shaham.
+        file, _, name = str(run.get('point', {}).get('config', '')).partition(':')
+        names[folder / run['workdir']] = name or Path(file).stem
+    except (KeyError, TypeError, AttributeError) as error:
+      raise UserError(f'{folder / SWEEP}: the workdir of each run is needed '
+                      f'({type(error).__name__} {error})') from error
+  once = {path.resolve(): path for path in reversed(names)}
+  return [load(path)._replace(experiment=names[path]) for path in reversed(once.values())]
+
+
+def flat(section, prefix='') -> dict:
+  """{dotted field: value} of a nested config."""
+  values = {}
+  for key, value in section.items():
+    if isinstance(value, dict) and value:
+      values |= flat(value, f'{prefix}{key}.')
+    else:
+      values[f'{prefix}{key}'] = value
+  return values
 
 
 def _json(path):

@@ -3,14 +3,28 @@
 import base64
 import io
 import math
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 
-def gallery(arrays, class_names):
-  """A card an example.
+class Picture(NamedTuple):
+  """A picture of a card: a title above it, a class's name below it, and a note.
+
+  `uri` has the PNG itself, `alt` says what it shows; `verdict` is right, wrong or ''.
+  """
+
+  uri: str
+  alt: str
+  name: str
+  title: str = ''
+  verdict: str = ''
+  note: str = ''
+
+
+def adversarial(arrays, class_names) -> tuple[list[list[Picture]], float]:
+  """For each example the image, its perturbation and the image under attack.
 
   Args:
     arrays: the arrays of gallery.npz: images, adversarial [k, h, w, c] in [0, 1]; index, labels,
@@ -18,52 +32,47 @@ def gallery(arrays, class_names):
     class_names: the names of the classes; a class without a name shows its number.
 
   Returns:
-    (HTML, magnification of the shown perturbations).
+    (pictures of each example, magnification of the shown perturbations).
   """
   perturbations = arrays['adversarial'] - arrays['images']
   factor = magnification(perturbations)
+
+  def verdict(predicted, label):
+    sign, verdict = ('✓', 'right') if predicted == label else ('✗', 'wrong')
+    return {'name': f'{sign} {class_name(predicted, class_names)}', 'verdict': verdict}
+
   cards = []
   for i, perturbation in enumerate(perturbations):
-    label, clean, predicted = (int(arrays[name][i]) for name in ('labels', 'clean', 'predicted'))
-    name = _name(label, class_names)
-    pictures = [
-        (arrays['images'][i], f'image {int(arrays["index"][i])}, a {name}', 'image',
-         _verdict(clean, label, class_names)),
-        (0.5 + factor * perturbation, f'its perturbation, magnified {factor:g} times',
-         f'change ×{factor:g}', f'<span class="class">true: {escape(name)}</span>'),
-        (arrays['adversarial'][i], f'image {int(arrays["index"][i])} under attack', 'attacked',
-         _verdict(predicted, label, class_names)),
-    ]
-    cells = ''.join(
-        f'<figure><figcaption>{title}</figcaption>'
-        f'<img src="{data_uri(pixels)}" alt="{escape(alt)}">{below}</figure>'
-        for pixels, alt, title, below in pictures)
-    cards.append(f'<div class="card">{cells}</div>')
-  return f'<div class="gallery">{"".join(cards)}</div>', factor
+    index, label, clean, predicted = (
+        int(arrays[name][i]) for name in ('index', 'labels', 'clean', 'predicted'))
+    name = class_name(label, class_names)
+    cards.append([
+        Picture(data_uri(arrays['images'][i]), f'image {index}, a {name}', title='image',
+                **verdict(clean, label)),
+        Picture(data_uri(0.5 + factor * perturbation),
+                f'its perturbation, magnified {factor:g} times', f'true: {name}',
+                f'change ×{factor:g}'),
+        Picture(data_uri(arrays['adversarial'][i]), f'image {index} under attack',
+                title='attacked', **verdict(predicted, label))])
+  return cards, factor
 
 
-def radii(arrays, class_names, show):
-  """A card of the images with the smallest radii, and one of those with the largest.
+def by_radius(arrays, class_names, show) -> list[tuple[str, list[Picture]]]:
+  """The training images with the smallest radii, and those with the largest, each after a title.
 
   Args:
     arrays: the arrays of radii.npz: label, radius [num_train]; shown [2k], indices, those of the
       smallest radii first; images [2k, h, w, c] in [0, 1].
-    class_names: as for `gallery`.
+    class_names: as for `adversarial`.
     show: radius -> its text.
-
-  Returns:
-    HTML; '' where no image is kept.
   """
-  half = len(arrays['shown']) // 2
-  cards = []
-  for words, rows in (('Smallest radii', slice(half)), ('Largest radii', slice(half, None))):
-    pictures = ''.join(
-        f'<figure><img src="{data_uri(pixels)}" alt="training image {index}">'
-        f'<span class="class">{escape(_name(int(arrays["label"][index]), class_names))}</span>'
-        f'<small>{escape(show(arrays["radius"][index]))}</small></figure>'
-        for index, pixels in zip(arrays['shown'][rows].tolist(), arrays['images'][rows]))
-    cards.append(f'<h3>{words}</h3><div class="card many">{pictures}</div>')
-  return ''.join(cards) if half else ''
+  pictures = [
+      Picture(data_uri(pixels), f'training image {index}',
+              class_name(int(arrays['label'][index]), class_names),
+              note=show(arrays['radius'][index]))
+      for index, pixels in zip(arrays['shown'].tolist(), arrays['images'])]
+  half = len(pictures) // 2
+  return [('Smallest radii', pictures[:half]), ('Largest radii', pictures[half:])] if half else []
 
 
 def magnification(perturbations):
@@ -80,18 +89,13 @@ def magnification(perturbations):
 def data_uri(pixels):
   """Pixels [h, w, 1 or 3] in [0, 1] as a PNG in a data URI."""
   levels = np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
-  image = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
   file = io.BytesIO()
-  image.save(file, 'PNG')
+  Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, 'PNG')
   return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
 
-def _verdict(predicted, label, class_names):
-  style, sign = ('right', '✓') if predicted == label else ('wrong', '✗')
-  return f'<span class="class {style}">{sign} {escape(_name(predicted, class_names))}</span>'
-
-
-def _name(index, class_names):
+def class_name(index, class_names):
+  """The name of a class; of -1, that the classifier abstains."""
   if index < 0:
     return 'abstains'
   return str(class_names[index]) if index < len(class_names) else f'class {index}'

@@ -4,8 +4,8 @@ import json
 from typing import NamedTuple
 
 from robust_jax.config.configuration import FREE_FIELDS
-from robust_jax.report import results
-from robust_jax.report.contents import Contents
+from robust_jax.report import pages
+from robust_jax.report.contents import Contents, flat
 
 # A label has this many fields where fewer tell the groups apart.
 _LABEL_FIELDS = 3
@@ -33,13 +33,14 @@ def group(runs) -> list[Group]:
   """
   found = {}
   for run in runs:
-    found.setdefault(json.dumps(_deciding(run.config), sort_keys=True), []).append(run)
+    key = run.experiment, json.dumps(_deciding(run.config), sort_keys=True)
+    found.setdefault(key, []).append(run)
   members = []
   for same in found.values():
     seeds = [run.config.get('seed') for run in same]
     members += [same] if len({*seeds}) == len(same) else [[run] for run in same]
   configs = [_deciding(same[0].config) for same in members]
-  labels = _labels(configs)
+  labels = _labels([same[0].experiment for same in members], configs)
   names = folder_names([same[0].path for same in members])
   labels = [name if not label or labels.count(label) > 1 else label
             for label, name in zip(labels, names)]
@@ -49,22 +50,9 @@ def group(runs) -> list[Group]:
 def differing(configs) -> list[str]:
   """The fields in which flat configs differ, those that name a component first."""
   fields = dict.fromkeys(field for config in configs for field in config)
-  absent = object()
   differ = [field for field in fields
-            if any(config.get(field, absent) != configs[0].get(field, absent)
-                   for config in configs)]
+            if len({repr(config.get(field, fields)) for config in configs}) > 1]
   return sorted(differ, key=lambda field: (not field.endswith('.name'), field.count('.')))
-
-
-def flat(section, prefix='') -> dict:
-  """{dotted field: value} of a nested config."""
-  values = {}
-  for key, value in section.items():
-    if isinstance(value, dict) and value:
-      values |= flat(value, f'{prefix}{key}.')
-    else:
-      values[f'{prefix}{key}'] = value
-  return values
 
 
 def value_text(field, value) -> str:
@@ -72,8 +60,8 @@ def value_text(field, value) -> str:
   if isinstance(value, list | tuple):
     return ', '.join(value_text(field, each) for each in value)
   if isinstance(value, float) and 'epsilon' in field.rpartition('.')[2]:
-    return results.epsilon_text(value)
-  return f'{value:.6g}' if isinstance(value, float) else str(value)
+    return pages.epsilon(value)
+  return pages.text(value)
 
 
 def folder_names(paths) -> list[str]:
@@ -87,7 +75,18 @@ def _deciding(config):
           if field != 'seed' and field not in FREE_FIELDS}
 
 
-def _labels(configs):
+def _labels(experiments, configs):
+  """The experiment's name where there is one, and what tells its configs apart."""
+  labels = [''] * len(configs)
+  for name in dict.fromkeys(experiments):
+    numbers = [i for i, experiment in enumerate(experiments) if experiment == name]
+    found = _field_labels([configs[i] for i in numbers])
+    for i, label in zip(numbers, found):
+      labels[i] = label if not name else f'{name}, {label}' if len(numbers) > 1 else name
+  return labels
+
+
+def _field_labels(configs):
   """A short text for each flat config, from the fields that tell them apart."""
   # What was trained comes first, how it was measured last.
   fields = sorted(differing([config for config in configs if config]), key=lambda field: (

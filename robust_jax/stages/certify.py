@@ -8,7 +8,6 @@ import numpy as np
 
 from robust_jax import analysis, certification
 from robust_jax import workdir as workdirs
-from robust_jax.analysis import listings
 from robust_jax.certification import integer, log, noise_sources, stream
 from robust_jax.errors import UserError
 from robust_jax.stages import images, weights
@@ -46,10 +45,10 @@ def _result(path):
   logged = log.read(path)
   if not len(logged.idx):
     return 'certify: no images'
-  draws = listings.mean_draws(log.read_votes(path))
+  draws = analysis.mean_draws(log.read_votes(path))
   return (f'certify: {len(logged.idx):,} images, {draws:,.0f} draws and {np.mean(logged.time):.3g} '
           f's an image; {analysis.certified_accuracy(logged, 0.):.1%} right, average certified '
-          f'radius {listings.acr_text(logged)}')
+          f'radius {analysis.acr_text(logged)}')
 
 
 def settings(run, loaded):

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import analysis, keys, losses, report, workdir
-from robust_jax.analysis import curves
 from robust_jax.attacks import threat_models
 from robust_jax.config import configuration, experiment
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.report import gallery, markup, plots
+from robust_jax.report import charts, gallery, pages
 from robust_jax.stages import images, weights
 
 BASELINE = 'baseline'
@@ -84,7 +83,7 @@ class AdversarialSet(NamedTuple):
 
 
 def compare(folder, devices):
-  """Writes shaham.html and shaham/*.csv|.md|.tex|.svg into the folder of a sweep.
+  """Writes shaham.html and shaham/*.csv|.md|.tex|.svg|.pdf into the folder of a sweep.
 
   Args:
     folder: of the sweep, all of whose trainings are finished.
@@ -104,18 +103,15 @@ def compare(folder, devices):
   classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), devices)
   table = accuracy_table(nets, test, found, classify)
   lines = {net.name: own_curves(nets, net, test, devices) for net in robust}
-  output = folder / 'shaham'
-  output.mkdir(exist_ok=True)
   tables = {'accuracy': table, 'accuracy_against_epsilon': _curve_table(nets, robust, lines)}
+  (folder / 'shaham').mkdir(exist_ok=True)
   for name, values in tables.items():
-    for end, write in markup.WRITERS.items():
-      workdir.write_bytes(output / f'{name}.{end}', write(values).encode())
-  for net in robust:
-    curves.write(output / f'{net.name}.svg', *curves.draw_accuracies(
-        [(net.epsilon * FACTORS, y) for y in lines[net.name]], [each.name for each in nets],
-        title='accuracy', x_label=f'{net.name} epsilon of the one-step attack (pixel units)'))
+    report.write_table(folder / 'shaham' / name, values)
+  drawn = [_chart(nets, net, lines[net.name]) for net in robust]
+  files = {chart.name: [f'shaham/{path.name}' for path in report.write_figure(
+      folder / 'shaham' / chart.name, chart)] for chart in drawn}
   page = folder / 'shaham.html'
-  workdir.write_bytes(page, _page(nets, test, found, tables, lines).encode())
+  workdir.write_bytes(page, _page(nets, test, found, tables, drawn, files).encode())
   count = sum(int(batch.mask.sum()) for batch in test)
   return (f'{count} test images, {len(found.labels)} adversarials\n\n'
           f'{analysis.to_text(table)}'), page
@@ -309,37 +305,27 @@ def _curve_table(nets, robust, lines):
        *(f'{each.name} %' for each in nets)], rows)
 
 
-def _page(nets, batches, found, tables, lines):
-  run, robust = nets[0].run, nets[1:]
-  count = sum(int(batch.mask.sum()) for batch in batches)
-  sizes = ', '.join(f'{np.sum(found.norms == net.name)} by {net.name}' for net in robust)
-  words = (f'<p>A: {len(found.labels)} one-step adversarials ({sizes}) of the {count} test images, '
-           'made on the baseline from images that it classifies correctly, all misclassified by '
-           'it.' + (" The published figures are on the authors' own set."
-                    if run.data.name in PUBLISHED else '') + '</p>')
-  styles = [plots.palette(i) for i in range(len(nets))]
-  charts = ''.join(
-      plots.chart([plots.Series(each.name, style, net.epsilon * FACTORS, y, marks=True)
-                   for each, style, y in zip(nets, styles, lines[net.name])],
-                  title=f'Accuracy under the one-step {net.name} attack on own parameters',
-                  x_label=f'{net.name} epsilon, pixel units', y_limits=(0, 1), percent=True,
-                  width=520, height=340)
-      for net in robust)
-  body = markup.section(
-      'accuracy', 'Accuracy on the test split and on the adversarial set',
-      words + markup.table(tables['accuracy'], keys=styles)
-      + markup.files('accuracy', tables['accuracy'], folder='shaham/'))
-  body += markup.section(
-      'curves', 'Accuracy against epsilon', f'<div class="charts large">{charts}</div>'
-      + markup.files('accuracy_against_epsilon', tables['accuracy_against_epsilon'],
-                     folder='shaham/'))
+def _chart(nets, robust, lines):
+  return charts.Chart(
+      robust.name, f'Accuracy under the one-step {robust.name} attack on own parameters',
+      f'{robust.name} epsilon, pixel units',
+      [charts.Line(net.name, charts.style(i), robust.epsilon * FACTORS, y, marks=True)
+       for i, (net, y) in enumerate(zip(nets, lines))],
+      y_limits=(0, 1), percent=True, size=(520, 340))
+
+
+def _page(nets, batches, found, tables, drawn, files):
+  run = nets[0].run
   flips = np.flatnonzero(found.norms == 'l1')[:run.evaluation.gallery]
-  if len(flips):
-    arrays = {'images': found.clean[flips], 'adversarial': found.images[flips],
-              'index': found.index[flips], 'labels': found.labels[flips],
-              'clean': found.labels[flips], 'predicted': found.predicted[flips]}
-    body += markup.section('flips', 'A single pixel changes the class of the baseline',
-                           gallery.gallery(arrays, run.test_data.class_names)[0])
-  facts = [f'{run.config["model"]["name"]} on {run.data.name}',
-           f'{run.train.num_epochs:g} epochs', f'seed {run.config["seed"]}']
-  return markup.page('Robust optimisation', facts, body)
+  cards, _ = gallery.adversarial({
+      'images': found.clean[flips], 'adversarial': found.images[flips],
+      'index': found.index[flips], 'labels': found.labels[flips], 'clean': found.labels[flips],
+      'predicted': found.predicted[flips]}, run.test_data.class_names)
+  return pages.render(
+      'shaham.html', title='Robust optimisation', tables=tables, charts=drawn, files=files,
+      cards=cards, published=run.data.name in PUBLISHED,
+      facts=[f'{run.config["model"]["name"]} on {run.data.name}',
+             f'{run.train.num_epochs:g} epochs', f'seed {run.config["seed"]}'],
+      sizes={net.name: int(np.sum(found.norms == net.name)) for net in nets[1:]},
+      num_test=sum(int(batch.mask.sum()) for batch in batches),
+      styles=[charts.style(i) for i in range(len(nets))])

@@ -10,7 +10,7 @@ tensorboard/      and profile/, where they were asked for
 attack.jsonl      the empirical stage, one line an image; gallery.npz, some of its images
 certify.jsonl     certificates, with the table certify.tsv; certify.progress.json, unfinished ones
 verify.json       whether they were found again, the last time this was asked
-report.html       and tables/
+report.html       and tables/, figures/
 previous/         what `--redo` has put aside
 """
 
@@ -208,7 +208,8 @@ def set_aside(workdir, redo):
   records = {stage: record for stage, record in records.items() if stage not in redone}
   if redone:
     write_json(workdir / 'stages.json', {**records, **redone})
-    names = [name for stage in redone for name in OUTPUTS[stage]] + ['report.html', 'tables']
+    names = [*(name for stage in redone for name in OUTPUTS[stage]),
+             'report.html', 'tables', 'figures']
     folder = workdir / 'previous' / datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')
     folder.mkdir(parents=True)
     write_json(folder / 'stages.json', redone)

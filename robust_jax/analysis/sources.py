@@ -1,0 +1,330 @@
+"""Finds certification logs, ours and published ones, and what is known of each.
+
+Our logs say in their settings what was certified. A published table says it by its path, as in
+`cifar10/noise_0.25/test/sigma_0.50`: noise in training, split, noise in certification. The part of
+the path that is nearest to the file decides, unless the caller knows better.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_jax.analysis.certified import certified_accuracy, decided_radii, is_decided
+from robust_jax.analysis.comparison import differing_settings, other_label
+from robust_jax.certification import log as logs
+from robust_jax.errors import UserError
+
+LOG_NAMES = ('certify.jsonl', 'certify.tsv')
+_WORKDIR = {'config.json', 'stages.json'}
+_SPLITS = ('train', 'test', 'val', 'validation')
+
+
+class Source(NamedTuple):
+  """A log and what is known of it; None where nothing says it.
+
+  Attributes:
+    path: the file.
+    log: `certification.log.Log`.
+    votes: `certification.log.Votes`.
+    dataset: its name, as 'cifar10'.
+    train_split: whether its images are of a train split; False where nothing says it.
+    sigma: noise of the certified classifier, pixel units.
+    training_noise: noise that its network was trained with, pixel units; 0: without noise.
+    remarks: what a reader of its figures should know, each a line that names the file.
+  """
+
+  path: Path
+  log: logs.Log
+  votes: logs.Votes | None
+  dataset: str | None
+  train_split: bool
+  sigma: float | None
+  training_noise: float | None
+  remarks: list[str]
+
+
+def collect(paths: Sequence[str],
+            given: dict[str, Any] | None = None) -> tuple[list[Source], list[str]]:
+  """Reads logs: files, workdirs, and folders that are searched; each log once.
+
+  A folder is searched with those in it, in the order of their names. Hidden files, what else a
+  workdir holds, and a table beside the .jsonl of its name are passed over.
+
+  Args:
+    paths: files and folders.
+    given: {'dataset' or 'sigma': value} of published tables.
+
+  Returns:
+    (sources, skipped): the logs, and a line about each thing in a folder that is none, or is
+    damaged.
+
+  Raises:
+    UserError: no such path, a file named by itself that is malformed, a folder without a log.
+  """
+  sources, skipped = {}, []
+  for path in map(Path, paths):
+    found, remarks = _search(path, given) if path.is_dir() else ([load(path, given)], [])
+    skipped += remarks
+    for source in found:
+      sources.setdefault(source.path.resolve(), source)
+  return list(sources.values()), skipped
+
+
+def load(path, given=None) -> Source:
+  """Reads one log, with what its settings, its path or `given` say; see `collect`.
+
+  Raises:
+    UserError: no such file, or a malformed line, named as `file:line`.
+  """
+  path, log = Path(path), logs.read(path)
+  *folders, name = (part.lower() for part in Path(os.path.abspath(path)).parts)
+  splits = [part for part in [*folders, *re.split('[^a-z]', name)] if part in _SPLITS]
+  known = {'split': splits[-1] if splits else ''}
+  for field, word in (('sigma', 'sigma'), ('training_noise', 'noise')):
+    numbers = re.findall(rf'{word}_(\d*\.?\d+)', '/'.join([*folders, name]))
+    known |= {field: float(numbers[-1])} if numbers else {}
+  known |= {**(given or {}), **log.settings}
+  dataset = known.get('dataset')
+  number = lambda value: float(value) if isinstance(value, int | float) else None
+  return Source(
+      path=path, log=log, votes=logs.read_votes(path),
+      # Any images may be in a 'folder'.
+      dataset=None if dataset in (None, 'folder') else str(dataset),
+      train_split=str(known['split']).startswith('train'), sigma=number(known.get('sigma')),
+      training_noise=number(known.get('training_noise')), remarks=_remarks(path, log))
+
+
+def check_dataset(sources: Sequence[Source]):
+  """Raises UserError, naming two files, where logs are known to be of different datasets."""
+  known = [source for source in sources if source.dataset is not None]
+  for source in known[1:]:
+    if source.dataset != known[0].dataset:
+      raise UserError(f'logs of one dataset are needed, but {known[0].path} is of '
+                      f'{known[0].dataset}, {source.path} of {source.dataset}')
+
+
+def check_images(sources: Sequence[Source]):
+  """Raises UserError, naming two files, where one idx does not mean one image in all logs."""
+  check_dataset(sources)
+  for source in sources[1:]:
+    if source.train_split != sources[0].train_split:
+      test, train = sorted([source, sources[0]], key=lambda each: each.train_split)
+      raise UserError(f'logs of one split are needed, but {train.path} is of a train split, '
+                      f'{test.path} is not')
+  for line in other_labels(sources):
+    raise UserError(f'{line}; logs that number the same images alike are needed')
+
+
+def check_labels(sources: Sequence[Source]) -> list[str]:
+  """A line where logs number the images of a dataset differently.
+
+  Raises:
+    UserError: as `check_dataset`, or labels differ and it is not known that the dataset is one.
+  """
+  check_dataset(sources)
+  lines = other_labels(sources)
+  if lines and any(source.dataset is None for source in sources):
+    raise UserError(f'{lines[0]}; logs of one dataset are needed (--dataset=NAME for those that '
+                    'only number it differently)')
+  return [f'{line}: they number the images differently' for line in lines]
+
+
+def other_labels(sources: Sequence[Source]) -> list[str]:
+  """A line for each split, naming two files, where they give one image different labels."""
+  lines = []
+  for split in (False, True):
+    same = [source for source in sources if source.train_split == split]
+    found = other_label([source.log for source in same])
+    if found:
+      first, second, idx = found
+      lines.append(f'idx {idx} has one label in {same[first].path} and another in '
+                   f'{same[second].path}')
+  return lines
+
+
+def other_noise(source: Source) -> bool:
+  """Whether a network is known to have been trained with another noise than that of the log."""
+  known = None not in (source.sigma, source.training_noise)
+  return known and source.sigma != source.training_noise
+
+
+def stopped_early(sources: Sequence[Source]) -> list[str]:
+  """Lines on published logs that end before others with the same distance between images."""
+  same = {}
+  for source in sources:
+    if len(source.log.idx) > 1 and not source.log.settings:
+      same.setdefault((_distance(source.log.idx), source.train_split), []).append(source)
+  lines = []
+  for found in same.values():
+    last = max(source.log.idx.max() for source in found)
+    lines += [f'{source.path}: {len(source.log.idx)} images, up to idx {source.log.idx.max()}; '
+              f'other logs go up to {last}' for source in found if source.log.idx.max() < last]
+  return lines
+
+
+def mixed(sources: Sequence[Source]) -> list[str]:
+  """A line, naming files, where logs are of different datasets, and of train and other splits."""
+  lines = []
+  for name, values in (
+      ('dataset', [source.dataset for source in sources]),
+      ('split', ['train' if source.train_split else 'not train' for source in sources])):
+    numbers = {}
+    for number, value in enumerate(values):
+      if value is not None:
+        numbers.setdefault(value, []).append(number)
+    lines += [_differs(name, numbers, sources)] if len(numbers) > 1 else []
+  return lines
+
+
+def differences(sources: Sequence[Source]) -> list[str]:
+  """A line for each setting that makes certificates of several logs differ, naming files."""
+  settings = [{**source.log.settings, **({} if source.sigma is None else {'sigma': source.sigma})}
+              for source in sources]
+  return [_differs(name, values, sources) for name, values in differing_settings(settings).items()]
+
+
+def off_grid(sources: Sequence[Source], radii) -> list[str]:
+  """A line for each log that has decided some radii only, and not all of these."""
+  lines, listed = [], lambda radii: ', '.join(f'{radius:g}' for radius in radii)
+  for source in sources:
+    others = np.asarray(radii)[~is_decided(source.log, radii)]
+    if not len(others):
+      continue
+    grid = decided_radii(source.log)
+    between, beyond = others[others < grid.max()], others[others > grid.max()]
+    lines.append(f'{source.path}: the radii {listed(grid)} were decided'
+                 + (f'; {listed(between)}: at least the accuracy of the next larger one'
+                    if len(between) else '')
+                 + (f'; {listed(beyond)}: nothing is known' if len(beyond) else ''))
+  return lines
+
+
+def ending(sources: Sequence[Source]) -> list[str]:
+  """A line for each log that has a grid of radii, and certificates at the largest of them."""
+  grids = [(source, decided_radii(source.log)) for source in sources]
+  return [f'{source.path}: radii up to {grid[-1]:g} were decided, where its curve ends'
+          for source, grid in grids
+          if grid is not None and certified_accuracy(source.log, grid[-1]) > 0]
+
+
+def comparable(sources: Sequence[Source], radii) -> list[bool]:
+  """[num_radii + 1]: whether the accuracies at each radius, and the ACRs, mean the same for all.
+
+  Those of logs with one grid do, or without any. Where grids differ, a radius has to be on all.
+  """
+  if len({json.dumps(source.log.settings.get('radii')) for source in sources}) == 1:
+    return [True] * (len(radii) + 1)
+  return [*np.all([is_decided(source.log, radii) for source in sources], axis=0).tolist(), False]
+
+
+def names(paths: Sequence[Path]) -> tuple[str, list[str]]:
+  """(folder, names): the folder that all files are in, '' without one, and the paths from there.
+
+  A log of a workdir goes by its folder.
+  """
+  whole = [path.parent if path.name in LOG_NAMES and path.parent.name else path for path in paths]
+  whole = list(paths) if len({*whole}) < len(whole) else whole
+  try:
+    common = os.path.commonpath([path.parent for path in whole])
+  except ValueError:  # Some are absolute, others not.
+    common = ''
+  if len(whole) < 2 or not common:
+    return '', [str(path) for path in whole]
+  return common, [str(path.relative_to(common)) for path in whole]
+
+
+def _search(folder, given):
+  """(sources, skipped) of a folder and those in it."""
+  found, damaged, others, visited = [], [], [], set()
+  for root, folders, files in os.walk(folder, followlinks=True):
+    root = Path(root)
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    if root.resolve() in visited:
+      folders.clear()  # A link back.
+      continue
+    visited.add(root.resolve())
+    if {*files} >= _WORKDIR:
+      folders.clear()
+      files = [name for name in LOG_NAMES if name in files][:1]
+      others += [] if files else [f'{root} (a workdir without certificates)']
+    for path in sorted(root / name for name in files if not name.startswith('.')):
+      if path.suffix == '.tsv' and _is_log(path.with_suffix('.jsonl')):
+        continue
+      if not _is_log(path):
+        others.append(str(path.relative_to(folder)))
+        continue
+      try:
+        found.append(load(path, given))
+      except UserError as error:
+        damaged.append(str(error))
+  if not found:
+    there = damaged[0] if damaged else ', '.join(others[:3]) + ' ...' * (len(others) > 3)
+    raise UserError(f'{folder}: no certification log in it ({there or "it is empty"}); '
+                    'certify.jsonl, certify.tsv or published tables are needed')
+  if others:
+    more = f' and {len(others) - 6} more' if len(others) > 6 else ''
+    damaged.append(f'{folder}: {", ".join(others[:6])}{more}: no certification log')
+  return found, damaged
+
+
+def _is_log(path):
+  """Whether a file begins as a log does."""
+  try:
+    with path.open('rb') as file:
+      line = file.readline(1 << 16).decode('utf-8-sig', errors='replace').strip()
+  except OSError:
+    return False
+  if path.suffix == '.jsonl':
+    return line.startswith('{"header"') and '"settings"' in line
+  return tuple(line.split('\t')) == logs.COLUMNS
+
+
+def _remarks(path, log):
+  remarks = ['the last line is cut off, and dropped'] if logs.is_cut_off(path) else []
+  if path.name in LOG_NAMES and not _is_finished(path.parent / 'stages.json'):
+    remarks.append(f'the certification is not finished ({len(log.idx)} images so far)')
+  remarks += _gaps(log.idx, log.settings.get('stride'))
+  return [f'{path}: {remark}' for remark in remarks]
+
+
+def _is_finished(path):
+  """Whether the certify stage of a workdir is done; True where nothing says that it is not."""
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))['certify']['status'] == 'done'
+  except (OSError, ValueError, KeyError, TypeError):
+    return True
+
+
+def _gaps(idx, stride):
+  """A line where images of the pattern 0, stride, 2 stride, ... are missing in between.
+
+  Without a stride that is known it is the largest that fits; irregular indices have no gaps.
+  """
+  if len(idx) < 2:
+    return []
+  start, step = (0, stride) if stride else (int(idx.min()), _distance(idx))
+  missing = np.setdiff1d(np.arange(start, idx.max(), step), idx)
+  if not len(missing) or (not stride and len(missing) > len(idx)):
+    return []
+  return [f'{len(missing)} image{"s" if len(missing) > 1 else ""} of the pattern {start}, '
+          f'{start + step}, {start + 2 * step}, ... missing '
+          f'(idx {missing[0]}{", ..." * (len(missing) > 1)})']
+
+
+def _distance(idx):
+  """The largest distance of which all distances between images are multiples."""
+  return int(np.gcd.reduce(np.diff(np.sort(idx))))
+
+
+def _differs(name, values, sources):
+  """A line that names the first file of each value; values: {value: numbers of the sources}."""
+  each = ', '.join(
+      f'{value} in {sources[numbers[0]].path}'
+      + (f' and {len(numbers) - 1} more' if len(numbers) > 1 else '')
+      for value, numbers in values.items())
+  return f'{name} differs: {each}'

@@ -1,0 +1,355 @@
+"""Charts by matplotlib. One description serves the page, as inline SVG, and a paper, as a file."""
+
+import io
+import math
+import re
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+from robust_jax import analysis
+
+# {name: (by day, by night)}: variables of the style sheet, --c0 for one; files have those of day.
+PALETTE = {
+    'paper': ('#fbfbf9', '#15181b'), 'card': ('#ffffff', '#1d2125'),
+    'right': ('#17793f', '#5cc98a'), 'wrong': ('#bd2c3c', '#f0808c'),
+    'note': ('#fff6dc', '#2d2918'), 'note-rule': ('#d9b13b', '#a88a30'),
+    'ink': ('#1c2024', '#e7e9ea'), 'soft': ('#5c646d', '#9ba4ad'), 'rule': ('#e0e2e0', '#343a40'),
+    'c0': ('#1f62ad', '#6aa9ec'), 'c1': ('#c4561d', '#ee8f5c'), 'c2': ('#13806f', '#4fc0ac'),
+    'c3': ('#8548c2', '#bb97f0'), 'c4': ('#b02a6f', '#f08bbd'), 'c5': ('#86690a', '#d6b948'),
+    'c6': ('#55606b', '#a9b4be'), 'c7': ('#4c8a1e', '#92cf63')}
+# What a colour means on the page of a run.
+CERTIFIED, ATTACK, TEST, TRAIN = 'c0', 'c1', 'c2', 'c3'
+FORMATS = ('svg', 'pdf', 'png')
+MAX_POINTS = 400
+_INK, _SOFT, _RULE = (PALETTE[name][0] for name in ('ink', 'soft', 'rule'))
+_DASHES = ('-', (0, (4, 2.5)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+# Fonts as text; the same bytes from the same figures; a $ in a name is a $.
+_STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'robust_jax', 'pdf.fonttype': 42,
+          'text.parse_math': False, 'font.size': 12, 'text.color': _INK, 'axes.labelcolor': _SOFT,
+          'xtick.color': _SOFT, 'ytick.color': _SOFT, 'axes.edgecolor': _SOFT, 'grid.color': _RULE,
+          'axes.formatter.use_mathtext': False}
+# Space around the axes in points.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 44
+
+
+class Line(NamedTuple):
+  """One line of a chart.
+
+  Attributes:
+    name: its name in the legend; '' for none.
+    style: a name of the palette, and dash1, dash2 or dash3 for a dashed line; see `style`.
+    x: [num_points] ascending.
+    y: [num_points].
+    interval: None, or (low, high), [num_points] each: a band, or whiskers at marks.
+    steps: each y holds back to the previous x, as a non-increasing step function needs it.
+    marks: a dot at every point, with its figures as a tooltip.
+    thin: a pale line behind others.
+  """
+
+  name: str
+  style: str
+  x: np.ndarray
+  y: np.ndarray
+  interval: tuple[np.ndarray, np.ndarray] | None = None
+  steps: bool = False
+  marks: bool = False
+  thin: bool = False
+
+  @property
+  def finite(self):
+    """The line without points that are not finite."""
+    x, y = np.asarray(self.x, float), np.asarray(self.y, float)
+    keep = np.isfinite(x) & np.isfinite(y)
+    interval = self.interval and tuple(np.asarray(end)[keep] for end in self.interval)
+    return self._replace(x=x[keep], y=y[keep], interval=interval)
+
+
+class Chart(NamedTuple):
+  """A chart of lines.
+
+  Attributes:
+    name: of its file, and of its parts on a page.
+    title: what the y axis shows.
+    x_label: what the x axis shows.
+    lines: list of `Line`, first to last drawn.
+    x_limits: (low, high), or None for the range of the data.
+    y_limits: the same for y.
+    percent: whether y is a fraction to be shown in per cent.
+    size: (width, height) of the axes and their labels in points; text has 12.
+    in_legend: whether the page has a legend above this chart.
+  """
+
+  name: str
+  title: str
+  x_label: str
+  lines: list[Line]
+  x_limits: tuple[float, float] | None = None
+  y_limits: tuple[float, float] | None = None
+  percent: bool = False
+  size: tuple[int, int] = (400, 250)
+  in_legend: bool = True
+
+  @property
+  def drawn(self):
+    """The lines that have points."""
+    return [line for line in (line.finite for line in self.lines) if len(line.x)]
+
+  @property
+  def logarithmic(self):
+    """Whether y spans so much that its axis is logarithmic."""
+    y = np.concatenate([line.y for line in self.drawn])
+    return self.y_limits is None and not self.percent and bool(0 < 50 * y.min() < y.max())
+
+  @property
+  def legend(self):
+    """[(name, style)] of the lines that have a name."""
+    return [(line.name, f'{line.style} thin' if line.thin else line.style)
+            for line in self.drawn if line.name] if self.in_legend else []
+
+
+def style(number: int) -> str:
+  """The style of the number-th of several lines: eight colours, then the same ones dashed.
+
+  From the 33rd on they come again.
+  """
+  dash = number // 8 % len(_DASHES)
+  return f'c{number % 8}' + (f' dash{dash}' if dash else '')
+
+
+def draw(chart: Chart, *, alone=True) -> Figure:
+  """The figure of a chart that has points.
+
+  Args:
+    chart: the description.
+    alone: with title and legend, as a file needs them; a page has them in its HTML.
+  """
+  with matplotlib.rc_context(_STYLE):
+    width, height = chart.size
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    axes = figure.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width,
+                            1 - (_TOP + _BOTTOM) / height))
+    handles = [_draw_line(axes, line, f'line-{i}') for i, line in enumerate(chart.drawn)]
+    _scale(axes, chart)
+    axes.set_xlabel(chart.x_label)
+    axes.spines[['top', 'left', 'right']].set_visible(False)
+    axes.grid(axis='y')
+    axes.set_axisbelow(True)
+    axes.tick_params(axis='y', which='both', length=0, pad=7)
+    axes.patch.set_visible(False)
+    figure.patch.set_visible(alone)
+    if alone:
+      axes.set_title(chart.title, loc='left', pad=16)
+      named = [(handle, line.name) for handle, line in zip(handles, chart.drawn) if line.name]
+      _legend(axes, named, width, height)
+    return figure
+
+
+def draw_table(title, names, columns) -> Figure:
+  """A table of figures with a bar behind each, as long as its share of the column's largest.
+
+  Args:
+    title: a line above it.
+    names: [num_rows].
+    columns: (title, means [num_rows], texts [num_rows]) of each; NaN and '' where there is none.
+  """
+  with matplotlib.rc_context(_STYLE):
+    left, cell, row = 20 + 7 * max(map(len, names)), 104, 24
+    width, height = left + cell * len(columns) + 12, row * (len(names) + 2)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(len(names), -2))
+    axes.axis('off')
+    axes.text(6, -1.5, title, va='center', size=13)
+    for i, name in enumerate(names):
+      axes.text(6, i + 0.5, name, va='center')
+      axes.axhline(i, color=_RULE if i else _SOFT, linewidth=1)
+    for j, (name, means, texts) in enumerate(columns):
+      start, largest = left + cell * j, np.nanmax([*means, 1e-9])
+      axes.text(start + cell - 10, -0.5, name, ha='right', va='center', color=_SOFT)
+      lengths = (cell - 6) * np.nan_to_num(means) / largest
+      axes.barh(np.arange(len(names)) + 0.5, lengths, 0.75, left=start, color=PALETTE['c0'][0],
+                alpha=0.15)
+      for i, text in enumerate(texts):
+        axes.text(start + cell - 10, i + 0.5, text, ha='right', va='center')
+    return figure
+
+
+def render(figure: Figure, kind: str) -> bytes:
+  """The file of a figure: svg, pdf or png; the same bytes at any time."""
+  undated = {'svg': {'Date': None, 'Creator': None}, 'png': {'Software': None},
+             'pdf': {'CreationDate': None, 'Creator': None, 'Producer': None}}[kind]
+  file = io.BytesIO()
+  with matplotlib.rc_context(_STYLE):
+    figure.savefig(file, format=kind, dpi=200, bbox_inches='tight', metadata=undated)
+  return file.getvalue()
+
+
+def inline_svg(chart: Chart) -> str:
+  """The chart as an element of a page, whose style sheet has its colours and fonts."""
+  file = io.BytesIO()
+  with matplotlib.rc_context(_STYLE):
+    draw(chart, alone=False).savefig(file, format='svg')
+  root = ElementTree.fromstring(file.getvalue())
+  names = {light: f'var(--{name})' for name, (light, _) in PALETTE.items()}
+  for parent in list(root.iter()):
+    for child in list(parent):
+      if child.tag.endswith(('}metadata', '}style', '}clipPath')):
+        parent.remove(child)
+  used = set(re.findall(rb'"#(\w+)"', file.getvalue()))
+  for element in root.iter():
+    element.tag = element.tag.rpartition('}')[2]
+    attributes = {key.rpartition('}')[2]: value for key, value in element.attrib.items()}
+    if attributes.get('id', '').startswith('line-'):
+      _add_tooltips(element, chart, chart.drawn[int(attributes['id'][5:])])
+    attributes.pop('clip-path', None)  # Nothing is drawn outside.
+    if attributes.get('id', '').encode() not in used:
+      attributes.pop('id', None)
+    if 'style' in attributes:  # Fonts are the page's.
+      attributes['style'] = re.sub(r'#[0-9a-f]{6}', lambda found: names[found.group()], re.sub(
+          r'font(-\w+)?: [^;]*;? ?', '', attributes['style']))
+    for name in ('d', 'x', 'y'):
+      if name in attributes:  # A hundredth of a point is enough.
+        attributes[name] = re.sub(r'(\.\d\d)\d+| (?= )', r'\1', attributes[name].strip())
+    for name, mark in (('id', ''), ('href', '#')):  # Unique on the page.
+      if name in attributes:
+        attributes[name] = f'{mark}{chart.name}-{attributes[name].removeprefix("#")}'
+    if 'rotate(-0' in attributes.get('transform', ''):
+      del attributes['transform']
+    if element.tag not in ('text', 'title'):
+      element.text = None
+    element.tail, element.attrib = None, attributes
+  root.attrib = {'viewBox': root.attrib['viewBox'], 'role': 'img', 'aria-label': _spoken(chart),
+                 'class': 'wide' if chart.size[0] > 400 else 'small'}
+  return ElementTree.tostring(root, encoding='unicode', short_empty_elements=False)
+
+
+def average(x, y, count=MAX_POINTS):
+  """Thins a long line: means over consecutive groups of equal size, `count` at most."""
+  if len(x) <= count:
+    return np.asarray(x, float), np.asarray(y, float)
+  return tuple(np.array([part.mean() for part in np.array_split(np.asarray(values, float), count)])
+               for values in (x, y))
+
+
+def certified_curves(logs, most=MAX_POINTS):
+  """[(radii, certified accuracies)] of logs, to be drawn as steps, on radii that they share.
+
+  Each goes from 0 to a little beyond the largest radius of all, or to the end of its grid. With
+  more than `most` radii these are equidistant; the steps are never above the function.
+  """
+  grids = [grid for grid in map(analysis.decided_radii, logs) if grid is not None]
+  radii = np.unique(np.concatenate([[0.], *grids, *(
+      log.radius[log.correct] for log in logs if analysis.decided_radii(log) is None)]))
+  if len(radii) > most:
+    radii = np.unique(np.concatenate([np.linspace(0, radii[-1], most), *grids]))
+  radii = np.append(radii, radii[-1] * (1 + 1e-6))
+  curves = [(radii, analysis.certified_accuracy(log, radii)) for log in logs]
+  return [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in curves]
+
+
+def _draw_line(axes, line, name):
+  colour, _, dash = line.style.partition(' dash')
+  colour = PALETTE[colour][0]
+  if line.interval is not None and line.marks:
+    axes.vlines(line.x, *line.interval, color=colour, linewidth=1.2, alpha=0.65, clip_on=False)
+  elif line.interval is not None:
+    axes.fill_between(line.x, *line.interval, step='pre' if line.steps else None, color=colour,
+                      alpha=0.18, linewidth=0, clip_on=False)
+  handle, = axes.plot(
+      line.x, line.y, color=colour, linestyle=_DASHES[int(dash or 0)], gid=name, clip_on=False,
+      drawstyle='steps-pre' if line.steps else 'default', markersize=6,
+      marker='o' if line.marks or len(line.x) == 1 else '', solid_joinstyle='round',
+      markeredgewidth=0, **({'linewidth': 1, 'alpha': 0.4} if line.thin else {'linewidth': 2}))
+  return handle
+
+
+def _scale(axes, chart):
+  x, y = (np.concatenate([getattr(line, name) for line in chart.drawn]) for name in 'xy')
+  axes.set_xlim(chart.x_limits or _spread(x.min(), x.max()))
+  steps = [1, 2, 2.5, 5, 10]
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(7, steps=steps))
+  axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+  axes.yaxis.set_major_formatter(
+      (lambda value, _: f'{100 * value:.6g}%') if chart.percent else lambda value, _: _short(value))
+  if chart.logarithmic:
+    axes.set_yscale('log')
+    axes.yaxis.set_major_locator(ticker.LogLocator(numticks=6))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+    powers = math.floor(math.log10(y.min())), math.ceil(math.log10(y.max()))
+    axes.set_ylim(10. ** powers[0], 10. ** powers[1])
+  else:
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=steps))
+    axes.set_ylim(chart.y_limits or _y_range(y, chart.percent))
+
+
+def _legend(axes, named, width, height):
+  """Below the axes, in as many columns as the names leave room for."""
+  if not named:
+    return
+  # matplotlib leaves out what begins with an underscore.
+  names = [f' {name}' if name.startswith('_') else name for _, name in named]
+  columns = max(1, min(len(names), int(width // (44 + 7 * max(map(len, names))))))
+  axes.legend([handle for handle, _ in named], names, loc='upper left', frameon=False,
+              bbox_to_anchor=(-0.02, -_BOTTOM / (height - _TOP - _BOTTOM)), ncols=columns,
+              borderaxespad=0.2)
+
+
+def _y_range(values, percent):
+  """From zero, unless accuracies are so high that their differences would not show."""
+  low, high = min(values.min(), 0.), values.max()
+  if percent and high <= 1:
+    low = math.floor(10 * values.min() - 0.1) / 10 if values.min() > 0.7 else low
+    return max(low, 0.), 1.
+  low, high = _spread(low, high)
+  return low, high + 0.04 * (high - low)
+
+
+def _spread(low, high):
+  return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+
+
+def _short(number):
+  number = float(f'{number:.10g}')
+  if abs(number) >= 10000:
+    return f'{number / 1000:.6g}k'
+  return f'{number:.6g}' if abs(number) >= 1e-3 or number == 0 else f'{number:.0e}'
+
+
+def _add_tooltips(group, chart, line):
+  show = (lambda y: f'{100 * y:.1f}%') if chart.percent else lambda y: f'{y:.4g}'
+  marks = [element for element in group.iter() if element.tag.endswith('use')]
+  for mark, x, y in zip(marks, line.x, line.y):
+    title = ElementTree.SubElement(mark, 'title')
+    title.text = f'{line.name}, {chart.x_label} {x:.4g}: {show(y)}'
+
+
+def _spoken(chart):
+  show = (lambda y: f'{100 * y:.1f}%') if chart.percent else lambda y: f'{y:.3g}'
+  lines = [f'{line.name} goes from {show(line.y[0])} at {line.x[0]:.3g} '
+           f'to {show(line.y[-1])} at {line.x[-1]:.3g}' for line in chart.drawn if line.name]
+  return f'{chart.title} against {chart.x_label}: {"; ".join(lines)}.'
+
+
+def certified_chart(logs, names, intervals=False) -> Chart:
+  """The certified accuracy of several logs, each in a line of its own.
+
+  Args:
+    logs: [num_logs], none of them empty.
+    names: [num_logs], for the legend.
+    intervals: whether bands show the 95% intervals of the accuracy, at each radius by itself.
+  """
+  lines = []
+  for i, (log, name, (radii, accuracies)) in enumerate(zip(logs, names, certified_curves(logs))):
+    # To where it is zero; from there on the axis says so.
+    end = np.count_nonzero(accuracies) + 1
+    band = tuple(values[:end] for values in analysis.accuracy_interval(accuracies, len(log.idx)))
+    lines.append(Line(name, style(i), radii[:end], accuracies[:end],
+                      band if intervals else None, steps=True))
+  end = 1.02 * max(line.x[-1] for line in lines) or 1.
+  return Chart('certified', 'Certified accuracy', 'ℓ₂ radius', lines, (0, end), (0, 1),
+               percent=True, size=(720, 470))
