@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def predicted(logits):
@@ -25,7 +26,8 @@ def cross_entropy(logits, labels, *, label_smoothing=0.):
     label_smoothing: s, the weight of the uniform distribution over all K classes.
 
   Returns:
-    [batch] float32, finite for finite logits however large.
+    [batch] float32, finite for finite logits however large. (optax's subtracts logits before it
+    takes the logarithm of their sum: at 1e8 it is 0 where this is right.)
 
   Reference:
     Szegedy et al., Rethinking the Inception architecture, 2016, section 7 (label smoothing).
@@ -85,38 +87,5 @@ def kl_divergence(logits_p, logits_q):
   Returns:
     [batch] float32, >= 0 up to rounding; gradients flow to both arguments.
   """
-  log_p = jax.nn.log_softmax(logits_p.astype(jnp.float32))
-  log_q = jax.nn.log_softmax(logits_q.astype(jnp.float32))
-  return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def cross_entropy_objective(logits_fn, labels):
-  """The cross-entropy as an Objective, images -> [batch], for an attack to ascend.
-
-  Args:
-    logits_fn: images -> logits.
-    labels: [batch] int.
-  """
-  return _objective(_cross_entropy, logits_fn, labels)
-
-
-def margin_objective(logits_fn, labels):
-  """The margin as an Objective; arguments as `cross_entropy_objective`."""
-  return _objective(_margin, logits_fn, labels)
-
-
-def _objective(function, logits_fn, labels):
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
-  return jax.tree_util.Partial(function, logits_fn, labels)
-
-
-def _cross_entropy(logits_fn, labels, images):
-  return cross_entropy(logits_fn(images), labels)
-
-
-def _margin(logits_fn, labels, images):
-  return margin(logits_fn(images), labels)
-
-
-OBJECTIVES = {'cross_entropy': cross_entropy_objective, 'margin': margin_objective}
+  log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (logits_p, logits_q))
+  return optax.losses.kl_divergence_with_log_targets(log_q, log_p)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robust_jax import attacks, keys, losses, smoothing
-from robust_jax.attacks import threat_models
+from robust_jax.attacks import objectives, threat_models
 
 KEY = jax.random.key(11)
 NORMS = sorted(threat_models.NORMS)
@@ -129,12 +129,12 @@ def test_step_size_per_example_and_scheduled(linear_fn, images, labels):
   threat_model = threat_models.linf(1.)
   objective = lambda x: losses.cross_entropy(linear_fn(x), labels)
   sizes = jnp.asarray([0.01, 0.02, 0.03, 0.04, 0.])
-  moved = attacks.pgd(KEY, objective, images, threat_model, step_size=sizes, num_steps=1)
+  moved = attacks.pgd(KEY, objective, images, threat_model, step_size=sizes, num_steps=1).images
   assert (threat_models.norms(moved - images, 'linf') <= sizes + 1e-6).all()
   np.testing.assert_array_equal(moved[4], images[4])
   scheduled = attacks.pgd(KEY, objective, images, threat_model,
-                          step_size=lambda t: jnp.where(t == 0, 0.03, 0.), num_steps=3)
-  constant = attacks.pgd(KEY, objective, images, threat_model, step_size=0.03, num_steps=1)
+                          step_size=lambda t: jnp.where(t == 0, 0.03, 0.), num_steps=3).images
+  constant = attacks.pgd(KEY, objective, images, threat_model, step_size=0.03, num_steps=1).images
   np.testing.assert_array_equal(scheduled, constant)
 
 
@@ -163,11 +163,13 @@ def test_restarts_keep_a_success_over_a_larger_objective(images, labels):
       for r in range(6)])
   found = attacks.pgd(KEY, objective, images, threat_model, restarts=6, success_fn=success,
                       **kwargs)
+  np.testing.assert_array_equal(found.success, success(found.images))
+  np.testing.assert_array_equal(found.objective, objective(found.images))
   for i in range(5):
     good = [r for r in range(6) if bool(success(starts[r])[i])] or list(range(6))
     best = max(good, key=lambda r: float(objective(starts[r])[i]))
-    np.testing.assert_allclose(found[i], starts[best, i], atol=1e-6)
-  assert success(found).any()
+    np.testing.assert_allclose(found.images[i], starts[best, i], atol=1e-6)
+  assert found.success.any()
 
 
 def test_targets_are_never_the_label_and_are_reached(linear_fn, images, labels):
@@ -182,24 +184,57 @@ def test_targets_are_never_the_label_and_are_reached(linear_fn, images, labels):
     assert not still.success.any()
 
 
-def test_smoothadv_without_noise_is_pgd(mlp_fn, images, labels):
-  zero = smoothing.sample_noise(KEY, images, sigma=0., num_noise=3)
-  kwargs = dict(epsilon=0.3, norm='l2', num_steps=3)
-  smoothed = pgd_attack(KEY, mlp_fn, images, labels, noise=zero, **kwargs)
-  plain = pgd_attack(KEY, mlp_fn, images, labels, **kwargs)
-  np.testing.assert_allclose(smoothed.images, plain.images, atol=1e-5)
-  np.testing.assert_array_equal(smoothed.success, plain.success)
+EVERY_ATTACK = {
+    **VARIANTS,
+    'ddn': (attacks.ddn, {'num_steps': 3}),
+    'lbfgs': (attacks.lbfgs_attack, {'num_steps': 5, 'num_constants': 2}),
+    'none': (attacks.no_attack, {}),
+}
 
 
-@pytest.mark.parametrize('kind', smoothing.OBJECTIVES)
+@pytest.mark.parametrize('variant', EVERY_ATTACK)
+def test_without_noise_an_attack_is_that_with_one_draw_of_zeros(variant, mlp_fn, images, labels):
+  attack, kwargs = EVERY_ATTACK[variant]
+  attack = functools.partial(attack, KEY, mlp_fn, images, labels, epsilon=0.3, **kwargs)
+  plain, smoothed = attack(), attack(noise=jnp.zeros((1, *images.shape)))
+  jax.tree.map(np.testing.assert_array_equal, smoothed, plain)
+
+
+@pytest.mark.parametrize('variant', EVERY_ATTACK)
+def test_nan_is_no_class_to_an_attack(variant, images):
+  # Labels 0 and 1: neither is what a network of NaN says, with noise or without.
+  attack, kwargs = EVERY_ATTACK[variant]
+  fn = jax.tree_util.Partial(lambda x: jnp.full((len(x), 3), jnp.nan) * x.sum())
+  for noise in (None, jnp.zeros((2, 2, *images.shape[1:]))):
+    result = attack(KEY, fn, images[:2], jnp.asarray([0, 1]), epsilon=0.3, noise=noise, **kwargs)
+    targeted = 'target' in kwargs
+    np.testing.assert_array_equal(result.success, [not targeted] * 2)
+
+
+@pytest.mark.parametrize('kwargs', [
+    {'loss': 'margin'}, {'loss': 'kl'}, {'target': 'random'}, {'target': 'least_likely'},
+    {'target': 'random', 'smoothed_objective': 'naive'},
+    {'target': 'random', 'smoothed_objective': 'gradient_free', 'sigma': 0.4}])
+def test_every_loss_attacks_the_smoothed_classifier(kwargs, mlp_fn, images, labels):
+  noise = smoothing.sample_noise(KEY, images, sigma=0.4, num_noise=64)
+  attack = functools.partial(pgd_attack, KEY, mlp_fn, images, labels, epsilon=0.5, norm='l2',
+                             noise=noise, **kwargs)
+  found, still = attack(), attack(num_steps=0)
+  assert (found.objective > still.objective).mean() >= 0.8
+  if 'target' not in kwargs:
+    np.testing.assert_array_equal(
+        found.success, smoothing.victim(mlp_fn, noise).predict(found.images) != labels)
+
+
+@pytest.mark.parametrize('kind', ['smoothadv', 'naive', 'gradient_free'])
 def test_smoothed_objectives_ascend_in_the_one_loop(kind, mlp_fn, images, labels):
   noise = smoothing.sample_noise(KEY, images, sigma=0.4, num_noise=64)
   result = pgd_attack(KEY, mlp_fn, images, labels, epsilon=0.5, norm='l2', noise=noise,
                               sigma=0.4, smoothed_objective=kind)
-  objective = smoothing.smoothadv_objective(mlp_fn, labels, noise)
+  victim = smoothing.victim(mlp_fn, noise)
+  objective = victim.objective(objectives.cross_entropy, labels)
   assert jnp.mean(objective(result.images)) > jnp.mean(objective(images))
-  np.testing.assert_array_equal(
-      result.success, smoothing.vote(mlp_fn, result.images, noise) != labels)
+  np.testing.assert_array_equal(result.success, victim.predict(result.images) != labels)
 
 
 def test_new_parameters_compile_nothing(images, labels):
@@ -217,22 +252,21 @@ def test_new_parameters_compile_nothing(images, labels):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(norm='l3'), "norm is 'l3'; one of linf, l2, l1"),
-    (dict(loss='hinge'), "loss is 'hinge'"),
-    (dict(direction='up'), "direction is 'up'"),
-    (dict(restarts=0), 'restarts is 0'),
-    (dict(target='any'), "target is 'any'"),
-    (dict(loss='margin', target='random'), "loss is 'margin' with a target"),
+    (dict(norm='l3'), "norm .*'l3'"),
+    (dict(loss='hinge'), "loss .*'hinge'"),
+    (dict(direction='up'), "direction .*'up'"),
+    (dict(num_steps=-1), 'num_steps .*-1'),
+    (dict(restarts=0), 'restarts .*0'),
+    (dict(restarts=2), 'restarts .*random_start.*2'),
+    (dict(target='any'), "target .*'any'"),
+    (dict(loss='margin', target='random'), "loss .*target.*'margin'"),
+    (dict(smoothed_objective='x'), "smoothed_objective .*'x'"),
+    (dict(smoothed_objective='naive', loss='margin'), "smoothed_objective .*'margin'.*'naive'"),
+    (dict(smoothed_objective='gradient_free'), 'sigma .*None'),
+    (dict(smoothed_objective='gradient_free', sigma=1.), 'num_noise .*1'),
 ])
-def test_bad_arguments_are_named(kwargs, message, linear_fn, images, labels):
+@pytest.mark.parametrize('noisy', [False, True])
+def test_bad_arguments_are_named(noisy, kwargs, message, linear_fn, images, labels):
+  noise = jnp.zeros((1,) + images.shape) if noisy else None
   with pytest.raises(ValueError, match=message):
-    pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, **kwargs)
-
-
-def test_bad_arguments_with_noise_are_named(linear_fn, images, labels):
-  noise = jnp.zeros((1,) + images.shape)
-  for kwargs, message in ((dict(loss='margin'), "'margin' with noise"),
-                          (dict(smoothed_objective='x'), "smoothed_objective is 'x'"),
-                          (dict(smoothed_objective='gradient_free'), 'sigma is None')):
-    with pytest.raises(ValueError, match=message):
-      pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, noise=noise, **kwargs)
+    pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, noise=noise, **kwargs)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robust_jax import attacks, keys, losses, smoothing
-from robust_jax.attacks import threat_models
+from robust_jax.attacks import objectives, threat_models
 from robust_jax.config import configuration
 from robust_jax.config.configuration import component
 
@@ -231,20 +231,13 @@ def test_finite_at_saturated_logits(linear_fn, images, labels):
     assert np.isfinite(result.images).all() and np.isfinite(result.objective).all()
 
 
-def test_without_noise_the_smoothed_attack_is_the_plain_one(mlp_fn, images, labels):
-  attack = functools.partial(attacks.ddn, KEY, mlp_fn, images, labels, epsilon=0.4, num_steps=4)
-  smoothed = attack(noise=smoothing.sample_noise(KEY, images, sigma=0., num_noise=3))
-  np.testing.assert_allclose(smoothed.images, attack().images, atol=1e-5)
-  np.testing.assert_array_equal(smoothed.success, attack().success)
-
-
 def test_success_on_the_smoothed_classifier_is_the_majority_vote(mlp_fn, images, labels):
   noise = smoothing.sample_noise(KEY, images, sigma=0.5, num_noise=7)
   result = attacks.ddn(KEY, mlp_fn, images, labels, epsilon=0.6, noise=noise, num_steps=4)
-  np.testing.assert_array_equal(
-      result.success, smoothing.vote(mlp_fn, result.images, noise) != labels)
+  victim = smoothing.victim(mlp_fn, noise)
+  np.testing.assert_array_equal(result.success, victim.predict(result.images) != labels)
   np.testing.assert_allclose(
-      result.objective, smoothing.smoothadv_objective(mlp_fn, labels, noise)(result.images),
+      result.objective, victim.objective(objectives.cross_entropy, labels)(result.images),
       rtol=1e-4)
 
 
@@ -280,9 +273,9 @@ def test_new_parameters_compile_nothing(images, labels):
 
 
 def test_bad_arguments_are_named(linear_fn, images, labels):
-  for kwargs, message in ((dict(rounding='up'), "rounding is 'up'"),
-                          (dict(norm='linf'), "norm is 'linf'"),
-                          (dict(num_steps=0), 'num_steps is 0')):
+  for kwargs, message in ((dict(rounding='up'), "rounding .*'up'"),
+                          (dict(norm='linf'), "norm .*'linf'"),
+                          (dict(num_steps=0), 'num_steps .*0')):
     with pytest.raises(ValueError, match=message):
       attacks.ddn(KEY, linear_fn, images, labels, epsilon=0.1, **kwargs)
 

@@ -242,8 +242,10 @@ def test_too_many_devices_are_refused():
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--config.attack.loss=margin'], "config.attack: loss is 'margin' with noise"),
-    (['--config.method.attack.loss=kl'], "config.method.attack: loss is 'kl' with noise"),
+    (['--config.attack.loss=margin', '--config.attack.smoothed_objective=naive'],
+     "config.attack: .*'margin'.*'naive'"),
+    (['--config.method.attack.loss=kl', '--config.method.attack.target=random'],
+     "config.method.attack: loss .*'kl'"),
     (['--config.evaluation.epsilons=()'], r'config.evaluation.epsilons is \(\)'),
     (['--config.certify_images.images_per_call=1000000'], 'config.certify and'),
 ])

@@ -26,7 +26,7 @@ MATHS = ['losses', 'smoothing', 'keys', 'types', 'attacks',
          'certification/bounds', 'certification/sequential', 'certification/sampling',
          'certification/certify', 'training/methods', 'training/step',
          'training/schedules']
-MATHS_MAY_IMPORT = {'jax', 'numpy', 'scipy', 'optax', 'flax', 'robust_jax'}
+MATHS_MAY_IMPORT = {'jax', 'numpy', 'scipy', 'optax', 'flax', 'chex', 'robust_jax'}
 
 
 def files(name):

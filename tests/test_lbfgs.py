@@ -114,14 +114,14 @@ def test_smoothed_and_without_noise_alike(mlp_fn, images, labels):
   noise = smoothing.sample_noise(KEY, images, sigma=0.3, num_noise=8)
   noisy = attacks.lbfgs_attack(KEY, mlp_fn, images, labels, epsilon=9., noise=noise)
   np.testing.assert_array_equal(
-      noisy.success, smoothing.vote(mlp_fn, noisy.images, noise) != labels)
+      noisy.success, smoothing.victim(mlp_fn, noise).predict(noisy.images) != labels)
   assert noisy.success.all()
 
 
 def test_it_says_that_it_cannot_be_compiled(mlp_fn, images, labels):
-  with pytest.raises(ValueError, match='lbfgs runs on the host'):
+  with pytest.raises(ValueError, match='lbfgs'):
     jax.jit(lambda x: attacks.lbfgs_attack(KEY, mlp_fn, x, labels, epsilon=1.).images)(images)
-  with pytest.raises(ValueError, match="target_class is 'all'"):
+  with pytest.raises(ValueError, match="target_class .*'all'"):
     attacks.lbfgs_attack(KEY, mlp_fn, images, labels, epsilon=1., target_class='all')
 
 

@@ -302,8 +302,6 @@ def test_no_noise_is_refused_before_training(config, monkeypatch):
 @pytest.mark.parametrize('words, message', [
     (['digits.py:consistency', '--config.method.num_noise=1'],
      r'config.method.num_noise is 1; an integer in \[2, inf\)'),
-    (['digits.py:consistency', '--config.method.attack.name=pgd', '--config.method.attack.loss=kl'],
-     "config.method.attack: loss is 'kl' with noise"),
     (['digits.py:trades', '--config.method.attack.target=random'],
      "config.method.attack.target is 'random', and .* maximises 'kl'"),
     (['digits.py:macer', '--config.method.beta=0.0'], 'config.method.beta is 0.0'),

@@ -1,5 +1,6 @@
-"""The smoothed classifier and its objectives against NumPy, closed forms and each other."""
+"""The smoothed classifier: its noise, its copies and their votes against NumPy."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import norm
 
 from robust_jax import keys, losses, smoothing
+from robust_jax.attacks import objectives
 
 SIGMA = 0.3
 
@@ -50,73 +52,49 @@ def test_sigma_may_differ_per_example(images):
   np.testing.assert_allclose(scaled, unit * sigma[None, :, None, None, None], rtol=1e-6)
 
 
-def test_smoothed_log_probs(mlp_fn, images, noise):
+def test_logits_of_the_mean_probabilities(mlp_fn, images, noise):
   expected = logsumexp(numpy_log_probs(mlp_fn, images, noise), axis=0) - np.log(len(noise))
-  np.testing.assert_allclose(
-      smoothing.smoothed_log_probs(mlp_fn, images, noise), expected, rtol=1e-4, atol=1e-5)
+  logits = smoothing.victim(mlp_fn, noise).logits(images)
+  np.testing.assert_allclose(smoothing.mean_logits(logits), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(smoothing.mean_logits(logits[:1]), logits[0])
 
 
-def test_vote(mlp_fn, images, noise):
+def test_a_smoothed_classifier_predicts_by_vote(mlp_fn, images, noise):
   predictions = np.stack([np.argmax(mlp_fn(images + n), -1) for n in noise])
   expected = [np.bincount(column, minlength=4).argmax() for column in predictions.T]
-  np.testing.assert_array_equal(smoothing.vote(mlp_fn, images, noise), expected)
+  np.testing.assert_array_equal(smoothing.victim(mlp_fn, noise).predict(images), expected)
 
 
-def test_objectives_have_their_formulas(mlp_fn, images, labels, noise):
-  log_probs = numpy_log_probs(mlp_fn, images, noise)[:, np.arange(5), np.asarray(labels)]
-  smoothadv = np.log(6) - logsumexp(log_probs, axis=0)
+@pytest.mark.parametrize('votes, winner', [
+    ([2, 2, 0], 2), ([2, 0, 1], 0), ([1, 0], 0), ([None, None, None], -1), ([None, None, 1], -1),
+    ([None, 1, 1], 1), ([None, 1], 1), ([0], 0), ([None], -1)])
+def test_nan_votes_for_no_class(votes, winner):
+  logits = np.stack([np.full(3, np.nan) if vote is None else np.eye(3)[vote] for vote in votes])
+  assert smoothing.majority(jnp.asarray(logits[:, None], jnp.float32)).tolist() == [winner]
+
+
+def test_without_noise_a_victim_is_the_classifier(mlp_fn, images):
+  for victim in (smoothing.victim(mlp_fn), smoothing.victim(mlp_fn, jnp.zeros((1, *images.shape)))):
+    assert victim.num_copies == 1
+    np.testing.assert_array_equal(smoothing.mean_logits(victim.logits(images)), mlp_fn(images))
+    np.testing.assert_array_equal(victim.predict(images), losses.predicted(mlp_fn(images)))
+
+
+def test_a_victim_is_a_pytree_and_its_objectives_too(mlp_fn, images, labels, noise):
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def value(objective, images):
+    return objective(images)
+
+  for draws in (noise, 2 * noise):
+    objective = smoothing.victim(mlp_fn, draws).objective(objectives.margin, labels)
+    np.testing.assert_allclose(value(objective, images), objective(images), rtol=1e-4)
+
+
+def test_noise_of_another_shape_is_refused(mlp_fn, images, noise):
+  with pytest.raises(AssertionError, match='shape'):
+    smoothing.victim(mlp_fn, noise[:, :1]).logits(images)
+  one = slice(1, 2)
   np.testing.assert_allclose(
-      smoothing.smoothadv_objective(mlp_fn, labels, noise)(images), smoothadv, 1e-4)
-  np.testing.assert_allclose(
-      smoothing.naive_objective(mlp_fn, labels, noise)(images), -log_probs.mean(0), 1e-4)
-  np.testing.assert_allclose(
-      smoothing.gradient_free_objective(mlp_fn, labels, noise, sigma=SIGMA)(images), smoothadv,
-      1e-4)
-  assert (smoothadv <= -log_probs.mean(0)).all(), 'Jensen'
-
-
-def test_smoothadv_gradient_by_finite_differences(mlp_fn, images, labels, noise):
-  objective = smoothing.smoothadv_objective(mlp_fn, labels, noise)
-  gradient = jax.grad(lambda x: objective(x).sum())(images)
-  direction = jnp.asarray(np.random.default_rng(0).normal(size=images.shape), jnp.float32)
-  step = 1e-2
-  numeric = (objective(images + step * direction) - objective(images - step * direction)) / 2 / step
-  analytic = jnp.sum((gradient * direction).reshape(5, -1), -1)
-  np.testing.assert_allclose(analytic, numeric, rtol=2e-2, atol=2e-3)
-
-
-def test_all_objectives_agree_for_one_draw_without_noise(mlp_fn, images, labels):
-  zero = jnp.zeros((1,) + images.shape)
-  expected = losses.cross_entropy(mlp_fn(images), labels)
-  for make in (smoothing.smoothadv_objective, smoothing.naive_objective):
-    np.testing.assert_allclose(make(mlp_fn, labels, zero)(images), expected, rtol=1e-6)
-
-
-def test_gradient_free_estimate_has_the_right_scale():
-  # F(x)_1 = sigmoid(w x) in one dimension: the smoothed probability by quadrature.
-  w, sigma, m = 2., 0.5, 400_000
-  fn = lambda x: jnp.stack([jnp.zeros(len(x)), w * x[:, 0]], -1)
-  x, label = jnp.asarray([[0.3]]), jnp.asarray([1])
-  noise = smoothing.sample_noise(jax.random.key(0), x, sigma=sigma, num_noise=m)
-  objective = smoothing.gradient_free_objective(fn, label, noise, sigma=sigma)
-  estimate = jax.grad(lambda x: objective(x).sum())(x)
-  nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-  weights = weights / weights.sum()
-  p = 1 / (1 + np.exp(-w * (0.3 + sigma * nodes)))
-  exact = -np.sum(weights * w * p * (1 - p)) / np.sum(weights * p)
-  np.testing.assert_allclose(estimate, [[exact]], rtol=0.02)
-  with_gradient = jax.grad(
-      lambda x: smoothing.smoothadv_objective(fn, label, noise)(x).sum())(x)
-  np.testing.assert_allclose(with_gradient, [[exact]], rtol=0.01)
-
-
-def test_saturated_logits_keep_value_and_gradient(images, labels):
-  # Gaps of 1,000: a mean of float32 probabilities would be 0 and its log infinite.
-  weights = jnp.zeros((12, 4)).at[0, 0].set(1000.)
-  fn = lambda x: (x.reshape(len(x), -1) + 1) @ weights
-  noise = jnp.zeros((2,) + images.shape)
-  wrong = jnp.ones_like(labels)
-  objective = smoothing.smoothadv_objective(fn, wrong, noise)
-  value, gradient = jax.value_and_grad(lambda x: objective(x).sum())(images)
-  np.testing.assert_allclose(value, np.sum(np.asarray(fn(images))[:, 0]), rtol=1e-5)
-  np.testing.assert_allclose(gradient[:, 0, 0, 0], 1000, rtol=1e-5)
+      smoothing.victim(mlp_fn, noise).rows(one).logits(images[one]),
+      smoothing.victim(mlp_fn, noise).logits(images)[:, one], rtol=1e-5)

@@ -114,5 +114,5 @@ def test_random_start_of_radius_zero_is_the_image(norm, images):
 
 
 def test_top_k_below_one_is_refused():
-  with pytest.raises(ValueError, match='top_k is 0; 1 or more'):
+  with pytest.raises(ValueError, match='top_k .*0'):
     threat_models.l1(1., top_k=0)

@@ -455,6 +455,5 @@ def test_noise_is_shared_by_attack_and_loss(linear, batch):
   noise = smoothing.sample_noise(keys.fold_in(keys.fold_in(KEY, batch.index), 1), batch.images,
                                  sigma=0.3, num_noise=4)
   logits_fn = network.eval_logits({'params': params, 'batch_stats': {}})
-  np.testing.assert_allclose(
-      still.loss, smoothing.smoothadv_objective(logits_fn, batch.labels, noise)(batch.images),
-      rtol=1e-4)
+  smoothed = smoothing.mean_logits(smoothing.victim(logits_fn, noise).logits(batch.images))
+  np.testing.assert_allclose(still.loss, losses.cross_entropy(smoothed, batch.labels), rtol=1e-4)

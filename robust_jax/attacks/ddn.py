@@ -6,8 +6,11 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, losses, smoothing
-from robust_jax.attacks import ascent, threat_models
+from robust_jax import keys, smoothing
+from robust_jax.attacks import objectives, threat_models
+from robust_jax.attacks.pgd import iterate
+from robust_jax.attacks.targets import reached
+from robust_jax.attacks.threat_models import column, norms
 from robust_jax.types import AttackResult, Interval, NonNegative
 
 Steps = Annotated[int, Interval(2)]
@@ -75,25 +78,24 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     and defenses, 2019, algorithm 1; Salman et al. 2019, section 2.2 (the smoothed classifier).
   """
   if norm != 'l2':
-    raise ValueError(f"norm is {norm!r}; 'l2' is allowed")
+    raise ValueError(f"norm must be 'l2', got {norm!r}")
   if rounding not in ('inside', 'nearest', 'none'):
-    raise ValueError(f"rounding is {rounding!r}; 'inside', 'nearest' or 'none' is allowed")
+    raise ValueError(f"rounding must be 'inside', 'nearest' or 'none', got {rounding!r}")
   if num_steps < 1:
-    raise ValueError(f'num_steps is {num_steps}; at least 1 is allowed')
+    raise ValueError(f'num_steps must be at least 1, got {num_steps}')
   example_keys = keys.per_example(key, len(images))
+  victim = smoothing.victim(logits_fn, noise)
   epsilon = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), (len(images),))
-  if noise is None:
-    noise = jnp.zeros((1, *images.shape), images.dtype)
   if gamma == 0:
     gamma = 1 - (3 * _HALF_LEVEL / jnp.maximum(epsilon, 3 * _HALF_LEVEL)) ** (1 / num_steps)
   steepest = threat_models.l2(1.).steepest
-  farthest = threat_models.norms(jnp.maximum(images, 1 - images), 'l2')
+  farthest = norms(jnp.maximum(images, 1 - images), 'l2')
 
   def judge(x):
     """([batch] objective, [batch] misclassified) from one pass through the network."""
-    logits = jax.vmap(lambda n: logits_fn(x + n))(noise)
-    log_probs = smoothing.log_mean_probs(jax.nn.log_softmax(logits))
-    return losses.cross_entropy(log_probs, labels), smoothing.majority(logits) != labels
+    logits = victim.logits(x)
+    success = reached(smoothing.majority(logits), labels)
+    return objectives.cross_entropy(logits, labels), success
 
   def summed(x):
     objective, wrong = judge(x)
@@ -101,9 +103,9 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
 
   def keep(best, delta, wrong):
     kept, least = best
-    size = threat_models.norms(delta, 'l2')
+    size = norms(delta, 'l2')
     smaller = wrong & (size < least)
-    return jnp.where(ascent.column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
+    return jnp.where(column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
 
   def step(t, carry):
     delta, rho, best = carry
@@ -120,7 +122,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
   zero = jnp.zeros_like(images)
   rho = epsilon if init_norm == 0 else jnp.full_like(epsilon, init_norm)
   nothing = (zero, jnp.full_like(epsilon, jnp.inf))
-  delta, _, best = ascent.iterate(num_steps - 1, step, (zero, rho, nothing))
+  delta, _, best = iterate(num_steps - 1, step, (zero, rho, nothing))
   delta, size = keep(best, delta, judge(images + delta)[1])
   # Not what only rounding has made longer: a grey level less would come of it.
   long = jnp.isfinite(size) & (size > epsilon * (1 + 1e-6))
@@ -129,7 +131,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     clipped = _rounded_inside(clipped, epsilon)
   elif rounding == 'nearest':
     clipped = jnp.round(clipped * _LEVELS) / _LEVELS
-  adversarial = jnp.clip(images + jnp.where(ascent.column(long, delta), clipped, delta), 0, 1)
+  adversarial = jnp.clip(images + jnp.where(column(long, delta), clipped, delta), 0, 1)
   objective, wrong = judge(adversarial)
   return AttackResult(adversarial, wrong, objective)
 
@@ -149,13 +151,13 @@ def _rounded_inside(delta, epsilon):
   rest = size - below + _SPREAD * turn
 
   def levels(threshold):
-    return below + (rest > ascent.column(threshold, delta))
+    return below + (rest > column(threshold, delta))
 
   def halve(_, interval):
     low, high = interval
     middle = (low + high) / 2
     # Squares of whole levels: float32 adds them exactly.
-    fits = threat_models.norms(levels(middle), 'l2') <= epsilon * _LEVELS
+    fits = norms(levels(middle), 'l2') <= epsilon * _LEVELS
     return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
 
   # Towards zero, at the upper end, always fits.
@@ -166,5 +168,5 @@ def _rounded_inside(delta, epsilon):
 
 def _scaled(delta, norm):
   """delta with the l2 norms `norm` [batch]; 0 stays 0."""
-  size = threat_models.norms(delta, 'l2')
-  return delta * ascent.column(jnp.where(size > 0, norm / jnp.where(size > 0, size, 1), 0), delta)
+  size = norms(delta, 'l2')
+  return delta * column(jnp.where(size > 0, norm / jnp.where(size > 0, size, 1), 0), delta)

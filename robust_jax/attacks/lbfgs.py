@@ -1,5 +1,6 @@
 """The first adversarial examples: box-constrained L-BFGS, on the host."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from robust_jax import losses, smoothing
+from robust_jax import smoothing
+from robust_jax.attacks import objectives
+from robust_jax.attacks.targets import choose_targets, reached
 from robust_jax.types import AttackResult, Count, Positive
 
 TargetClass = Literal['runner_up', 'least_likely']
@@ -52,117 +55,91 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     AttackResult; the objective is log F(x + delta)_t.
 
   Raises:
-    ValueError: called within a compiled function, such as a training step.
+    ValueError: another target_class, or called within a compiled function, as a training step is.
 
   Reference:
     Szegedy et al., Intriguing properties of neural networks, 2014, section 4.1, equation 1.
   """
   del key
   if isinstance(images, jax.core.Tracer):
-    raise ValueError('lbfgs runs on the host and cannot be compiled; pgd or another attack is '
-                     'allowed in training')
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
+    raise ValueError('lbfgs runs on the host and cannot be compiled, as a training step is; use '
+                     'pgd or another attack there')
+  if target_class not in ('runner_up', 'least_likely'):
+    raise ValueError(f"target_class must be 'runner_up' or 'least_likely', got {target_class!r}")
+  victim = smoothing.victim(logits_fn, noise)
   images, labels = np.asarray(images, np.float32), np.asarray(labels)
   epsilon = np.broadcast_to(np.asarray(epsilon, np.float32), len(images))
-  reached = targets is not None or target_class != 'runner_up'
+  any_class = targets is None and target_class == 'runner_up'
   if targets is None:
-    targets = _rivals(logits_fn, images, labels, noise, target_class)
+    targets = choose_targets(None, victim, images, labels, target=target_class)
   targets = np.asarray(targets, np.int32)
+
+  def judge(images, rows):
+    """([batch] log F_t, [batch] success) of attacked images in the place of `rows`."""
+    objective, predicted = _judge(victim.rows(rows), images, targets[rows])
+    return objective, reached(predicted, labels[rows], None if any_class else targets[rows])
+
   found = images.copy()
-  for i in range(len(images)):
+  for i in np.flatnonzero((epsilon > 0) & ~judge(images, slice(None))[1]):
     one = slice(i, i + 1)
-    attack = _One(logits_fn, images[one], labels[one], targets[one],
-                  None if noise is None else noise[:, one], reached)
-    if epsilon[i] > 0 and not attack.succeeds(images[one]):
-      perturbation = attack.closest(num_steps, num_constants, initial_constant) - images[one]
-      norm = np.linalg.norm(perturbation)
-      shortened = perturbation * min(1., epsilon[i] / max(norm, 1e-30))
-      found[one] = np.clip(images[one] + shortened, 0, 1)
+    minimise = functools.partial(_minimise, victim.rows(one), images[one], targets[one],
+                                 num_steps=num_steps)
+    closest = _closest(minimise, lambda x, one=one: judge(x, one)[1][0], images[one],
+                       num_constants, initial_constant)
+    perturbation = closest - images[one]
+    shortened = perturbation * min(1., epsilon[i] / max(np.linalg.norm(perturbation), 1e-30))
+    found[one] = np.clip(images[one] + shortened, 0, 1)
   found = jnp.asarray(found)
-  loss, predicted = _judge(logits_fn, found, targets, noise)
-  success = predicted == targets if reached else predicted != labels
-  return AttackResult(found, success, -loss)
+  objective, success = judge(found, slice(None))
+  return AttackResult(found, success, objective)
 
 
-class _One:
-  """The search for one image [1, ...]."""
-
-  def __init__(self, logits_fn, image, label, target, noise, reached):
-    self._logits_fn, self._target, self._noise = logits_fn, target, noise
-    self._image, self._label, self._reached = image, label, reached
-
-  def succeeds(self, image):
-    predicted = _judge(self._logits_fn, image, self._target, self._noise)[1]
-    return bool((predicted == self._target if self._reached else predicted != self._label)[0])
-
-  def closest(self, num_steps, num_constants, constant):
-    """The closest adversarial image found; the image itself if none was."""
-    best, least = self._image, np.inf
-    succeeded = failed = None
-    for _ in range(num_constants):
-      found = self._minimise(constant, num_steps)
-      if self.succeeds(found):
-        succeeded = constant
-        norm = np.linalg.norm(found - self._image)
-        if norm < least:
-          best, least = found, norm
-      else:
-        failed = constant
-      if failed is None:
-        constant *= 10
-      elif succeeded is None:
-        constant /= 10
-      else:
-        constant = float(np.sqrt(succeeded * failed))
-    return best
-
-  def _minimise(self, constant, num_steps):
-    shape = self._image.shape
-
-    def evaluate(x):
-      value, gradient = _value_and_gradient(
-          x.reshape(shape).astype(np.float32), self._logits_fn, self._image, self._target,
-          self._noise, np.float32(constant))
-      return float(value), np.asarray(gradient, np.float64).ravel()
-
-    result = optimize.minimize(
-        evaluate, self._image.ravel().astype(np.float64), jac=True, method='L-BFGS-B',
-        bounds=optimize.Bounds(0, 1),
-        options={'maxiter': num_steps, 'maxfun': _EVALUATIONS * num_steps, 'ftol': 1e-6})
-    return np.clip(result.x.reshape(shape), 0, 1).astype(np.float32)
+def _closest(minimise, succeeds, image, num_constants, constant):
+  """The closest successful minimiser over the constants tried; the image itself if none was."""
+  best, least = image, np.inf
+  succeeded = failed = None
+  for _ in range(num_constants):
+    found = minimise(constant)
+    if succeeds(found):
+      succeeded = constant
+      norm = np.linalg.norm(found - image)
+      if norm < least:
+        best, least = found, norm
+    else:
+      failed = constant
+    if failed is None:
+      constant *= 10
+    elif succeeded is None:
+      constant /= 10
+    else:
+      constant = float(np.sqrt(succeeded * failed))
+  return best
 
 
-def _target_loss(logits_fn, images, targets, noise):
-  if noise is None:
-    return losses.cross_entropy(logits_fn(images), targets)
-  return smoothing.smoothadv_objective(logits_fn, targets, noise)(images)
+def _minimise(victim, image, target, constant, *, num_steps):
+  """argmin over x in the box of c ||x - image|| + L(x, t), for one image [1, ...]."""
+
+  def evaluate(x):
+    value, gradient = _value_and_gradient(
+        x.reshape(image.shape).astype(np.float32), victim, image, target, np.float32(constant))
+    return float(value), np.asarray(gradient, np.float64).ravel()
+
+  result = optimize.minimize(
+      evaluate, image.ravel().astype(np.float64), jac=True, method='L-BFGS-B',
+      bounds=optimize.Bounds(0, 1),
+      options={'maxiter': num_steps, 'maxfun': _EVALUATIONS * num_steps, 'ftol': 1e-6})
+  return np.clip(result.x.reshape(image.shape), 0, 1).astype(np.float32)
 
 
 @jax.jit
 @jax.value_and_grad
-def _value_and_gradient(x, logits_fn, image, target, noise, constant):
+def _value_and_gradient(x, victim, image, target, constant):
   distance = jnp.sqrt(jnp.sum(jnp.square(x - image)) + _SMOOTH**2)
-  return constant * distance + _target_loss(logits_fn, x, target, noise)[0]
+  return constant * distance + objectives.cross_entropy(victim.logits(x), target)[0]
 
 
 @jax.jit
-def _judge(logits_fn, images, targets, noise):
-  """(L at the targets, predicted classes), [batch] each."""
-  loss = _target_loss(logits_fn, images, targets, noise)
-  if noise is None:
-    return loss, losses.predicted(logits_fn(images))
-  return loss, smoothing.vote(logits_fn, images, noise)
-
-
-def _rivals(logits_fn, images, labels, noise, target_class):
-  if noise is None:
-    scores = logits_fn(images)
-  else:
-    scores = smoothing.smoothed_log_probs(logits_fn, images, noise)
-  is_label = labels[:, None] == np.arange(scores.shape[-1])
-  if target_class == 'runner_up':
-    return jnp.argmax(jnp.where(is_label, -jnp.inf, scores), axis=-1)
-  if target_class == 'least_likely':
-    return jnp.argmin(jnp.where(is_label, jnp.inf, scores), axis=-1)
-  raise ValueError(f"target_class is {target_class!r}; 'runner_up' or 'least_likely' is allowed")
+def _judge(victim, images, targets):
+  """(log F_t, predicted classes), [batch] each."""
+  logits = victim.logits(images)
+  return -objectives.cross_entropy(logits, targets), smoothing.majority(logits)

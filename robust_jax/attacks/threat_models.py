@@ -24,6 +24,7 @@ from robust_jax import keys
 from robust_jax.keys import standard_normal
 from robust_jax.types import Array
 
+Norm = Literal['linf', 'l2', 'l1']
 Order = Literal['ball_then_box', 'box_then_ball', 'ball_only']
 
 
@@ -119,11 +120,22 @@ def l1(epsilon, *, order: Order = 'ball_then_box', top_k: int = 1):
     ValueError: top_k < 1.
   """
   if top_k < 1:
-    raise ValueError(f'top_k is {top_k}; 1 or more is allowed')
+    raise ValueError(f'top_k must be at least 1, got {top_k}')
   return ThreatModel(epsilon, 'l1', order, _start_l1, _steepest_l1(top_k), _ball_l1)
 
 
 NORMS = {'linf': linf, 'l2': l2, 'l1': l1}
+
+
+def make(norm, epsilon, *, order: Order = 'ball_then_box', l1_top_k: int = 1):
+  """The threat model of a norm by its name; l1_top_k is the top_k of l1, and else not used.
+
+  Raises:
+    ValueError: an unknown norm, or l1_top_k < 1 for l1.
+  """
+  if norm not in NORMS:
+    raise ValueError(f'norm must be one of {", ".join(NORMS)}, got {norm!r}')
+  return NORMS[norm](epsilon, order=order, **({'top_k': l1_top_k} if norm == 'l1' else {}))
 
 
 @flax.struct.dataclass
@@ -184,7 +196,7 @@ def tangent(epsilon, basis):
     Shaham et al., Understanding adversarial training, 2015, equations 12 and 13.
   """
   if jnp.ndim(basis) != 3:
-    raise ValueError(f'basis has shape {jnp.shape(basis)}; [batch, pixels, directions] is allowed')
+    raise ValueError(f'basis must be [batch, pixels, directions], got shape {jnp.shape(basis)}')
   return Tangent(epsilon, basis)
 
 
@@ -194,6 +206,12 @@ def norms(perturbation, norm):
   if norm == 'linf':
     return jnp.max(jnp.abs(rows), axis=-1)
   return jnp.linalg.norm(rows, ord={'l1': 1, 'l2': 2}[norm], axis=-1)
+
+
+def column(value, images):
+  """A scalar as it is; [batch] with trailing axes, to go with images [batch, ...]."""
+  value = jnp.asarray(value)
+  return value if value.ndim == 0 else value.reshape((-1,) + (1,) * (images.ndim - 1))
 
 
 def _rows(images):

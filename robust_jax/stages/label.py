@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from robust_jax import data, keys, losses, smoothing
+from robust_jax import data, keys, smoothing
 from robust_jax import workdir as workdirs
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
@@ -80,11 +80,9 @@ def predict(logits_fn, dataset, *, sigma=0., num_noise=0, batch_size=256, device
 
   def classify(replicated, batch):
     logits_fn, sigma = replicated
-    if not num_noise:
-      return losses.predicted(logits_fn(batch.images))
     noise = smoothing.sample_noise(keys.fold_in(keys.root(0), batch.index), batch.images,
-                                   sigma=sigma, num_noise=num_noise)
-    return smoothing.vote(logits_fn, batch.images, noise)
+                                   sigma=sigma, num_noise=num_noise) if num_noise else None
+    return smoothing.victim(logits_fn, noise).predict(batch.images)
 
   classify = parallel.map_rows(classify, devices or jax.local_devices()[:1])
   return np.concatenate([classify((logits_fn, sigma), batch)[batch.mask > 0]

@@ -246,14 +246,14 @@ def own_curves(nets, robust, batches, devices):
   attack = robust.attack
 
   def threat_model(epsilon):
-    extra = {'top_k': attack['l1_top_k']} if attack['norm'] == 'l1' else {}
-    return threat_models.NORMS[attack['norm']](epsilon, order=attack['order'], **extra)
+    return threat_models.make(attack['norm'], epsilon, order=attack['order'],
+                              l1_top_k=attack['l1_top_k'])
 
   # The direction is the same at every radius.
   def steepest(replicated, batch):
     key, logits_fn = replicated
-    objective = losses.cross_entropy_objective(logits_fn, batch.labels)
-    gradient = jax.grad(lambda x: jnp.sum(objective(x)))(batch.images)
+    loss = lambda x: jnp.sum(losses.cross_entropy(logits_fn(x), batch.labels))
+    gradient = jax.grad(loss)(batch.images)
     return threat_model(1.).steepest(keys.fold_in(key, batch.index), gradient)
 
   def correct(replicated, rows):

@@ -99,8 +99,8 @@ def iaat_smoothadv(key, network, params, batch_stats, batch, memory, progress, *
   found = _attacked(
       attack_key, network, params, batch_stats, batch, memory['radius'], progress,
       attack=functools.partial(attack, noise=noise),
-      classify=lambda logits_fn, images: jnp.argmax(
-          smoothing.smoothed_log_probs(logits_fn, images, noise), axis=-1),
+      classify=lambda logits_fn, images: losses.predicted(
+          smoothing.mean_logits(smoothing.victim(logits_fn, noise).logits(images))),
       variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
       warmup_epsilon=warmup_epsilon)
   logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, found.images,

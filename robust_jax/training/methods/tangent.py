@@ -1,12 +1,11 @@
 """Robust optimisation within the tangent space of the data."""
 
 import jax
-import jax.numpy as jnp
 
-from robust_jax import losses
-from robust_jax.attacks import ascent, threat_models
+from robust_jax import attacks, smoothing
+from robust_jax.attacks import objectives, threat_models
 from robust_jax.training.methods.adversarial import adversarial
-from robust_jax.types import AttackResult, Count, Fraction, Index, NonNegative, Positive
+from robust_jax.types import Count, Fraction, Index, NonNegative, Positive
 
 
 def tangent(key, network, params, batch_stats, batch, memory, progress, *, epsilon: NonNegative,
@@ -36,12 +35,12 @@ def tangent(key, network, params, batch_stats, batch, memory, progress, *, epsil
   basis = basis_of(batch)
 
   def attack(key, logits_fn, images, labels, *, epsilon):
-    objective = losses.cross_entropy_objective(logits_fn, labels)
-    found = ascent.pgd(key, objective, images, threat_models.tangent(epsilon, basis),
-                       step_size=step_ratio * epsilon / num_steps, num_steps=num_steps,
-                       random_start=random_start)
-    success = jnp.argmax(logits_fn(found), axis=-1) != labels
-    return AttackResult(found, success, objective(found))
+    victim = smoothing.victim(logits_fn)
+    return attacks.pgd(
+        key, victim.objective(objectives.cross_entropy, labels), images,
+        threat_models.tangent(epsilon, basis), step_size=step_ratio * epsilon / num_steps,
+        num_steps=num_steps, random_start=random_start,
+        success_fn=lambda x: victim.predict(x) != labels)
 
   return adversarial(key, network, params, batch_stats, batch, memory, progress, attack=attack,
                      epsilon=epsilon, epsilon_warmup_epochs=epsilon_warmup_epochs,

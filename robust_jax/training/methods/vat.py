@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses
-from robust_jax.attacks import ascent, threat_models
+from robust_jax.attacks import threat_models
 from robust_jax.types import Count, Fraction, MethodOutput, NonNegative
 
 
@@ -32,7 +32,7 @@ def vat(key, network, params, batch_stats, batch, memory, progress, *, epsilon: 
   variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
   direction = jax.lax.stop_gradient(virtual_direction(
       direction_key, network.eval_logits(variables), batch.images, num_iterations=num_iterations))
-  moved = batch.images + ascent.column(epsilon, batch.images) * direction
+  moved = batch.images + threat_models.column(epsilon, batch.images) * direction
   both = jnp.concatenate([batch.images, moved])
   both_keys = jnp.concatenate([model_key, moved_key])
   both_logits, batch_stats = network.train_logits(params, batch_stats, both, both_keys)

@@ -1,0 +1,22 @@
+"""FGSM and its kin for other norms: one step to the end of the linearised problem."""
+
+from robust_jax.attacks import threat_models
+from robust_jax.attacks.pgd import pgd_attack
+from robust_jax.types import Count
+
+
+def fgsm_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
+                norm: threat_models.Norm = 'linf', order: threat_models.Order = 'ball_then_box',
+                l1_top_k: Count = 1):
+  """One step of length epsilon along the steepest ascent of the cross-entropy.
+
+  Arguments and result as `pgd_attack` (with noise: of the SmoothAdv objective). For l1 a single
+  entry changes, by epsilon; within the box by less, and by nothing where it is at that end of the
+  box already, which 'ball_only' avoids.
+
+  Reference:
+    Goodfellow et al., Explaining and harnessing adversarial examples, 2015; Shaham et al.,
+    Understanding adversarial training, 2015, equation 11.
+  """
+  return pgd_attack(key, logits_fn, images, labels, epsilon=epsilon, noise=noise, norm=norm,
+                    num_steps=1, step_ratio=1., order=order, l1_top_k=l1_top_k)

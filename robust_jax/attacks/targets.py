@@ -1,0 +1,41 @@
+"""The class that an attack aims at, and whether it got there."""
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import smoothing
+
+
+def choose_targets(key, victim, images, labels, *, target):
+  """A class other than the label for each image.
+
+  Args:
+    key: [batch] keys, used by 'random' alone.
+    victim: `smoothing.Victim`.
+    images: [batch, ...].
+    labels: [batch] int.
+    target: 'random', uniformly; 'least_likely' or 'runner_up', the one with the least or the
+      largest (mean) probability.
+
+  Returns:
+    [batch] int.
+
+  Raises:
+    ValueError: another target.
+  """
+  scores = smoothing.mean_logits(victim.logits(images))
+  num_classes = scores.shape[-1]
+  is_label = labels[:, None] == jnp.arange(num_classes)
+  if target == 'random':
+    shift = jax.vmap(lambda k: jax.random.randint(k, (), 1, num_classes))(key)
+    return (labels + shift) % num_classes
+  if target == 'least_likely':
+    return jnp.argmin(jnp.where(is_label, jnp.inf, scores), axis=-1)
+  if target == 'runner_up':
+    return jnp.argmax(jnp.where(is_label, -jnp.inf, scores), axis=-1)
+  raise ValueError(f"target must be 'random', 'least_likely' or 'runner_up', got {target!r}")
+
+
+def reached(predicted, labels, targets=None):
+  """[batch] bool: classified as the target or, without targets, other than the label."""
+  return predicted != labels if targets is None else predicted == targets
