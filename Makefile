@@ -1,5 +1,5 @@
 # make demo      the default experiment, end to end, with a report to look at
-# make test      what CI runs: lint and the quick tests
+# make test      what CI runs: lint and the quick tests (TESTS=tests/test_NAME.py for some)
 # make test-all  the slow tests as well
 # make bench     speed beside PyTorch (benchmarks/README.md); ARGS=--help for its options
 # make setup     the environment alone (.venv)
@@ -28,14 +28,14 @@ setup: $(VENV)/run.done
 
 test: $(VENV)/test.done
 	$(BIN)/ruff check .
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 test-all: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/pytest -n 2 --dist loadfile
 
 $(VENV)/run.done: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"$(PYTHON) is Python {v[0]}.{v[1]}; 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else f"$(PYTHON) is Python {v[0]}.{v[1]}; 3.11 to 3.14 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
 	touch $@

@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-VERIFIED = ('0.10.2',)
+VERIFIED = ('0.10.2', '0.11.0', '0.11.1', '0.11.2', '0.12.0', '0.12.0.1')
 """Versions of jaxlib whose custom call has been tested."""
 
 # The kernel's gradient sums over so many images at a time; where channels in times channels out are
