@@ -285,10 +285,10 @@ def test_a_workdir_of_a_method_that_is_gone_is_one_line(tmp_path):
 def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):
   """A method is one function and one table entry: no other file knows of it."""
 
-  def mine(key, network, params, batch_stats, batch, memory, progress, *,
+  def mine(key, network, params, batch_stats, batch, progress, *,
            attack: Attack, sigma: NonNegative, weight: Positive = 2.):
     del attack, sigma, weight
-    return methods.standard(key, network, params, batch_stats, batch, memory, progress)
+    return methods.standard(key, network, params, batch_stats, batch, progress)
 
   def shift(key, logits_fn, images, labels, *, epsilon, noise=None, amount: Count = 3):
     return attacks.no_attack(key, logits_fn, images + amount, labels, epsilon=epsilon, noise=noise)

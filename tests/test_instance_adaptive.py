@@ -76,8 +76,8 @@ def radius():
 def run(method, network, params, batch, radius, progress=LATE, key=KEY, **kwargs):
   """The method's output and the gradient of its mean loss."""
   return tiny_training.run_method(
-      functools.partial(method, **{**RULE, **kwargs}), network, params, batch, progress=progress,
-      key=key, memory={'radius': radius})
+      functools.partial(method, **{**RULE, **kwargs}), network, params,
+      batch._replace(aux={'radius': radius}), progress=progress, key=key)
 
 
 def expected_rule(batch, radius, variant, epoch, *, gamma, beta, warmup_epochs, warmup_epsilon):
@@ -136,8 +136,8 @@ def test_radii_that_do_not_move_are_adversarial_training(variant, linear, batch,
   np.testing.assert_allclose(found.memory['radius'], radius)
 
   def loss(params):
-    output = methods.adversarial(keys.fold_in(KEY, batch.index), linear[0], params, {}, batch, {},
-                                 LATE, attack=functools.partial(at_radius, radius), epsilon=0.)
+    output = methods.adversarial(keys.fold_in(KEY, batch.index), linear[0], params, {}, batch, LATE,
+                                 attack=functools.partial(at_radius, radius), epsilon=0.)
     return jnp.mean(output.loss), output.loss
 
   expected_gradient, expected = jax.grad(loss, has_aux=True)(linear[1])
@@ -203,8 +203,8 @@ def test_radii_do_not_depend_on_how_classes_are_numbered(batch, radius):
     methods.iaat_smoothadv, sigma=0.1, num_noise=2)])
 def test_gradients_are_those_of_finite_differences(method, batch, radius):
   def loss(bias):
-    return jnp.mean(method(keys.fold_in(KEY, batch.index), BRIGHT, {'bias': bias}, {}, batch,
-                           {'radius': radius}, LATE, attack=shift, **RULE).loss)
+    return jnp.mean(method(keys.fold_in(KEY, batch.index), BRIGHT, {'bias': bias}, {},
+                           batch._replace(aux={'radius': radius}), LATE, attack=shift, **RULE).loss)
 
   check_grads(loss, (jnp.asarray(0.03),), order=1, modes=['rev'], eps=1e-3, rtol=1e-2)
 
@@ -224,8 +224,8 @@ def test_an_example_does_not_depend_on_its_batch(method, linear, batch, radius):
 
   @jax.jit
   def apply(batch, radius):
-    output = method(keys.fold_in(KEY, batch.index), linear[0], linear[1], {}, batch,
-                    {'radius': radius}, LATE, attack=attack, **RULE)
+    output = method(keys.fold_in(KEY, batch.index), linear[0], linear[1], {},
+                    batch._replace(aux={'radius': radius}), LATE, attack=attack, **RULE)
     return output.loss, output.memory['radius']
 
   together = apply(batch, radius)
@@ -258,12 +258,12 @@ def test_radii_follow_their_examples_through_shuffled_epochs(num_devices):
   method = functools.partial(methods.iaat, attack=shift, variant='algorithm1', **rule)
   optimizer = training.OPTIMIZERS['sgd'](0.)
   step = parallel.map_train_step(
-      training.make_train_step(BRIGHT, optimizer, method, steps_per_epoch=3,
-                               axis_name=parallel.AXIS), jax.devices()[:num_devices])
+      functools.partial(training.train_step, network=BRIGHT, optimizer=optimizer, method=method,
+                        steps_per_epoch=3, axis_name=parallel.AXIS), jax.devices()[:num_devices])
   state = training.create_state({'params': PARAMS, 'batch_stats': {}}, optimizer,
                                 memory={'radius': jnp.zeros(21)})
   for batch in data.train_batches(dataset, batch_size=8, seed=3, num_steps=12):
-    state, _ = step(state, Batch(*batch), KEY)
+    state, _ = step(state, batch, KEY)
   margin = levels[:, 0, 0, 0] / 255 - 0.53
   expected = np.full(21, 0.05)
   for _ in range(3):

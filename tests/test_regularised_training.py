@@ -220,7 +220,7 @@ def test_the_radius_warms_up(name, linear, batch):
 def test_gradients_are_those_of_finite_differences(name, linear, batch):
   # Parameters of another dtype or order of size would hide a wrong scale.
   def loss(params):
-    return jnp.mean(METHODS[name](keys.fold_in(KEY, batch.index), linear[0], params, {}, batch, {},
+    return jnp.mean(METHODS[name](keys.fold_in(KEY, batch.index), linear[0], params, {}, batch,
                                   PROGRESS).loss)
 
   check_grads(jax.jit(loss), (linear[1],), order=1, modes=['rev'], eps=1e-2, rtol=2e-2, atol=2e-3)
@@ -245,7 +245,7 @@ def test_an_example_does_not_depend_on_its_batch(name, linear, batch):
 
   @jax.jit
   def apply(batch):
-    return method(keys.fold_in(KEY, batch.index), *linear, {}, batch, {}, PROGRESS).loss
+    return method(keys.fold_in(KEY, batch.index), *linear, {}, batch, PROGRESS).loss
 
   together = apply(batch)
   order = np.random.default_rng(3).permutation(16)

@@ -44,7 +44,7 @@ def batch(network):
 
 def train(network, batch, **kwargs):
   return jax.jit(lambda: methods.adversarial(
-      keys.fold_in(KEY, batch.index), network[0], network[1], {}, batch, {}, PROGRESS,
+      keys.fold_in(KEY, batch.index), network[0], network[1], {}, batch, PROGRESS,
       **{'epsilon': 0.05, **kwargs}))()
 
 

@@ -73,6 +73,11 @@ class Run:
     return not getattr(self.model, 'takes_pixels', False)
 
   @property
+  def needs(self):
+    """`methods.Needs` of the method."""
+    return methods.needs(self.config['method']['name'])
+
+  @property
   def training_noise(self):
     """Standard deviation of the noise that the method trains with, pixel units; 0 without any."""
     return self.method.keywords.get('sigma', 0.)
@@ -112,7 +117,7 @@ class Run:
     Of a method with a memory, by the labels of all of them. Else of extra examples alone, by their
     labels, as a file of pseudo-labels may have been written again; None without any.
     """
-    remembers = self.config['method']['name'] in methods.MEMORY
+    remembers = bool(self.needs.memory)
     if not remembers and not self.extra.share:
       return None
     dataset = self.train_data
@@ -123,13 +128,12 @@ class Run:
 
   def memory(self):
     """{name: [num_train]}, what the method remembers of each training example, at first."""
-    first = methods.MEMORY.get(self.config['method']['name'], {})
     return {name: np.full(self.train_data.num_examples, value, np.float32)
-            for name, value in first.items()}
+            for name, value in self.needs.memory.items()}
 
   def train_tangents(self):
     """The tangent directions of the training images by index; None where none are needed."""
-    if self.config['method']['name'] not in methods.NEED_TANGENTS:
+    if not self.needs.tangents:
       return None
     return data.load_tangents(
         self.train_data, self.train.batch_size, num_directions=self.data.tangents,

@@ -11,7 +11,6 @@ from robust_jax.certification import noise_sources
 from robust_jax.config import schema
 from robust_jax.config.configuration import SHARED
 from robust_jax.errors import UserError
-from robust_jax.training import methods
 
 
 def check(run):
@@ -32,10 +31,10 @@ def check(run):
   if not run.evaluation.epsilons:
     raise UserError('config.evaluation.epsilons is (); one radius at least is allowed')
   method = run.config['method']
-  if method['name'] in methods.NEED_TANGENTS:
+  if run.needs.tangents:
     _check_tangents(run)
   if 'attack' in method:
-    _check_inner_attack(method['name'], method['attack'])
+    _check_inner_attack(method['name'], method['attack'], run.needs)
   _check_shared_values(run)
   _check_attacks(run)
   if run.certify is not None:
@@ -70,13 +69,13 @@ def _check_tangents(run):
                     'needs tangent directions, which extra examples do not have; 0 is allowed')
 
 
-def _check_inner_attack(method, attack):
-  name, loss = attack['name'], methods.ATTACK_LOSS.get(method)
+def _check_inner_attack(method, attack, needs):
+  name, loss = attack['name'], needs.attack_loss
   if name in attacks.ON_HOST:
     allowed = ', '.join(other for other in attacks.ATTACKS if other not in attacks.ON_HOST)
     raise UserError(f'config.method.attack.name is {name!r}, which runs on the host, where no '
                     f'training step is; one of {allowed} is allowed')
-  if name == 'none' and method in methods.MEMORY:
+  if name == 'none' and needs.memory:
     raise UserError(f"config.method.attack.name is 'none', and config.method.name {method!r} "
                     'learns what an attack of each radius does; another attack is allowed')
   if loss == 'kl' and attack.get('target', 'none') != 'none':

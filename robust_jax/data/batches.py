@@ -8,12 +8,13 @@ import functools
 from typing import Literal
 
 import grain
+import jax
 import numpy as np
 
 from robust_jax.data import decode as image_rules
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
-from robust_jax.types import Batch, TangentBatch
+from robust_jax.types import Batch
 
 CROP_PADDING = 4
 Augmentation = Literal['none', 'crop', 'crop_flip', 'resized_crop']
@@ -76,13 +77,14 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
       mirrors left to right, half of the time. 'resized_crop' resizes a random part of the
       original image (`images.crop_box`) and mirrors likewise.
     tangents: None, or what maps indices [batch] to tangent directions [batch, d, k]; see
-      `tangents.load`. They are those of the images as they are, so that there is no augmentation.
+      `tangents.load`. They go into batch.aux; being those of the images as they are, they exclude
+      augmentation.
     host: which host this is, 0 .. num_hosts - 1.
     num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
 
   Returns:
-    An iterator of types.Batch, or with tangents types.TangentBatch (NumPy), of batch_size /
-    num_hosts examples each; it reads ahead in a thread.
+    An iterator of types.Batch (NumPy) of batch_size / num_hosts examples each; it reads ahead in a
+    thread.
 
   Raises:
     UserError: num_hosts does not divide batch_size, or tangents of augmented images.
@@ -142,7 +144,7 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     batch = _batch(dataset, images, index, mask)
     if tangents is None:
       return batch
-    return TangentBatch(*batch, np.asarray(tangents[index], np.float32))
+    return batch._replace(aux={'tangents': np.asarray(tangents[index], np.float32)})
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.
@@ -188,7 +190,7 @@ def take(dataset, indices, batch_size=None):
                   np.zeros(missing, np.int32),
                   np.full(missing, dataset.num_examples, np.int32),
                   np.zeros(missing, np.float32))
-  return Batch(*map(np.concatenate, zip(batch, padding)))
+  return jax.tree.map(lambda *values: np.concatenate(values), batch, padding)
 
 
 def _batch(dataset, images, index, mask):

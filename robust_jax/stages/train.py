@@ -12,7 +12,6 @@ from robust_jax.errors import NonFiniteLossError
 from robust_jax.stages import radii, weights
 from robust_jax.stages.metrics import Metrics
 from robust_jax.training import evaluate
-from robust_jax.types import Batch, TangentBatch
 from robust_jax.workdir import checkpoint, interrupts, monitoring
 
 
@@ -37,9 +36,10 @@ def train(run, workdir):
   num_steps, steps_per_epoch = run.num_steps, run.steps_per_epoch
   optimizer, learning_rate = run.optimizer(), run.learning_rate()
   step_fn = parallel.map_train_step(
-      training.make_train_step(run.network, optimizer, run.method,
-                               steps_per_epoch=steps_per_epoch, axis_name=parallel.AXIS,
-                               accumulation=settings.accumulation, ema_decay=settings.ema_decay),
+      functools.partial(training.train_step, network=run.network, optimizer=optimizer,
+                        method=run.method, steps_per_epoch=steps_per_epoch,
+                        axis_name=parallel.AXIS, accumulation=settings.accumulation,
+                        ema_decay=settings.ema_decay),
       run.devices)
   key = run.key('train')
   create_state = functools.partial(training.create_state, optimizer=optimizer,
@@ -70,7 +70,6 @@ def train(run, workdir):
     if start:
       print(f'train: goes on from step {start}', flush=True)
     metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
-    kind = Batch if tangents is None else TangentBatch
     batches = data.train_batches(
         dataset, batch_size=settings.batch_size, seed=run.config['seed'],
         augment=run.data.augment, tangents=tangents, start_step=start,
@@ -78,7 +77,7 @@ def train(run, workdir):
     batches = monitoring.traced(batches, Path(workdir) / 'profile', count=settings.profile_steps)
     bar = monitoring.bar(batches, desc='train', initial=start, total=num_steps, unit='step')
     for step, batch in enumerate(bar, start + 1):
-      state, sums = step_fn(state, kind(*batch), key)
+      state, sums = step_fn(state, batch, key)
       metrics.add(sums)
       last = step == num_steps
       tests = step % eval_every == 0 or last

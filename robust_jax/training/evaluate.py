@@ -6,7 +6,6 @@ import jax
 
 from robust_jax import keys, losses, smoothing
 from robust_jax.devices import parallel
-from robust_jax.types import Batch
 
 
 def accuracy(logits_fn, batches):
@@ -41,7 +40,7 @@ def loss_and_accuracy(key, logits_fn, batches, *, sigma, devices):
     logits_fn = jax.tree_util.Partial(logits_fn)
   loss = correct = count = 0
   for batch in batches:
-    sums = run((key, logits_fn, sigma), Batch(*batch))
+    sums = run((key, logits_fn, sigma), batch)
     loss += float(sums['loss'].sum())
     correct += float(sums['correct'].sum())
     count += float(sums['count'].sum())
