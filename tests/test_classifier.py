@@ -73,14 +73,14 @@ def test_weights_of_a_workdir_are_judged_until_something_is_trained(data_dir, tm
   now, trained = logits(run, folder)
   assert weights.load(run, folder).training_noise is None, 'nothing tells'
   assert trained['checkpoint_step'] == 3 and np.abs(now - expected).max() > 1e-3
-  with pytest.raises(UserError, match='has judged another classifier .*--redo=certify'):
+  with pytest.raises(UserError, match='certify stage .* another classifier .*--redo=certify'):
     stages.run_stage('certify', run, folder)
 
 
 def test_an_unfinished_training_is_not_judged(data_dir, tmp_path):
   run = make_run(data_dir, weights=str(tmp_path / 'other'))
   save(run, tmp_path / 'other', done=False)
-  with pytest.raises(UserError, match='whose training is not finished'):
+  with pytest.raises(UserError, match='config.weights .*other.* not finished'):
     weights.load(run, tmp_path)
   save(run, tmp_path / 'other')
   save(run, tmp_path, done=False)
@@ -90,10 +90,10 @@ def test_an_unfinished_training_is_not_judged(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize('info, message', [
-    ({'num_classes': 3}, 'whose num_classes is 3; 10 is allowed'),
-    ({'image_shape': [4, 4, 1]}, 'whose image_shape is'),
-    ({'model': {'name': 'mlp', 'hidden': [5]}}, 'whose model is'),
-    ({'std': [0.25]}, 'normalised by mean and std'),
+    ({'num_classes': 3}, 'num_classes 10, got 3'),
+    ({'image_shape': [4, 4, 1]}, r'image_shape \[8, 8, 1\], got \[4, 4, 1\]'),
+    ({'model': {'name': 'mlp', 'hidden': [5]}}, "model .*, got .*'hidden': .5"),
+    ({'std': [0.25]}, 'config.data.mean and config.data.std'),
 ])
 def test_weights_that_do_not_fit_are_refused(info, message, data_dir, tmp_path):
   run = make_run(data_dir, weights=str(tmp_path))
@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_are_refused(info, message, data_dir, tmp_path):
 def test_weights_have_to_be_there_until_they_have_been_used(data_dir, tmp_path):
   run = make_run(data_dir, weights=str(tmp_path / 'gone.pth'))
   for wanted in ({'train'}, {'certify'}):
-    with pytest.raises(UserError, match='gone.pth.*which is not there'):
+    with pytest.raises(UserError, match='config.weights .*gone.pth'):
       stages.check(run, tmp_path, wanted)
   save(run, tmp_path)
   stages.check(run, tmp_path, {'certify'})

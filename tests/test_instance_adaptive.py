@@ -20,7 +20,7 @@ from robust_jax import report as reports
 from robust_jax.config import configuration, experiment
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.stages import STAGES, weights
+from robust_jax.stages import STAGES, memory
 from robust_jax.training import methods
 from robust_jax.types import AttackResult, Batch, Network, Progress
 from robust_jax.workdir import checkpoint
@@ -316,7 +316,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   monkeypatch.chdir(ROOT)
   same = build(f'--config.weights={trained}')
   with np.load(trained / 'radii.npz') as saved:
-    np.testing.assert_array_equal(weights.initial_memory(same)['radius'], saved['radius'])
+    np.testing.assert_array_equal(memory.initial(same)['radius'], saved['radius'])
   assert re.fullmatch(f'train: the radius of each example is that of {trained}(, until .*)?\n',
                       capsys.readouterr().out)
   known = shutil.copytree(trained, tmp_path / 'known')
@@ -328,12 +328,12 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   object.__setattr__(other, 'train_data', other.train_data._replace(labels=labels))
   new = build(f'--config.weights={trained}', '--config.new_head=True')
   for run, num, why in (
-      (fewer, 721, r"it is of 1442 examples of 'digits' \(labels \w+\), and here are 721 examples"),
-      (other, 1442, r"it is of 1442 examples of .*, and here are 1442 examples"),
-      (other_norm, 1442, 'it is of norm linf, and here is l2'), (new, 1442, 'config.new_head')):
-    np.testing.assert_array_equal(weights.initial_memory(run)['radius'], np.zeros(num))
+      (fewer, 721, r"1442 examples of 'digits' \(labels \w+\), .* 721 examples"),
+      (other, 1442, r'1442 examples of .* 1442 examples of .*'),
+      (other_norm, 1442, 'norm linf, .* l2'), (new, 1442, 'config.new_head')):
+    np.testing.assert_array_equal(memory.initial(run)['radius'], np.zeros(num))
     line = capsys.readouterr().out
-    assert re.fullmatch(rf'train: the radius of each example .*{why}.*begins anew\n', line), line
+    assert re.fullmatch(rf'train: the radius of each example begins anew: .*{why}.*\n', line), line
   (tmp_path / 'plain').mkdir()
   plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               '--config.model.widths=(4,)', '--config.model.dense=8',
@@ -341,9 +341,9 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   STAGES['train'](experiment.build(configuration.resolve(plain), jax.devices()[:2]),
                   tmp_path / 'plain')
   capsys.readouterr()
-  weights.initial_memory(build(f'--config.weights={tmp_path / "plain"}'))
+  memory.initial(build(f'--config.weights={tmp_path / "plain"}'))
   assert capsys.readouterr().out == (
-      f'train: {tmp_path / "plain"} has no radius of each example; each begins anew\n')
+      f'train: the radius of each example begins anew: {tmp_path / "plain"} has none\n')
   # Within a training they cannot change.
   with pytest.raises(UserError, match=r"step_\d+ is of a training on 1442 examples of 'digits' .*, "
                      r"and the config now gives 721 .*; those there, or --redo=train, are allowed"):
@@ -352,7 +352,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               f'--config.weights={trained}',
                               '--config.data.train_split=train[:50%]']).config
-  assert weights.initial_memory(experiment.build(configuration.resolve(plain))) == {}
+  assert memory.initial(experiment.build(configuration.resolve(plain))) == {}
 
 
 def test_a_damaged_memory_is_one_line(trained, monkeypatch):

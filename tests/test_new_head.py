@@ -119,16 +119,15 @@ def test_the_same_number_of_classes_may_have_a_new_head_too(pretrained):
 def test_what_the_field_does_not_allow(pretrained, three_digits, tmp_path):
   data_dir, folder = pretrained
   run = make_run(three_digits, data__name='folder', data__channels=1, weights=str(folder))
-  with pytest.raises(UserError, match='num_classes is 10; 3 is allowed, or any with '
-                                      'config.new_head=True'):
+  with pytest.raises(UserError, match='num_classes 3, got 10 .*config.new_head=True'):
     weights.initial_variables(run)
-  with pytest.raises(UserError, match='config.new_head is True without config.weights'):
+  with pytest.raises(UserError, match='config.new_head.*config.weights'):
     make_run(data_dir, new_head=True)
   # A last layer that nobody trained judges nothing.
-  with pytest.raises(UserError, match='--stages=certify: config.new_head is True'):
+  with pytest.raises(UserError, match='--stages=certify: .*config.new_head=True'):
     stages.check(fine_tuning(three_digits, folder), tmp_path, {'certify'})
   wider = fine_tuning(three_digits, folder, model__hidden=(7,))
-  with pytest.raises(UserError, match='whose model is'):
+  with pytest.raises(UserError, match='config.weights must have model'):
     weights.initial_variables(wider)
 
 
@@ -152,7 +151,7 @@ def test_pytorch_weights_with_another_head(monkeypatch, capsys):
   assert found['params'].pop('logits')['kernel'].shape == (16, 3)
   del whole['params']['logits']
   jax.tree.map(np.testing.assert_array_equal, found, whole)
-  with pytest.raises(UserError, match='num_classes is 5; 3 is allowed, or any with config.new_'):
+  with pytest.raises(UserError, match='num_classes 3, got 5 .*config.new_head=True'):
     weights.initial_variables(make_run('', **settings))
 
 
