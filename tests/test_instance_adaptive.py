@@ -209,6 +209,16 @@ def test_gradients_are_those_of_finite_differences(method, batch, radius):
   check_grads(loss, (jnp.asarray(0.03),), order=1, modes=['rev'], eps=1e-3, rtol=1e-2)
 
 
+@pytest.mark.parametrize('method', [methods.iaat, functools.partial(
+    methods.iaat_smoothadv, sigma=0.1, num_noise=2)])
+def test_logits_that_are_nan_withstand_nothing(method, batch, radius):
+  output, _ = run(method, BRIGHT, {'bias': jnp.nan}, batch, radius, attack=shift,
+                  variant='algorithm1')
+  np.testing.assert_array_equal(output.metrics['clean_accuracy'], 0)
+  np.testing.assert_allclose(output.memory['radius'],
+                             0.75 * radius + 0.25 * jnp.maximum(radius - 0.1, 0), atol=1e-6)
+
+
 @pytest.mark.parametrize('scale', [0., 1e4])
 def test_finite_at_saturated_logits_and_zero_gradients(scale, linear, batch, radius):
   params = jax.tree.map(lambda w: scale * w, linear[1])

@@ -415,28 +415,29 @@ def test_batches_carry_the_tangents_of_their_images(plane, tmp_path):
     real = batch.mask > 0
     np.testing.assert_allclose(batch.aux['tangents'][real], basis[batch.index[real]], rtol=1e-6)
     assert batch.aux['tangents'].shape == (8, 6, 2)
-  with pytest.raises(UserError, match="config.data.augment is 'crop' with config.data.tangents"):
+  with pytest.raises(UserError, match="config.data.augment .*'crop'"):
     data.train_batches(dataset, batch_size=8, seed=0, num_steps=8, tangents=rows, augment='crop')
 
 
 def test_tangents_that_cannot_be_are_refused(plane, tmp_path):
   dataset, _ = plane
   load = functools.partial(data.load_tangents, dataset, 8, num_directions=2)
-  with pytest.raises(UserError, match=r'tangent_neighbors is 30; from 2 .* to 29'):
+  with pytest.raises(UserError, match=r'config.data.tangent_neighbors .* 2 .* 29 .*got 30'):
     load(num_neighbors=30)
-  with pytest.raises(UserError, match='tangent_neighbors is 1;'):
+  with pytest.raises(UserError, match='config.data.tangent_neighbors .*got 1'):
     load(num_neighbors=1)
-  with pytest.raises(UserError, match=r'config.data.tangents is 10; 1 to \d, the pixels, are'):
+  with pytest.raises(UserError, match='config.data.tangents .* 6, .*got 10'):
     load(num_directions=10, num_neighbors=12)
-  with pytest.raises(UserError, match=r'config.data.tangents is 2: a batch of 100000000 .* GiB'):
+  with pytest.raises(UserError, match='config.data.tangents .*100000000 .*got 2'):
     data.load_tangents(dataset, 10**8, num_directions=2, num_neighbors=5)
   np.save(tmp_path / 'few.npy', np.zeros((59, 6, 2)))
   np.save(tmp_path / 'zero.npy', np.zeros((60, 6, 2)))
-  with pytest.raises(UserError, match=r'an array \(59, 6, 2\) of float64; floats of shape \(60'):
+  shapes = r'config.data.tangents_file .*\(60, 6, 2\), got float64 .*\(59, 6, 2\)'
+  with pytest.raises(UserError, match=shapes):
     load(num_neighbors=5, file=str(tmp_path / 'few.npy'))
-  with pytest.raises(UserError, match='not orthonormal'):
+  with pytest.raises(UserError, match='config.data.tangents_file .*orthonormal'):
     load(num_neighbors=5, file=str(tmp_path / 'zero.npy'))
-  with pytest.raises(UserError, match='cannot be read'):
+  with pytest.raises(UserError, match='config.data.tangents_file .*none.npy'):
     load(num_neighbors=5, file=str(tmp_path / 'none.npy'))
   # What takes the place of a file is not taken for it.
   np.save(tmp_path / 'zero.npy', np.linalg.qr(np.ones((60, 6, 2)) + np.eye(6, 2))[0])

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from robust_jax import attacks, keys, losses, models, smoothing, training
 from robust_jax.devices import parallel
 from robust_jax.devices.choose import host_device_count
 from robust_jax.training import methods, schedules
+from robust_jax.training.methods import passes
 from robust_jax.types import MethodOutput, Progress
 
 KEY = jax.random.key(5)
@@ -227,6 +229,26 @@ def one_step(network, variables, batch, memory=None, **kwargs):
   optimizer = training.OPTIMIZERS['sgd'](0.1)
   step = jitted_step(network, optimizer, functools.partial(methods.gaussian, sigma=0.2), **kwargs)
   return step(training.create_state(variables, optimizer, memory=memory), batch, KEY)
+
+
+def test_a_second_step_compiles_nothing(small_net, batch):
+  network, variables = small_net
+  devices, optimizer = jax.devices()[:2], training.OPTIMIZERS['sgd'](0.1)
+  chex.clear_trace_counter()
+  method = chex.assert_max_traces(functools.partial(methods.gaussian, sigma=0.2), n=1)
+  step = mapped_step(network, optimizer, method, 2)
+  state = parallel.replicate(training.create_state(variables, optimizer), devices)
+  for number in range(3):
+    state, _ = step(state, batch._replace(labels=(batch.labels + number) % 3), KEY)
+  assert int(state.step) == 3
+
+
+def test_logits_that_are_nan_are_no_class():
+  logits = jnp.full((4, 3), jnp.nan).at[3].set(jnp.asarray([0., 2., 1.]))
+  labels = jnp.asarray([0, 1, 2, 1])
+  np.testing.assert_array_equal(passes.accuracy(logits, labels), [0, 0, 0, 1])
+  copies = jnp.stack([logits, logits.at[0].set(jnp.asarray([2., 1., 0.]))])
+  np.testing.assert_array_equal(passes.accuracy(copies, labels), [0.5, 0, 0, 1])
 
 
 @pytest.mark.parametrize('parts', [2, 16])

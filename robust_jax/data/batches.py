@@ -25,7 +25,7 @@ _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 def steps_per_epoch(dataset, batch_size):
   """Steps in which every example of `dataset` counts once: ceil(num_examples / batch_size).
 
-  Of a mixture, every example but the extra ones.
+  Extra examples of a mixture, and their places in the batches, are left out.
 
   Raises:
     UserError: the share of extra examples leaves none, or none of the others, in a batch.
@@ -45,9 +45,8 @@ def _num_extra(mixture, batch_size):
   num_extra = round(mixture.share * batch_size)
   most = min(batch_size - 1, mixture.num_examples)
   if not 0 < num_extra <= most:
-    raise UserError(f'config.extra.share is {mixture.share}, which is {num_extra} of a batch of '
-                    f'{batch_size}; 1 to {most} of them, with {mixture.num_examples} extra '
-                    'examples, are allowed')
+    raise UserError(f'config.extra.share must give 1 to {most} examples in a batch of {batch_size} '
+                    f'({mixture.num_examples} are there), got {mixture.share}: {num_extra}')
   return num_extra
 
 
@@ -59,10 +58,10 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
   once; no batch straddles two epochs. The last batch of an epoch is filled up with other images
   of the epoch, so that batch statistics see a full batch, at mask 0 and index num_examples.
 
-  Of a mixture (see `extra.mix`), each batch has round(share * batch_size) extra examples, evenly
-  among the others, with their weight as mask. They are gone through in one random order after the
-  other, of each of which what does not fill a batch is left out, so that no batch has an example
-  twice. An epoch is one pass through the others.
+  Each batch of a mixture (see `extra.mix`) has round(share * batch_size) extra examples, evenly
+  among the others, with their weight as mask. They come in one random order after the other; what
+  does not fill a batch at the end of an order is left out, so that no batch has an example twice.
+  An epoch is one pass through the others.
 
   A whole batch is one Grain element, gathered and augmented at once: an element per image costs
   seven times as much.
@@ -90,11 +89,11 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     UserError: num_hosts does not divide batch_size, or tangents of augmented images.
   """
   if tangents is not None and augment != 'none':
-    raise UserError(f"config.data.augment is {augment!r} with config.data.tangents; 'none' is "
-                    'allowed')
+    raise UserError("config.data.augment must be 'none' with config.data.tangents, got "
+                    f'{augment!r}')
   if batch_size % num_hosts:
-    raise UserError(
-      f'config.train.batch_size is {batch_size}; it must be a multiple of the {num_hosts} hosts')
+    raise UserError(f'config.train.batch_size must be a multiple of the {num_hosts} hosts, got '
+                    f'{batch_size}')
   epoch_steps = steps_per_epoch(dataset, batch_size)
   rows = slice(host * batch_size // num_hosts, (host + 1) * batch_size // num_hosts)
 

@@ -45,7 +45,7 @@ def loss_and_accuracy(key, logits_fn, batches, *, sigma, devices):
     correct += float(sums['correct'].sum())
     count += float(sums['count'].sum())
   if count == 0:
-    raise ValueError('batches holds no examples; one at least is allowed')
+    raise ValueError('batches must hold at least one example')
   return {'loss': loss / count, 'accuracy': correct / count, 'num_images': int(count)}
 
 
