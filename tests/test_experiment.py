@@ -128,7 +128,7 @@ def test_shared_fields_reach_every_function_that_has_them(no_data):
   run = experiment.build(config, jax.devices()[:2])
   assert run.method.keywords['epsilon'] == 0.75 and run.method.keywords['sigma'] == 0.125
   assert run.method.keywords['attack'].keywords['sigma'] == 0.125
-  assert run.certify.keywords['sigma'] == 0.125
+  assert run.certify.sigma == 0.125
   config = parse('--config.certify.sigma=0.5', '--config.method.sigma=0.1')
   run = experiment.build(config, jax.devices()[:2])
   assert run.sigma == run.attack.keywords['sigma'] == 0.5

@@ -23,8 +23,9 @@ LAYERS = [
     {'studies'},
 ]
 MATHS = ['losses', 'smoothing', 'keys', 'types', 'attacks',
-         'certification/bounds', 'certification/sequential', 'certification/sampling',
-         'certification/certify', 'training/methods', 'training/step',
+         'certification/anytime', 'certification/bounds', 'certification/certify',
+         'certification/fixed', 'certification/radius_grid', 'certification/rules',
+         'certification/sampling', 'certification/stream', 'training/methods', 'training/step',
          'training/schedules']
 MATHS_MAY_IMPORT = {'jax', 'numpy', 'scipy', 'optax', 'flax', 'chex', 'robust_jax'}
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from robust_jax import certification, data, keys, models
+from robust_jax import data, keys, models
 from robust_jax.config import schema, validate
 from robust_jax.config.configuration import (
   SECTIONS,
@@ -42,7 +42,7 @@ class Run:
     network: `types.Network`, synchronised over devices.
     method: `types.Method` with its hyper-parameters bound.
     attack: `types.Attack` of the empirical stage, hyper-parameters bound.
-    certify: the certifier, hyper-parameters bound, or a `certification.Rule`; None without noise.
+    certify: `certification.Rule`; None without noise.
     sigma: noise of the smoothed classifier that is certified; 0: not smoothed.
     attacked_sigma: noise of the classifier that is attacked, the same one unless
       config.evaluation.sigma says otherwise.
@@ -210,16 +210,13 @@ def smoothing_sigma(config):
 
 
 def certifier(config):
-  """The certifier, hyper-parameters bound; of one that stops by itself, its `certification.Rule`.
+  """The `certification.Rule` of config.certify.
 
   Raises:
-    UserError: values that together are not available.
+    UserError: values that cannot be together.
   """
-  bound = _bind('certify', config)
-  if config['certify']['name'] not in certification.RULES:
-    return bound
   try:
-    return bound()
+    return _bind('certify', config)()
   except ValueError as error:
     raise UserError(f'config.certify.{error}') from error
 

@@ -5,6 +5,7 @@ annotation gives the type and, by `types.Interval`, the range: `Count`, `Positiv
 `tuple[int, ...]`, `Literal['all', 'first']`.
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -24,9 +25,12 @@ class Field(NamedTuple):
 
 @functools.cache
 def fields(function):
-  """{name: Field} of a function or NamedTuple."""
-  hints = typing.get_type_hints(function.__new__ if inspect.isclass(function) else function,
-                                include_extras=True)
+  """{name: Field} of a function, NamedTuple or dataclass."""
+  annotated = function
+  if inspect.isclass(function):
+    is_dataclass = dataclasses.is_dataclass(function)
+    annotated = function.__init__ if is_dataclass else function.__new__
+  hints = typing.get_type_hints(annotated, include_extras=True)
   return {
       name: Field(hints[name], parameter.default)
       for name, parameter in inspect.signature(function).parameters.items()

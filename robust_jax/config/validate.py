@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import attacks, certification, keys, models
-from robust_jax.certification import noise_sources
+from robust_jax.certification import noise_sources, rules
 from robust_jax.config import schema
 from robust_jax.config.configuration import SHARED
 from robust_jax.errors import UserError
@@ -121,11 +121,9 @@ def _check_attacks(run):
 
 
 def _check_certify(run):
-  draws = (run.certify.most_draws if isinstance(run.certify, certification.Rule)
-           else run.certify.keywords['n'])
   try:
-    certification.check_draws(run.certify_images.images_per_call, 0, draws,
-                              run.config['certify']['batch_size'])
+    certification.check_draws(run.certify_images.images_per_call, 0,
+                              rules.most_draws(run.certify), run.certify.batch_size)
     settings = run.config['certify']
     noise_sources.make(settings['noise'], run.sigma)
     noise_sources.check_alpha(
