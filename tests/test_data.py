@@ -1,6 +1,5 @@
 """Data: every example once an epoch, the same batches however they are asked for."""
 
-import contextlib
 import io
 import math
 import os
@@ -54,25 +53,6 @@ def joined(batches):
 def assert_same(batches, others):
   assert len(batches) == len(others) > 0
   jax.tree.map(np.testing.assert_array_equal, batches, others)
-
-
-def write_tfds(data_dir, name, features, examples, supervised_keys=None):
-  """Prepares a TFDS dataset; examples: {split: [feature dict]}."""
-
-  def split_generators(self, dl_manager):
-    del dl_manager
-    return {split: iter(enumerate(values)) for split, values in examples.items()}
-
-  def info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
-                                 supervised_keys=supervised_keys)
-
-  tfds.disable_progress_bar()
-  with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
-    made = type(name, (tfds.core.GeneratorBasedBuilder,), {
-      'VERSION': tfds.core.Version('1.0.0'), 'url_infos': None, '_info': info, 'name': name,
-      '_split_generators': split_generators, '_generate_examples': None, '__module__': __name__})
-    made(data_dir=str(data_dir), file_format='array_record').download_and_prepare()
 
 
 def picture(seed, height, width, channels=3):
@@ -205,7 +185,7 @@ def test_real_data(real_data_dir, name, shape, mean):
 def test_every_dataset_is_read_by_what_its_files_say(tmp_path):
   """Odd keys, two labels, grey and coloured images of different sizes, no normalisation."""
   pictures = [picture(seed, 20 + seed, 30, channels=1 if seed % 2 else 3) for seed in range(4)]
-  write_tfds(
+  tiny_imagenet.write_tfds(
     tmp_path, 'fish', {
       'kind': tfds.features.ClassLabel(names=['salmon', 'trout', 'eel']),
       'sea': tfds.features.ClassLabel(num_classes=2),
@@ -235,9 +215,10 @@ def test_every_dataset_is_read_by_what_its_files_say(tmp_path):
 
 
 def test_what_is_no_image_classification_is_refused(tmp_path):
-  write_tfds(tmp_path, 'words', {'text': tfds.features.Text(),
-                                 'label': tfds.features.ClassLabel(num_classes=2)},
-             {'train': [{'text': 'a', 'label': 0}]})
+  tiny_imagenet.write_tfds(
+    tmp_path, 'words', {'text': tfds.features.Text(),
+                        'label': tfds.features.ClassLabel(num_classes=2)},
+    {'train': [{'text': 'a', 'label': 0}]})
   assert refused("'words', .*got label ClassLabel, text Text", data.load, 'words', 'train',
                  data_dir=str(tmp_path))
 
