@@ -35,7 +35,7 @@ def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=
   attack = {'name': 'pgd', 'norm': norm, 'num_steps': 20, 'step_ratio': 2.5}
   config = {
       'seed': seed, 'epsilon': epsilons[-1], 'sigma': sigma, 'data': {'name': dataset},
-      'model': {'name': 'lenet'}, 'attack': attack,
+      'model': {'name': 'lenet'}, 'attack': attack, 'train': {'batch_size': 64},
       'method': {'name': method, 'num_noise': 4, 'attack': {**attack, 'num_steps': 10}},
       'certify': {'name': 'fixed', 'n': 10_000, 'alpha': 0.001, 'sigma': None},
       **dict(sections)}

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import textwrap
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -149,32 +150,37 @@ def draw(chart: Chart, *, alone=True) -> Figure:
     return figure
 
 
-def draw_table(title, names, columns) -> Figure:
-  """A table of figures with a bar behind each, as long as its share of the column's largest.
+def draw_table(title, columns, rows, bars) -> Figure:
+  """A table as a picture, with bars behind figures as long as their shares of the largest.
 
   Args:
     title: a line above it.
-    names: [num_rows].
-    columns: (title, means [num_rows], texts [num_rows]) of each; NaN and '' where there is none.
+    columns: names of the columns; the first is that of the rows.
+    rows: [num_rows] of texts, None for an empty cell.
+    bars: {number of a column: its figures [num_rows], NaN where there is none}.
   """
+  heads = [textwrap.wrap(name, 15) for name in columns]
+  widths = [20 + 7 * max(len(row[0]) for row in rows), *(
+      104 if j in bars else 40 for j in range(1, len(columns)))]
+  ends, row, top = np.cumsum(widths), 24, 1.4 + 0.7 * max(map(len, heads))
   with matplotlib.rc_context(_STYLE):
-    left, cell, row = 20 + 7 * max(map(len, names)), 104, 24
-    width, height = left + cell * len(columns) + 12, row * (len(names) + 2)
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(len(names), -2))
+    size = (ends[-1] + 12) / 72, row * (len(rows) + top) / 72
+    figure = Figure(figsize=size, dpi=72)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, ends[-1] + 12), ylim=(len(rows), -top))
     axes.axis('off')
-    axes.text(6, -1.5, title, va='center', size=13)
-    for i, name in enumerate(names):
-      axes.text(6, i + 0.5, name, va='center')
+    axes.text(6, 0.7 - top, title, va='center', size=13)
+    for i in range(len(rows)):
       axes.axhline(i, color=_RULE if i else _SOFT, linewidth=1)
-    for j, (name, means, texts) in enumerate(columns):
-      start, largest = left + cell * j, np.nanmax([*means, 1e-9])
-      axes.text(start + cell - 10, -0.5, name, ha='right', va='center', color=_SOFT)
-      lengths = (cell - 6) * np.nan_to_num(means) / largest
-      axes.barh(np.arange(len(names)) + 0.5, lengths, 0.75, left=start, color=PALETTE['c0'][0],
-                alpha=0.15)
-      for i, text in enumerate(texts):
-        axes.text(start + cell - 10, i + 0.5, text, ha='right', va='center')
+    for j, figures in bars.items():
+      lengths = (widths[j] - 6) * np.nan_to_num(figures) / np.nanmax([*figures, 1e-9])
+      axes.barh(np.arange(len(rows)) + 0.5, lengths, 0.75, left=ends[j - 1] + 4,
+                color=PALETTE['c0'][0], alpha=0.15)
+    for j, head in enumerate(heads):
+      x, align = (ends[j] - 6, 'right') if j else (6, 'left')
+      axes.text(x, -0.2, '\n'.join(head), ha=align, va='bottom', color=_SOFT)
+      for i, cells in enumerate(rows):
+        axes.text(x, i + 0.5, cells[j] or '', ha=align, va='center',
+                  weight='bold' if isinstance(cells[j], analysis.Best) else 'normal')
     return figure
 
 

@@ -96,7 +96,7 @@ def _panel(dataset, runs):
   columns = [
       *_accuracies(found, certified, attacked, attacks, certified_alike and not differing,
                    attacked_alike),
-      *_times(found)]
+      *_epoch_time(found)]
   notes += _notes(found, differing, certified, attacked)
   return Panel(dataset, found, columns, certified, attacks, notes)
 
@@ -187,16 +187,20 @@ def _listed(words):
 def _by_attack(attacked):
   """{what was done: [group][run] logs}; another norm or number of draws is another attack."""
   key = lambda log: json.dumps(_attack_settings(log), sort_keys=True)
-  names = {key(log): log for log in _present(attacked)}
-  # The same words for two attacks are told apart by what differs, as configs are.
-  settings = [flat(_attack_settings(log)) for log in names.values()]
-  differ = [field for field in groups.differing(settings) if field not in ('name', 'norm')]
+  logs, names = {key(log): log for log in _present(attacked)}, {}
+  for one, log in logs.items():
+    names.setdefault(f'{run.attack_name(log)} {run.attack_norm(log)}', []).append(one)
   result = {}
-  for (one, log), setting in zip(names.items(), settings):
-    details = ''.join(f', {field}={groups.value_text(field, setting[field])}' for field in differ
-                      if setting.get(field) is not None)
-    result[f'{run.attack_name(log)} {run.attack_norm(log)}{details}'] = [
-        [log if log is not None and key(log) == one else None for log in row] for row in attacked]
+  for name, keys in names.items():
+    # The same words for two attacks are told apart by what differs, as configs are.
+    settings = [flat(_attack_settings(logs[one])) for one in keys]
+    fields = groups.telling(settings, groups.differing(settings))
+    for one, setting in zip(keys, settings):
+      details = ''.join(f', {field}={groups.value_text(field, setting[field])}'
+                        for field in fields if setting.get(field) is not None)
+      result[name + details] = [
+          [log if log is not None and key(log) == one else None for log in row]
+          for row in attacked]
   return result
 
 
@@ -270,30 +274,20 @@ def radii(logs):
   return found[1:].tolist()
 
 
-def _times(found):
-  """Seconds of an epoch; where no run has logged its speed the time of the whole training."""
-  epochs = [[_seconds_an_epoch(each) for each in group.runs] for group in found]
-  if _present(epochs):
-    return [Column('s / epoch', epochs, scale=1., decimals=2, compared=False)]
-  seconds = [[train.get('seconds') if train.get('status') == 'done' else None
-              for train in (each.stages.get('train', {}) for each in group.runs)]
-             for group in found]
-  if not _present(seconds):
-    return []
-  unit, length = next((unit, length) for unit, length in (('h', 3600), ('min', 60), ('s', 1))
-                      if max(_present(seconds)) >= 2 * length or length == 1)
-  return [Column(f'training ({unit})', _map(lambda value: np.array([value]), seconds),
-                 scale=1 / length, compared=False)]
+def _epoch_time(found):
+  """Seconds of an epoch at the median speed, so that compiling does not count."""
+  def seconds(each):
+    rows = [row for row in each.metrics['train']
+            if row.get('images_per_second') and row.get('epoch')]
+    batch_size = each.config.get('train', {}).get('batch_size')
+    if not rows or not batch_size:
+      return None
+    images = rows[-1]['step'] / rows[-1]['epoch'] * batch_size
+    return np.array([images / np.median([row['images_per_second'] for row in rows])])
 
-
-def _seconds_an_epoch(each):
-  """Steps of an epoch times batch size over the median images a second; None without a speed."""
-  rows = [row for row in each.metrics['train'] if row.get('images_per_second') and row.get('epoch')]
-  batch_size = each.config.get('train', {}).get('batch_size')
-  if not rows or not batch_size:
-    return None
-  steps = rows[-1]['step'] / rows[-1]['epoch']
-  return np.array([steps * batch_size / np.median([row['images_per_second'] for row in rows])])
+  column = Column('s / epoch', [[seconds(each) for each in group.runs] for group in found],
+                  scale=1., decimals=2, compared=False)
+  return [column] if _present(column.values) else []
 
 
 # Tables.
@@ -311,23 +305,17 @@ def tables(panel: Panel) -> dict[str, tuple[str, Table]]:
   if several:
     result['runs'] = ('Every run', _runs(panel))
   # Most of what differs are often the own fields of one method: these come last.
-  fields = groups.differing([group.config for group in panel.groups])
-  common = [field for field in fields if all(field in group.config for group in panel.groups)]
-  own = [field for field in fields if field not in common]
-  return result | {name: (caption, _fields(panel, which)) for name, caption, which in (
-      ('fields', 'Fields that differ', common), ('own_fields', 'Fields that some have', own))
-      if which}
+  fields = sorted(groups.differing([group.config for group in panel.groups]), key=lambda field: any(
+      field not in group.config for group in panel.groups))
+  return result | ({'fields': ('Fields that differ', _fields(panel, fields))} if fields else {})
 
 
 def bars(panel: Panel):
   """The table of figures as a picture, for a README."""
   caption, table = tables(panel)['figures']
-  means = np.array([[column.mean(i)[0] for column in panel.columns]
-                    for i in range(len(panel.groups))])
-  return charts.draw_table(
-      f'{panel.dataset}. {caption}', [group.label for group in panel.groups],
-      [(column.title, means[:, j], [row[2 + j] or '' for row in table.rows])
-       for j, column in enumerate(panel.columns)])
+  return charts.draw_table(f'{panel.dataset}. {caption}', table.columns, table.rows, {
+      2 + j: [column.mean(i)[0] for i in range(len(panel.groups))]
+      for j, column in enumerate(panel.columns)})
 
 
 def _figures(panel):
@@ -502,7 +490,9 @@ def page(panels, output: Path, files) -> str:
            'titles': [column.title for column in panel.columns],
            'robustness': robustness_charts(panel), 'training': training_charts(panel)}
           for panel, names in zip(panels, files)],
-      many=_MANY, certified=any(_present(panel.certified) for panel in panels),
+      many=_MANY, plain_attack=not any(
+          log.header.get('smoothed') for panel in panels for logs in panel.attacks.values()
+          for log in _present(logs)), certified=any(_present(panel.certified) for panel in panels),
       runs=Table(['workdir', 'config', 'seed', 'stages', 'device', 'version'], rows),
       links={str(each.path): os.path.relpath(each.path / 'report.html', output.parent)
              for _, each in every if (each.path / 'report.html').exists()},

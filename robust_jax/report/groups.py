@@ -55,6 +55,17 @@ def differing(configs) -> list[str]:
   return sorted(differ, key=lambda field: (not field.endswith('.name'), field.count('.')))
 
 
+def telling(configs, fields) -> list[str]:
+  """Those of the fields, from the first on, that together tell flat configs apart."""
+  distinct = lambda chosen: len({repr([config.get(field) for field in chosen])
+                                 for config in configs})
+  chosen = []
+  for field in fields:
+    if distinct([*chosen, field]) > distinct(chosen):
+      chosen.append(field)
+  return chosen
+
+
 def value_text(field, value) -> str:
   """A field's value for a reader; epsilons in 255ths where they are whole numbers of them."""
   if isinstance(value, list | tuple):
@@ -91,12 +102,7 @@ def _field_labels(configs):
   # What was trained comes first, how it was measured last.
   fields = sorted(differing([config for config in configs if config]), key=lambda field: (
       field.startswith(('attack', 'evaluation', 'certify'))))
-  distinct = lambda chosen: len({repr([config.get(field) for field in chosen])
-                                 for config in configs})
-  chosen = []
-  for field in fields:
-    if distinct([*chosen, field]) > distinct(chosen):
-      chosen.append(field)
+  chosen = telling(configs, fields)
   # Fields of one component only, such as a method's own, say nothing beside its name.
   common = [field for field in fields if field not in chosen
             and all(field in config for config in configs)]
