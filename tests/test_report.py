@@ -253,7 +253,7 @@ def test_what_verify_found_is_told(tmp_path):
     assert 'On 2026-11-21 10:00 UTC 20 certificates' in text and '5 of them drawn for' in text
     assert words in text
   (tmp_path / 'verify.json').write_text('{"images": 3}')
-  with pytest.raises(UserError, match='verify.json: without drawn_again; what --stages=verify'):
+  with pytest.raises(UserError, match='verify.json: no drawn_again'):
     report.build(tmp_path)
 
 

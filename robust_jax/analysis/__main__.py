@@ -105,11 +105,8 @@ def make_parser():
 
 def table(flags):
   found = _collect(flags)
-  _warn(_but('sigma ', sources.differences(found)))
-  folder, names = _names(found, flags)
-  values = log_tables.logs_table(found, names, _radii_of(found, flags), decimals=flags.decimals,
-                                 separate=flags.format == 'csv')
-  _print(values, flags, folder, """\
+  _warn(sources.differences(found), but='sigma ')
+  _print(flags, found, log_tables.logs_table, """\
 Certified accuracy in % at l2 radius r, with its 95% interval over images.
 ACR: average certified radius, ≥ where only a grid of radii was decided; abstains: in %;
 draws, seconds: mean an image.""")
@@ -118,11 +115,8 @@ draws, seconds: mean an image.""")
 def envelope(flags):
   found = _without(_collect(flags), lambda source: _no_part(source, flags))
   _warn(sources.check_alike(found, same_images=False))
-  _warn(_but(('sigma ', 'split '), sources.differences(found)))
-  folder, names = _names(found, flags)
-  values = log_tables.envelope_table(found, names, _radii_of(found, flags),
-                                     decimals=flags.decimals)
-  _print(values, flags, folder,
+  _warn(sources.differences(found), but=('sigma ', 'split '))
+  _print(flags, found, log_tables.envelope_table,
          f'Best certified accuracy in % over {len(found)} logs, at each l2 radius by itself.')
 
 
@@ -132,13 +126,10 @@ def compare(flags):
     raise UserError(f'two or more logs are needed, got {found[0].path}')
   sources.check_alike(found)
   _warn(sources.differences(found))
-  folder, names = _names(found, flags)
-  values = log_tables.comparison_table(found, names, _radii_of(found, flags),
-                                       decimals=flags.decimals, separate=flags.format == 'csv')
   shared = len(analysis.common_images([source.log for source in found]))
   if shared < 100:
     _warn([f'images that all logs have: {shared}; the intervals are meant for hundreds'])
-  _print(values, flags, folder, f"""\
+  _print(flags, found, log_tables.comparison_table, f"""\
 Certified accuracy in % at l2 radius r and average certified radius (ACR), on the
 images that all {len(found)} logs have: {shared}; ± 95% interval over images, paired.""")
 
@@ -150,7 +141,7 @@ def plot(flags):
   if kind not in charts.FORMATS or not output.parent.is_dir():
     raise UserError(f'--output must be a .svg, .pdf or .png in a folder that exists, got {output}')
   found = _without(_collect(flags), _empty)
-  _warn(_but('sigma ', sources.differences(found)))
+  _warn(sources.differences(found), but='sigma ')
   folder, names = sources.names([source.path for source in found])
   chart = charts.certified_chart([source.log for source in found], names, flags.intervals)
   try:
@@ -217,21 +208,15 @@ def _no_part(source, flags):
   return _empty(source)
 
 
-def _radii_of(found, flags):
-  """--radii, or those that suit the logs; warns of what a log has not decided."""
+def _print(flags, found, make_table, caption):
+  """Prints the table that `make_table` of `log_tables` makes of the logs."""
   radii = flags.radii or analysis.round_radii([source.log for source in found])
   _warn(sources.off_grid(found, radii))
-  return radii
-
-
-def _names(found, flags):
-  """(folder, names): whole paths for programs, short ones for readers."""
-  paths = [source.path for source in found]
-  return ('', list(map(str, paths))) if flags.format == 'csv' else sources.names(paths)
-
-
-def _print(values, flags, folder, caption):
-  if flags.format == 'csv':
+  paths, programs = [source.path for source in found], flags.format == 'csv'
+  # Whole paths for programs, short ones for readers.
+  folder, names = ('', list(map(str, paths))) if programs else sources.names(paths)
+  values = make_table(found, names, radii, decimals=flags.decimals, separate=programs)
+  if programs:
     print(analysis.to_csv(values), end='')
     return
   if flags.simultaneous:
@@ -258,13 +243,10 @@ def _radii(text):
   return radii
 
 
-def _but(starts, lines):
-  return [line for line in lines if not line.startswith(starts)]
-
-
-def _warn(lines):
+def _warn(lines, but=()):
   for line in lines:
-    _tell('warning', line)
+    if not line.startswith(but):
+      _tell('warning', line)
 
 
 def _tell(kind, line):

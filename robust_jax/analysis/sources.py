@@ -210,14 +210,10 @@ def names(paths: Sequence[Path]) -> tuple[str, list[str]]:
 
 def _search(folder, given):
   """(sources, skipped) of a folder and those in it."""
-  found, damaged, others, visited = [], [], [], set()
-  for root, folders, files in os.walk(folder, followlinks=True):
+  found, damaged, others = [], [], []
+  for root, folders, files in os.walk(folder):
     root = Path(root)
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    if root.resolve() in visited:
-      folders.clear()  # A link back.
-      continue
-    visited.add(root.resolve())
     if {*files} >= _WORKDIR:
       folders.clear()
       files = [name for name in LOG_NAMES if name in files][:1]

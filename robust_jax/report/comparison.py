@@ -149,23 +149,12 @@ def _on_common_images(logs, what, notes):
 
 def _notes(found, differing, certified, attacked):
   notes = []
-  for name in ('n', 'alpha'):
-    if name in differing:
-      values = _listed(f'{value:,}' for value in sorted(map(json.loads, differing[name])))
-      notes.append(f'The certificates differ in {name} ({values}), which alone changes the radii '
-                   'that can be certified: they stand side by side, without differences or a '
-                   'best value.')
-  others = [name for name in differing if name not in ('n', 'alpha')]
-  if others:
-    notes.append(f'The certificates differ in {_listed(others)}, which is another question: they '
-                 'stand side by side, without differences or a best value.')
-  headers = [log.header for log in _present(attacked)]
-  for name in ('num_noise', 'n', 'alpha'):
-    values = sorted({one[name] for one in headers if one.get('smoothed') and name in one})
-    if len(values) > 1:
-      notes.append(f'The attacks on smoothed classifiers differ in {name} '
-                   f'({_listed(f"{value:,}" for value in values)}).')
-  if len({tuple(sorted(header['epsilons'])) for header in headers}) > 1:
+  if differing:
+    each = _listed([f'{name} ({_listed(map(_setting_text, values))})'
+                    for name, values in differing.items()])
+    notes.append(f'The certificates differ in {each}, which alone changes what can be certified: '
+                 'they stand side by side, without differences or a best value.')
+  if len({tuple(sorted(log.epsilons)) for log in _present(attacked)}) > 1:
     notes.append('The attacks measured different radii. An image counts at ε if it is right at '
                  'every smaller ε measured as well, so a longer list is a little stricter.')
   if any(analysis.decided_radii(log) is not None for log in _present(certified)):
@@ -179,8 +168,13 @@ def _notes(found, differing, certified, attacked):
   return notes
 
 
+def _setting_text(value):
+  value = json.loads(value)
+  return f'{value:,}' if isinstance(value, int | float) else pages.text(value)
+
+
 def _listed(words):
-  *most, last = words
+  *most, last = map(str, words)
   return f'{", ".join(most)} and {last}' if most else last
 
 
@@ -413,8 +407,7 @@ def training_charts(panel: Panel) -> list[Chart]:
     lines = _lines(panel, [[curve(each) for each in group.runs] for group in panel.groups])
     found.append(Chart(
         f'{split}-{name}', f'{split.capitalize()} {name}', x_name, lines,
-        (0, max(row[x_name] for row in rows)), percent=name == 'accuracy', size=(520, 300),
-        in_legend=len(panel.groups) <= _MANY))
+        percent=name == 'accuracy', size=(520, 300), in_legend=len(panel.groups) <= _MANY))
   return found
 
 
