@@ -1,7 +1,4 @@
-"""Extra examples in every training batch, for semi-supervised and self-training.
-
-They may be pseudo-labelled or generated images; `share` is the fraction of a batch that they make.
-"""
+"""Extra examples in every training batch, such as pseudo-labelled or generated images."""
 
 from pathlib import Path
 
