@@ -14,7 +14,7 @@ import pytest
 from flax import traverse_util
 
 from benchmarks import __main__ as benchmark
-from benchmarks import flops, hardware, ours, process, results, scaling, table
+from benchmarks import flops, hardware, ours, process, results, table
 from benchmarks.work import CONTESTANTS, DEFAULT_CONTESTANTS, MODELS, TASKS, Contestant, Work, plan
 from robust_jax import models
 from robust_jax.cpu import onednn
@@ -123,14 +123,6 @@ def test_peak_is_that_of_a_machine():
   assert 1e7 < copied < 1e14
 
 
-def test_fitted_line():
-  x = [1, 2, 4]
-  intercept, slope, distance = scaling.fit(x, [[2 + 3 * value] * 3 for value in x])
-  assert (intercept, slope) == pytest.approx((2, 3))
-  assert distance == pytest.approx(0, abs=1e-9)
-  assert scaling.fit([1, 2, 4], [[9.], [8.], [14.]], line_from=2)[:2] == pytest.approx((2, 3))
-
-
 # Tables.
 
 
@@ -145,23 +137,6 @@ def test_table_of_a_results_file(tmp_path):
   assert 'busy for 50% of the time at most. **Not a quiet machine' in made
   assert 'foolbox was left out: foolbox is not installed.' in made
   assert 'torch failed at lenet train: MemoryError: too much' in made
-
-
-def test_scaling_writes_its_part_of_the_page(tmp_path):
-  measured = {'date': '2026-01-02T03:04:05', 'model': 'lenet', 'rounds': 2,
-              'hardware': record()['hardware'], 'versions': {'jax': '0.1'},
-              'curves': {'steps': {'x': [0, 1, 2], 'first_call': [1.] * 3,
-                                   'seconds': [[3., 3.], [5., 5.], [7., 7.]]},
-                         'devices': {'x': [1, 2], 'first_call': [1.] * 2,
-                                     'seconds': [[2., 2.], [1., 1.]]}}}
-  page = tmp_path / 'scaling.md'
-  page.write_text('Before.\n<!-- measured -->\nold\n<!-- end -->\nAfter.\n')
-  scaling.write_docs(measured, tmp_path)
-  text = page.read_text()
-  assert text.startswith('Before.\n') and text.endswith('After.\n') and 'old' not in text
-  assert '3,000.0 + 2e+03 x, within 0%' in text
-  assert 'cost as much as 1.5 of its steps' in text
-  assert (tmp_path / 'scaling.svg').read_text().startswith('<?xml')
 
 
 def test_name_of_results():
