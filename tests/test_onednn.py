@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 
@@ -121,7 +122,7 @@ def test_in_a_loop_and_on_several_devices(case):
   np.testing.assert_allclose(looped(jnp.stack([images, images]))[1], expected, atol=2e-4)
 
 
-def test_other_types_and_versions_are_laxs(monkeypatch):
+def test_other_types_and_versions_are_laxs(monkeypatch, capsys):
   images, kernel = jnp.ones((1, 4, 4, 2), jnp.bfloat16), jnp.ones((3, 3, 2, 2), jnp.bfloat16)
   conv = lambda x, k: onednn.conv(x, k, strides=(1, 1), padding=((1, 1), (1, 1)))
   text = lambda x, k: jax.jit(conv).lower(x, k).as_text()
@@ -129,6 +130,11 @@ def test_other_types_and_versions_are_laxs(monkeypatch):
   assert ('onednn' in text(*full)) == onednn.available()
   assert 'onednn' not in text(images, kernel)
   assert conv(images[:0], kernel).shape == (0, 4, 4, 2)
-  monkeypatch.setattr(onednn, 'VERIFIED', ())
+  monkeypatch.setattr(onednn, 'VERIFIED', ('0.9',))
+  onednn.available.cache_clear()
   jax.clear_caches()
   assert 'onednn' not in text(*full)
+  assert not onednn.available()
+  onednn.available.cache_clear()
+  assert capsys.readouterr().err in ('', f'jaxlib {jaxlib.__version__}: convolutions on CPU are '
+                                         'slow; fast with 0.9\n')  # '': no x86 Linux

@@ -3,13 +3,15 @@
 XLA:CPU computes a convolution at a third to a half of the rate of a matrix product, and inside
 loops at a fifth of that; oneDNN, which is what PyTorch runs, at nearly the whole rate. jaxlib's
 custom call for it is not a documented interface: another version may read its configuration
-otherwise, and ends the process where it does not understand it. So it is used with the versions of
-`VERIFIED` alone; everywhere else, and on other devices, `conv` is `jax.lax.conv_general_dilated`.
-To verify another version, add it and run tests/test_onednn.py.
+otherwise, and ends the process where it does not understand it, so that it cannot be tried first.
+So it is used with the versions of `VERIFIED` alone; everywhere else, and on other devices, `conv`
+is `jax.lax.conv_general_dilated`. To verify another version, add it and run tests/test_onednn.py.
 """
 
+import functools
 import json
 import platform
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +32,15 @@ _TARGET = '__onednn$convolution'
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
+@functools.cache
 def available():
-  """Whether CPU convolutions run by oneDNN here."""
-  return (jaxlib.__version__ in VERIFIED and platform.system() == 'Linux'
-          and platform.machine() == 'x86_64')
+  """Whether CPU convolutions run by oneDNN here; says so once if only the jaxlib is in the way."""
+  if platform.system() != 'Linux' or platform.machine() != 'x86_64':
+    return False
+  if jaxlib.__version__ not in VERIFIED:
+    print(f'jaxlib {jaxlib.__version__}: convolutions on CPU are slow; fast with '
+          f'{", ".join(VERIFIED)}', file=sys.stderr)
+  return jaxlib.__version__ in VERIFIED
 
 
 def unrolls(num_steps):

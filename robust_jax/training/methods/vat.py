@@ -73,6 +73,4 @@ def virtual_direction(key, logits_fn, images, *, num_iterations=1):
     return sphere.steepest(keys.fold_in(example_keys, iteration), product)
 
   direction = sphere.steepest(keys.fold_in(example_keys, 0), jnp.zeros_like(images))
-  if num_iterations == 1:  # Outside of a loop, convolutions are faster on CPU.
-    return step(1, direction)
   return jax.lax.fori_loop(1, num_iterations + 1, step, direction)
