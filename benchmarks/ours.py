@@ -121,8 +121,9 @@ def train(work, network, variables, devices):
   @functools.cache
   def step(sigma):
     return parallel.map_train_step(
-        training.make_train_step(network, optimizer, method(work, sigma), steps_per_epoch=1000,
-                                 axis_name=parallel.AXIS), devices)
+        functools.partial(training.train_step, network=network, optimizer=optimizer,
+                          method=method(work, sigma), steps_per_epoch=1000,
+                          axis_name=parallel.AXIS), devices)
 
   def call():
     nonlocal state

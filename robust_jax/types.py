@@ -31,28 +31,16 @@ class Batch(NamedTuple):
       number of all of them on padding.
     mask: [batch] float32, the weight of the example's loss: 1, another one for extra examples (see
       `data.extra`), 0 for padding, which counts in no sum.
+    aux: {name: [batch, ...]}, what else a method asks for about each example (`methods.Needs`):
+      'tangents' [batch, d, k] float32, k orthonormal directions in the d flattened entries of the
+      image; in a train step, the values of the method's per-example memory.
   """
 
   images: Array
   labels: Array
   index: Array
   mask: Array
-
-
-class TangentBatch(NamedTuple):
-  """A Batch whose method asks for the directions of the data at each image.
-
-  Attributes:
-    images, labels, index, mask: see `Batch`.
-    tangents: [batch, d, k] float32, k orthonormal directions in the d flattened entries of each
-      image (config.data.tangents).
-  """
-
-  images: Array
-  labels: Array
-  index: Array
-  mask: Array
-  tangents: Array
+  aux: dict[str, Array] = {}
 
 
 class AttackResult(NamedTuple):
@@ -115,15 +103,15 @@ class MethodOutput(NamedTuple):
   loss: Array
   batch_stats: Any
   metrics: dict[str, Array]
-  memory: dict[str, Array]
+  memory: dict[str, Array] = {}
 
 
 Method = Callable[..., MethodOutput]
-"""(key, network, params, batch_stats, batch, memory, progress, *, **hyper) -> MethodOutput.
+"""(key, network, params, batch_stats, batch, progress, *, **hyper) -> MethodOutput.
 
-`key` is one key or [batch] keys; `memory` is {name: [batch]}. A method that attacks takes its inner
-maximisation as the keyword `attack` (an `Attack` but for epsilon and noise). Nothing is compiled
-in it: outside of a train step, jit the call."""
+`key` is one key or [batch] keys. A method that attacks takes its inner maximisation as the keyword
+`attack` (an `Attack` but for epsilon and noise). Nothing is compiled in it: outside of a train
+step, jit the call."""
 
 
 class TrainState(NamedTuple):

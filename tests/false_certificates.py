@@ -2,10 +2,10 @@
 
   python tests/false_certificates.py
 
-prints two tables. The rules of `robust_jax.certification.sequential` may not exceed alpha, at any
-number of draws, any schedule of looks and any grid. Rules with a well-known mistake have to exceed
-it somewhere: a check that would pass them too would be none. Nothing here is simulated; the only
-error is that of float64 sums (1e-12).
+prints two tables. `RadiusGrid` and `Anytime` of `robust_jax.certification` may not exceed alpha, at
+any number of draws, any schedule of looks and any grid. Rules with a well-known mistake have to
+exceed it somewhere: a check that would pass them too would be none. Nothing here is simulated; the
+only error is that of float64 sums (1e-12).
 """
 
 import functools
@@ -20,7 +20,7 @@ from scipy import special, stats
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from robust_jax.certification import bounds, sequential  # noqa: E402
+from robust_jax.certification import Anytime, RadiusGrid, bounds, rules  # noqa: E402
 
 P0S = (0.5, 0.6, 0.9, 0.99, 0.999)
 ALPHAS = (0.001, 0.01, 0.05)
@@ -112,16 +112,16 @@ def least(accepts, looks):
 
 
 def plan_rule(plan, heed_failures=True):
-  """`sequential.look` as a Rule.
+  """`RadiusGrid.look` as a Rule.
 
   It is asked for a fresh state, since what an earlier look decided is latched.
   """
-  fresh = sequential.start(plan, len(plan.looks))
+  fresh = plan.start(len(plan.looks))
 
   def thresholds(answer):
     return np.stack([
-      least(lambda k, n, r=r: answer(sequential.look(plan, fresh, k, n))[:, r], plan.looks)
-      for r in range(len(plan.radii))
+      least(lambda k, n, r=r: answer(plan.look(fresh, k, n))[:, r], plan.looks)
+      for r in range(len(plan.grid))
     ], axis=-1)
 
   rejects = thresholds(lambda state: state.rejected)
@@ -131,10 +131,10 @@ def plan_rule(plan, heed_failures=True):
 
   def levels(number, k):
     k = k[:, None]
-    opened = (k >= goes_on[number]).sum(axis=-1) if heed_failures else len(plan.radii)
+    opened = (k >= goes_on[number]).sum(axis=-1) if heed_failures else len(plan.grid)
     return (k >= rejects[number]).sum(axis=-1), np.broadcast_to(opened, len(k))
 
-  return Rule(plan.looks, len(plan.radii), levels)
+  return Rule(plan.looks, len(plan.grid), levels)
 
 
 def single(looks, rejects, gives_up=None):
@@ -158,15 +158,15 @@ def false_certificate(plan):
 
 def false_anytime(plan, p):
   """Probability that p_lower of an anytime plan is above p at any look, if p is the truth."""
-  start = sequential.anytime_start(plan, len(plan.looks))
-  too_high = least(lambda k, n: sequential.anytime_look(plan, start, k, n).p_lower > p, plan.looks)
+  start = plan.start(len(plan.looks))
+  too_high = least(lambda k, n: plan.look(start, k, n).p_lower > p, plan.looks)
   levels = lambda number, k: ((k >= too_high[number]).astype(int), np.ones_like(k))
   return outcome(Rule(plan.looks, 1, levels), p).certified[1]
 
 
 def plan_at(p0, n, alpha, **fields):
   """The plan whose only radii are 0 and that of p0, sigma 1."""
-  return sequential.make_plan(sigma=1.0, radii=(special.ndtri(p0),), n=n, alpha=alpha, **fields)
+  return RadiusGrid(sigma=1.0, radii=(special.ndtri(p0),), n=n, alpha=alpha, **fields)
 
 
 # Rules with a mistake, at alpha = 0.001: functions () -> (p, Rule) where p is not above p0.
@@ -184,7 +184,7 @@ def e_value(k, n, alpha=ALPHA):
 
 
 def peeking():
-  looks = sequential.look_schedule(6000, first_look=100, look_growth=1.0)
+  looks = rules.look_schedule(6000, first_look=100, look_growth=1.0)
   return P0, single(looks, clopper_pearson)
 
 
@@ -193,7 +193,7 @@ def second_chance():
 
 
 def alpha_twice():
-  looks = sequential.look_schedule(1000, first_look=1, look_growth=1.0)
+  looks = rules.look_schedule(1000, first_look=1, look_growth=1.0)
   rejects = lambda k, n: e_value(k, n) | (n == looks[-1]) & clopper_pearson(k, n)
   return P0, single(looks, rejects)
 
@@ -204,7 +204,7 @@ def whole_mixture():
     log_ratio = (special.betaln(k + 0.5, n - k + 0.5) - np.log(np.pi)
                  - k * np.log(P0) - (n - k) * np.log(1 - P0))
     return log_ratio >= -np.log(ALPHA)
-  looks = sequential.look_schedule(1000, first_look=10, look_growth=1.0)
+  looks = rules.look_schedule(1000, first_look=10, look_growth=1.0)
   return 0.8, single(looks, rejects)
 
 
@@ -213,13 +213,13 @@ def best_ratio():
   def rejects(k, n):
     q = np.maximum(k / n, P0)
     return special.xlogy(k, q / P0) + special.xlogy(n - k, (1 - q) / (1 - P0)) >= -np.log(ALPHA)
-  looks = sequential.look_schedule(1000, first_look=1, look_growth=1.0)
+  looks = rules.look_schedule(1000, first_look=1, look_growth=1.0)
   return P0, single(looks, rejects)
 
 
 def binding_futility(heed=False):
   """A threshold that is right if drawing ends for good where the futility e-value reaches 2."""
-  looks = sequential.look_schedule(1000, first_look=1, look_growth=1.0)
+  looks = rules.look_schedule(1000, first_look=1, look_growth=1.0)
   futile = lambda k, n: bounds.log_e_value(n - k, n, -special.ndtri(P0)) >= np.log(2)
   rejects = lambda k, n: e_value(k, n, 1.3297 * ALPHA)
   return P0, single(looks, rejects, futile if heed else None)
@@ -251,11 +251,11 @@ def sound_rows():
       false_certificate(plan_at(p0, 6000, alpha, **fields))[-1]
       if alpha > 0.001 or p0 < 0.999 else np.nan for p0 in P0S]
   for alpha in ALPHAS:
-    grid = sequential.make_plan(sigma=1.0, radii=special.ndtri(P0S), n=10_000, alpha=alpha)
+    grid = RadiusGrid(sigma=1.0, radii=special.ndtri(P0S), n=10_000, alpha=alpha)
     yield 'all of them, geometric', 10_000, alpha, false_certificate(grid)
   for (schedule, fields), n in zip(SCHEDULES.items(), (1000, 6000, 6000)):
     for alpha in ALPHAS:
-      plan = sequential.make_anytime_plan(sigma=1.0, n=n, alpha=alpha, **fields)
+      plan = Anytime(sigma=1.0, n=n, alpha=alpha, **fields)
       yield f'anytime, {schedule}', n, alpha, [false_anytime(plan, p0) for p0 in P0S]
 
 
@@ -277,15 +277,15 @@ def main():
     ratio = outcome(rule, p).certified[1] / ALPHA
     print(f'{name:58}{rule.looks[-1]:8,}{p:10.6f}{ratio:11.4f}  {verdict(ratio)}', flush=True)
 
-  plans = [sequential.make_plan(sigma=0.5, radii=(0.5,), indifference=indifference)
+  plans = [RadiusGrid(sigma=0.5, radii=(0.5,), indifference=indifference)
            for indifference in (0.0, 0.05)]
   print('\nRadius 0.5 at sigma 0.5 (p0 = 0.8413), n=100,000, alpha=0.001: P(certified), mean draws')
   print(f'{"p":>8}{"fixed n":>10}{"indifference 0":>22}{"indifference 0.05":>22}')
-  rules = [plan_rule(plan) for plan in plans]
+  planned = [plan_rule(plan) for plan in plans]
   needed = least(lambda k, n: bounds.clopper_pearson_lower(k, n, 0.001) >= special.ndtr(1.0),
                  np.array([100_000]))
   for p in (0.5, 0.8, 0.83, 0.838, 0.8413, 0.843, 0.845, 0.847, 0.85, 0.86, 0.9, 0.95, 0.99):
-    cells = [outcome(rule, p) for rule in rules]
+    cells = [outcome(rule, p) for rule in planned]
     print(f'{p:8g}{stats.binom.sf(needed[0] - 1, 100_000, p):10.4f}' + ''.join(
       f'{cell.certified[-1]:12.4f}{cell.draws:10,.0f}' for cell in cells), flush=True)
 

@@ -137,8 +137,8 @@ def by_rule(make_rule):
 SOUND = {
   'certify': Certifier(certify, shared_count),
   'certify, runner-up': Certifier(functools.partial(certify, bound='runner_up'), shared_count),
-  'sequential': Certifier(by_rule(certification.sequential_rule), shared_count),
-  'anytime': Certifier(by_rule(certification.anytime_rule), shared_count),
+  'sequential': Certifier(by_rule(certification.RadiusGrid), shared_count),
+  'anytime': Certifier(by_rule(certification.Anytime), shared_count),
 }
 
 
@@ -246,7 +246,7 @@ def keyed_by_device(devices):
   """Each device draws its share of the draws from a key of its own."""
   def count(key, logits_fn, images, example_ids, start, num, **kwargs):
     return sum(
-      np.asarray(certification.count(jax.random.fold_in(key, device), logits_fn, images,
+      np.asarray(certification.count(keys.fold_in(key, device), logits_fn, images,
                                      example_ids, start, num // devices, **kwargs))
       for device in range(devices))
 

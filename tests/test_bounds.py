@@ -151,18 +151,18 @@ def test_binomial_test_closed_forms():
 
 
 @pytest.mark.parametrize(('call', 'message'), [
-  (lambda: bounds.clopper_pearson_lower(3, 2, 0.1), 'k=3; 0 <= k <= n is allowed'),
-  (lambda: bounds.clopper_pearson_upper([1, -1], 2, 0.1), 'k=-1; 0 <= k <= n is allowed'),
-  (lambda: bounds.clopper_pearson_lower(0, 0, 0.1), 'n=0; n >= 1 is allowed'),
-  (lambda: bounds.clopper_pearson_lower(0.5, 2, 0.1), 'k has dtype float64'),
-  (lambda: bounds.clopper_pearson_lower(1, 2, 0.0), r'alpha=0.0; \(0, 1\) is allowed'),
-  (lambda: bounds.clopper_pearson_upper(1, 2, 1.0), r'alpha=1.0; \(0, 1\) is allowed'),
-  (lambda: bounds.clopper_pearson_upper(1, 2, math.nan), r'alpha=nan; \(0, 1\) is allowed'),
-  (lambda: bounds.certified_radius(0.9, -0.5), r'sigma=-0.5; \[0, inf\) is allowed'),
-  (lambda: bounds.certified_radius(0.9, math.nan), r'sigma=nan; \[0, inf\) is allowed'),
-  (lambda: bounds.certified_radius(1.1, 0.5), r'p_lower=1.1; \[0, 1\] is allowed'),
-  (lambda: bounds.certified_radius(0.9, 0.5, -0.1), r'p_upper=-0.1; \[0, 1\] is allowed'),
-  (lambda: bounds.binomial_test(1, 0), 'n=0; n >= 1 is allowed'),
+  (lambda: bounds.clopper_pearson_lower(3, 2, 0.1), 'k .*, got 3'),
+  (lambda: bounds.clopper_pearson_upper([1, -1], 2, 0.1), 'k .*, got -1'),
+  (lambda: bounds.clopper_pearson_lower(0, 0, 0.1), 'n .*, got 0'),
+  (lambda: bounds.clopper_pearson_lower(0.5, 2, 0.1), 'k .* float64'),
+  (lambda: bounds.clopper_pearson_lower(1, 2, 0.0), 'alpha .*, got 0.0'),
+  (lambda: bounds.clopper_pearson_upper(1, 2, 1.0), 'alpha .*, got 1.0'),
+  (lambda: bounds.clopper_pearson_upper(1, 2, math.nan), 'alpha .*, got nan'),
+  (lambda: bounds.certified_radius(0.9, -0.5), 'sigma .*, got -0.5'),
+  (lambda: bounds.certified_radius(0.9, math.nan), 'sigma .*, got nan'),
+  (lambda: bounds.certified_radius(1.1, 0.5), 'p_lower .*, got 1.1'),
+  (lambda: bounds.certified_radius(0.9, 0.5, -0.1), 'p_upper .*, got -0.1'),
+  (lambda: bounds.binomial_test(1, 0), 'n .*, got 0'),
 ])
 def test_invalid_input_is_named_in_one_line(call, message):
   with pytest.raises(ValueError, match=message) as error:

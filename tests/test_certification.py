@@ -1,7 +1,5 @@
 """Counting, certification and prediction against classifiers whose probabilities are known."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +7,9 @@ import pytest
 from scipy import stats
 
 from robust_jax import certification, keys
-from robust_jax.certification import certify, count, predict
+from robust_jax.certification import bounds, certify, count, predict, stream
 
 # `certification.certify` is the function; this is its module.
-certify_module = importlib.import_module('robust_jax.certification.certify')
 
 SHAPE = (6, 6, 2)
 IDS = np.array([3, 1000, 77], np.int32)
@@ -218,13 +215,13 @@ def test_noise_source_is_replaceable():
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-  ({'num': 2**30}, f'3 images x num={2**30} are'),
-  ({'start': 2**31 - 5}, r'start \+ num = 2147483653'),
-  ({'start': -1}, 'start=-1; at least 0 is allowed'),
-  ({'num': 0}, 'num=0; at least 1 is allowed'),
-  ({'batch_size': 0}, 'batch_size=0; at least 1 is allowed'),
-  ({'images': some_images(0), 'ids': []}, r'len\(images\)=0; at least 1 is allowed'),
-  ({'ids': [1, 2]}, r'example_ids has shape \(2,\); \(3,\) is allowed'),
+  ({'num': 2**30}, f'rows .*, got {3 * 2**30}'),
+  ({'start': 2**31 - 5}, r'start \+ num .*, got 2147483653'),
+  ({'start': -1}, 'start .*, got -1'),
+  ({'num': 0}, 'num .*, got 0'),
+  ({'batch_size': 0}, 'batch_size .*, got 0'),
+  ({'images': some_images(0), 'ids': []}, 'len.images. .*, got 0'),
+  ({'ids': [1, 2]}, r'example_ids .*, got \(2,\)'),
 ])
 def test_count_rejects(arguments, message):
   arguments = {'images': some_images(), 'ids': IDS, 'start': 0, 'num': 10, **arguments}
@@ -242,6 +239,8 @@ def canned(counts0, counts):
 
   def fake(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size, noise_fn=None):
     del logits_fn, images, sigma, batch_size, noise_fn
+    # Of one image or of all.
+    key, (start, num) = key.ravel()[0], (np.ravel(value)[0] for value in (start, num))
     calls.append((tuple(jax.random.key_data(key).tolist()), example_ids.tolist(), start, num))
     return jnp.asarray(counts0 if len(calls) == 1 else counts, jnp.int32)
 
@@ -297,7 +296,7 @@ def test_a_bound_of_exactly_one_half_keeps_the_class_with_radius_0(
   monkeypatch, p_lower, prediction
 ):
   monkeypatch.setattr(
-    certify_module.bounds, 'clopper_pearson_lower', lambda k, n, alpha: np.full(len(k), p_lower)
+    bounds, 'clopper_pearson_lower', lambda k, n, alpha: np.full(len(k), p_lower)
   )
   certificate = certify_counts([[0, 10]], [[300, 700]], sigma=0.5)
   assert certificate.prediction == prediction
@@ -440,11 +439,11 @@ def test_batch_equals_a_loop_of_singles():
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-  ({'sigma': 0.0}, r'sigma=0.0; \(0, inf\) is allowed'),
-  ({'sigma': float('nan')}, r'sigma=nan; \(0, inf\) is allowed'),
-  ({'alpha': 1.0}, r'alpha=1.0; \(0, 1\) is allowed'),
-  ({'bound': 'best'}, "bound='best'; 'one_vs_rest' or 'runner_up' is allowed"),
-  ({'n0': 0}, 'num=0; at least 1 is allowed'),
+  ({'sigma': 0.0}, 'sigma .*, got 0.0'),
+  ({'sigma': float('nan')}, 'sigma .*, got nan'),
+  ({'alpha': 1.0}, 'alpha .*, got 1.0'),
+  ({'bound': 'best'}, "bound .*, got 'best'"),
+  ({'n0': 0}, 'n0 .*, got 0'),
 ])
 def test_certify_rejects(change, message):
   settings = {'sigma': 0.5, 'n0': 10, 'n': 20, 'batch_size': 16, **change}
@@ -457,11 +456,12 @@ def test_many_draws_are_asked_for_in_parts(monkeypatch):
   images = some_images()
   whole = certify(keys.root(0), toy(), images, **settings)
   assert 0 < whole.counts[:, 0].sum() < 50 * len(images)
-  monkeypatch.setattr(certify_module, '_ROWS', 8 * len(images))
+  monkeypatch.setattr(stream, '_ROWS', 8 * len(images))
   asked = []
 
   def spying_count(key, logits_fn, images, example_ids, start, num, **kwargs):
-    asked.append((start, num))
+    asked.append((start[0], num[0]))
+    assert len(set(start)) == len(set(num)) == 1
     return count(key, logits_fn, images, example_ids, start, num, **kwargs)
 
   parts = certify(keys.root(0), toy(), images, **settings, count=spying_count)
@@ -470,7 +470,7 @@ def test_many_draws_are_asked_for_in_parts(monkeypatch):
 
 
 def test_certifiers_are_named():
-  assert certification.CERTIFIERS['fixed'] is certify
+  assert certification.CERTIFIERS['fixed'] is certification.Fixed
 
 
 # Prediction.
@@ -509,5 +509,5 @@ def test_predict_without_noise_is_the_base_classifier():
 
 
 def test_predict_rejects_a_negative_sigma():
-  with pytest.raises(ValueError, match=r'sigma=-1.0; \[0, inf\) is allowed'):
+  with pytest.raises(ValueError, match='sigma .*, got -1.0'):
     predict_counts([[1, 0]], sigma=-1.0)

@@ -1,6 +1,5 @@
 """Data: every example once an epoch, the same batches however they are asked for."""
 
-import contextlib
 import io
 import math
 import os
@@ -16,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from robust_jax import data
-from robust_jax.config import sections
+from robust_jax.config import configuration
 from robust_jax.data import decode, digits, tfds_files
 from robust_jax.errors import UserError
 
@@ -54,25 +53,6 @@ def joined(batches):
 def assert_same(batches, others):
   assert len(batches) == len(others) > 0
   jax.tree.map(np.testing.assert_array_equal, batches, others)
-
-
-def write_tfds(data_dir, name, features, examples, supervised_keys=None):
-  """Prepares a TFDS dataset; examples: {split: [feature dict]}."""
-
-  def split_generators(self, dl_manager):
-    del dl_manager
-    return {split: iter(enumerate(values)) for split, values in examples.items()}
-
-  def info(self):
-    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
-                                 supervised_keys=supervised_keys)
-
-  tfds.disable_progress_bar()
-  with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
-    made = type(name, (tfds.core.GeneratorBasedBuilder,), {
-      'VERSION': tfds.core.Version('1.0.0'), 'url_infos': None, '_info': info, 'name': name,
-      '_split_generators': split_generators, '_generate_examples': None, '__module__': __name__})
-    made(data_dir=str(data_dir), file_format='array_record').download_and_prepare()
 
 
 def picture(seed, height, width, channels=3):
@@ -205,7 +185,7 @@ def test_real_data(real_data_dir, name, shape, mean):
 def test_every_dataset_is_read_by_what_its_files_say(tmp_path):
   """Odd keys, two labels, grey and coloured images of different sizes, no normalisation."""
   pictures = [picture(seed, 20 + seed, 30, channels=1 if seed % 2 else 3) for seed in range(4)]
-  write_tfds(
+  tiny_imagenet.write_tfds(
     tmp_path, 'fish', {
       'kind': tfds.features.ClassLabel(names=['salmon', 'trout', 'eel']),
       'sea': tfds.features.ClassLabel(num_classes=2),
@@ -235,9 +215,10 @@ def test_every_dataset_is_read_by_what_its_files_say(tmp_path):
 
 
 def test_what_is_no_image_classification_is_refused(tmp_path):
-  write_tfds(tmp_path, 'words', {'text': tfds.features.Text(),
-                                 'label': tfds.features.ClassLabel(num_classes=2)},
-             {'train': [{'text': 'a', 'label': 0}]})
+  tiny_imagenet.write_tfds(
+    tmp_path, 'words', {'text': tfds.features.Text(),
+                        'label': tfds.features.ClassLabel(num_classes=2)},
+    {'train': [{'text': 'a', 'label': 0}]})
   assert refused("'words', .*got label ClassLabel, text Text", data.load, 'words', 'train',
                  data_dir=str(tmp_path))
 
@@ -263,7 +244,7 @@ def test_a_tiny_imagenet_in_the_files_of_the_real_one(imagenet_dir):
   assert part.split == 'validation[25%:50%]'
   np.testing.assert_array_equal(part.images, test.images[3:6])
   np.testing.assert_array_equal(part.labels, test.labels[3:6])
-  settings = sections.DataSettings('imagenet2012', imagenet_dir, image_size=16,
+  settings = configuration.DataSettings('imagenet2012', imagenet_dir, image_size=16,
                                         train_split='train[:10]', mean=(0.5,))
   assert settings.load('train').num_examples == 10 and settings.load('test').mean == (0.5,)
   assert 'tensorflow' not in sys.modules
@@ -297,7 +278,7 @@ def test_images_decoded_on_the_way_are_those_in_memory(keeps, how, data_dir):
 
 
 def test_runs_decode_images_when_they_are_asked_for(data_dir):
-  settings = sections.DataSettings('digits', data_dir)
+  settings = configuration.DataSettings('digits', data_dir)
   extra = data.extra.load('digits', data_dir=data_dir, like=settings.load('train'))
   for dataset in (settings.load('train'), settings.load('test'), extra):
     assert dataset.images.keeps
@@ -570,7 +551,7 @@ def test_hosts_share_the_batches_of_one_host(augment):
     make_dataset(50), batch_size=16, num_steps=8, seed=1, augment=augment, **kwargs))
   hosts = [make(host=host, num_hosts=4) for host in range(4)]
   assert_same([joined(parts) for parts in zip(*hosts)], make())
-  assert refused('16.*3 hosts', make, num_hosts=3)
+  assert refused('config.train.batch_size .*3 hosts.*16', make, num_hosts=3)
 
 
 @pytest.mark.parametrize(('augment', 'mirrored'), [('crop', {0}), ('crop_flip', {0, 1})])

@@ -11,8 +11,8 @@ import pytest
 from configs import base
 from robust_jax import data, models, stages, training
 from robust_jax import workdir as workdirs
-from robust_jax.config import experiment, sections
-from robust_jax.config.sections import component
+from robust_jax.config import configuration, experiment
+from robust_jax.config.configuration import component
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.stages import weights as stage_weights
@@ -102,18 +102,18 @@ def linear():
   return models.network(model), models.init(KEY, model, (4, 4, 1))
 
 
-def remember(key, network, params, batch_stats, batch, memory, progress):
+def remember(key, network, params, batch_stats, batch, progress):
   """Standard training that stores twice an example's index plus what was stored before."""
-  output = methods.standard(key, network, params, batch_stats, batch, memory, progress)
-  return output._replace(memory={'seen': memory['seen'] + 2. * batch.index})
+  output = methods.standard(key, network, params, batch_stats, batch, progress)
+  return output._replace(memory={'seen': batch.aux['seen'] + 2. * batch.index})
 
 
 def step_on(linear, batch, method=methods.standard, num_devices=1, memory=None, accumulation=1):
   network, variables = linear
   optimizer = training.OPTIMIZERS['sgd'](0.1, momentum=0., weight_decay=0.)
   step = parallel.map_train_step(
-      training.make_train_step(network, optimizer, method, steps_per_epoch=5,
-                               axis_name=parallel.AXIS, accumulation=accumulation),
+      functools.partial(training.train_step, network=network, optimizer=optimizer, method=method,
+                        steps_per_epoch=5, axis_name=parallel.AXIS, accumulation=accumulation),
       jax.devices()[:num_devices])
   state = training.create_state(variables, optimizer, memory=memory)
   return step(parallel.replicate(state, jax.devices()[:num_devices]), batch, KEY)
@@ -283,7 +283,7 @@ def make_run(data_dir, num_devices=1, method=None, **fields):
   with config.ignore_type():
     config.update_from_flattened_dict(
         {name.replace('__', '.'): value for name, value in fields.items()})
-  return experiment.build(sections.resolve(config), jax.devices()[:num_devices])
+  return experiment.build(configuration.resolve(config), jax.devices()[:num_devices])
 
 
 def train(run, folder):

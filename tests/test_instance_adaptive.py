@@ -17,10 +17,10 @@ from test_report import read_page
 from launch import flags
 from robust_jax import attacks, data, keys, models, training
 from robust_jax import report as reports
-from robust_jax.config import experiment, sections
+from robust_jax.config import configuration, experiment
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.stages import STAGES, weights
+from robust_jax.stages import STAGES, memory
 from robust_jax.training import methods
 from robust_jax.types import AttackResult, Batch, Network, Progress
 from robust_jax.workdir import checkpoint
@@ -76,8 +76,8 @@ def radius():
 def run(method, network, params, batch, radius, progress=LATE, key=KEY, **kwargs):
   """The method's output and the gradient of its mean loss."""
   return tiny_training.run_method(
-      functools.partial(method, **{**RULE, **kwargs}), network, params, batch, progress=progress,
-      key=key, memory={'radius': radius})
+      functools.partial(method, **{**RULE, **kwargs}), network, params,
+      batch._replace(aux={'radius': radius}), progress=progress, key=key)
 
 
 def expected_rule(batch, radius, variant, epoch, *, gamma, beta, warmup_epochs, warmup_epsilon):
@@ -136,8 +136,8 @@ def test_radii_that_do_not_move_are_adversarial_training(variant, linear, batch,
   np.testing.assert_allclose(found.memory['radius'], radius)
 
   def loss(params):
-    output = methods.adversarial(keys.fold_in(KEY, batch.index), linear[0], params, {}, batch, {},
-                                 LATE, attack=functools.partial(at_radius, radius), epsilon=0.)
+    output = methods.adversarial(keys.fold_in(KEY, batch.index), linear[0], params, {}, batch, LATE,
+                                 attack=functools.partial(at_radius, radius), epsilon=0.)
     return jnp.mean(output.loss), output.loss
 
   expected_gradient, expected = jax.grad(loss, has_aux=True)(linear[1])
@@ -203,10 +203,20 @@ def test_radii_do_not_depend_on_how_classes_are_numbered(batch, radius):
     methods.iaat_smoothadv, sigma=0.1, num_noise=2)])
 def test_gradients_are_those_of_finite_differences(method, batch, radius):
   def loss(bias):
-    return jnp.mean(method(keys.fold_in(KEY, batch.index), BRIGHT, {'bias': bias}, {}, batch,
-                           {'radius': radius}, LATE, attack=shift, **RULE).loss)
+    return jnp.mean(method(keys.fold_in(KEY, batch.index), BRIGHT, {'bias': bias}, {},
+                           batch._replace(aux={'radius': radius}), LATE, attack=shift, **RULE).loss)
 
   check_grads(loss, (jnp.asarray(0.03),), order=1, modes=['rev'], eps=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize('method', [methods.iaat, functools.partial(
+    methods.iaat_smoothadv, sigma=0.1, num_noise=2)])
+def test_logits_that_are_nan_withstand_nothing(method, batch, radius):
+  output, _ = run(method, BRIGHT, {'bias': jnp.nan}, batch, radius, attack=shift,
+                  variant='algorithm1')
+  np.testing.assert_array_equal(output.metrics['clean_accuracy'], 0)
+  np.testing.assert_allclose(output.memory['radius'],
+                             0.75 * radius + 0.25 * jnp.maximum(radius - 0.1, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize('scale', [0., 1e4])
@@ -224,8 +234,8 @@ def test_an_example_does_not_depend_on_its_batch(method, linear, batch, radius):
 
   @jax.jit
   def apply(batch, radius):
-    output = method(keys.fold_in(KEY, batch.index), linear[0], linear[1], {}, batch,
-                    {'radius': radius}, LATE, attack=attack, **RULE)
+    output = method(keys.fold_in(KEY, batch.index), linear[0], linear[1], {},
+                    batch._replace(aux={'radius': radius}), LATE, attack=attack, **RULE)
     return output.loss, output.memory['radius']
 
   together = apply(batch, radius)
@@ -258,12 +268,12 @@ def test_radii_follow_their_examples_through_shuffled_epochs(num_devices):
   method = functools.partial(methods.iaat, attack=shift, variant='algorithm1', **rule)
   optimizer = training.OPTIMIZERS['sgd'](0.)
   step = parallel.map_train_step(
-      training.make_train_step(BRIGHT, optimizer, method, steps_per_epoch=3,
-                               axis_name=parallel.AXIS), jax.devices()[:num_devices])
+      functools.partial(training.train_step, network=BRIGHT, optimizer=optimizer, method=method,
+                        steps_per_epoch=3, axis_name=parallel.AXIS), jax.devices()[:num_devices])
   state = training.create_state({'params': PARAMS, 'batch_stats': {}}, optimizer,
                                 memory={'radius': jnp.zeros(21)})
   for batch in data.train_batches(dataset, batch_size=8, seed=3, num_steps=12):
-    state, _ = step(state, Batch(*batch), KEY)
+    state, _ = step(state, batch, KEY)
   margin = levels[:, 0, 0, 0] / 255 - 0.53
   expected = np.full(21, 0.05)
   for _ in range(3):
@@ -282,7 +292,7 @@ def build(*words, config='digits.py:iaat', devices=2):
            '--config.train.num_epochs=3.0', '--config.train.checkpoint_every=1000',
            '--config.evaluation.gallery=3', *words]
   config = flags.parse(['launch', *words]).config
-  return experiment.build(sections.resolve(config), jax.devices()[:devices])
+  return experiment.build(configuration.resolve(config), jax.devices()[:devices])
 
 
 @pytest.fixture(scope='module')
@@ -316,7 +326,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   monkeypatch.chdir(ROOT)
   same = build(f'--config.weights={trained}')
   with np.load(trained / 'radii.npz') as saved:
-    np.testing.assert_array_equal(weights.initial_memory(same)['radius'], saved['radius'])
+    np.testing.assert_array_equal(memory.initial(same)['radius'], saved['radius'])
   assert re.fullmatch(f'train: the radius of each example is that of {trained}(, until .*)?\n',
                       capsys.readouterr().out)
   known = shutil.copytree(trained, tmp_path / 'known')
@@ -328,22 +338,22 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   object.__setattr__(other, 'train_data', other.train_data._replace(labels=labels))
   new = build(f'--config.weights={trained}', '--config.new_head=True')
   for run, num, why in (
-      (fewer, 721, r"it is of 1442 examples of 'digits' \(labels \w+\), and here are 721 examples"),
-      (other, 1442, r"it is of 1442 examples of .*, and here are 1442 examples"),
-      (other_norm, 1442, 'it is of norm linf, and here is l2'), (new, 1442, 'config.new_head')):
-    np.testing.assert_array_equal(weights.initial_memory(run)['radius'], np.zeros(num))
+      (fewer, 721, r"1442 examples of 'digits' \(labels \w+\), .* 721 examples"),
+      (other, 1442, r'1442 examples of .* 1442 examples of .*'),
+      (other_norm, 1442, 'norm linf, .* l2'), (new, 1442, 'config.new_head')):
+    np.testing.assert_array_equal(memory.initial(run)['radius'], np.zeros(num))
     line = capsys.readouterr().out
-    assert re.fullmatch(rf'train: the radius of each example .*{why}.*begins anew\n', line), line
+    assert re.fullmatch(rf'train: the radius of each example begins anew: .*{why}.*\n', line), line
   (tmp_path / 'plain').mkdir()
   plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               '--config.model.widths=(4,)', '--config.model.dense=8',
                               '--config.train.num_steps=1']).config
-  STAGES['train'](experiment.build(sections.resolve(plain), jax.devices()[:2]),
+  STAGES['train'](experiment.build(configuration.resolve(plain), jax.devices()[:2]),
                   tmp_path / 'plain')
   capsys.readouterr()
-  weights.initial_memory(build(f'--config.weights={tmp_path / "plain"}'))
+  memory.initial(build(f'--config.weights={tmp_path / "plain"}'))
   assert capsys.readouterr().out == (
-      f'train: {tmp_path / "plain"} has no radius of each example; each begins anew\n')
+      f'train: the radius of each example begins anew: {tmp_path / "plain"} has none\n')
   # Within a training they cannot change.
   with pytest.raises(UserError, match=r"step_\d+ is of a training on 1442 examples of 'digits' .*, "
                      r"and the config now gives 721 .*; those there, or --redo=train, are allowed"):
@@ -352,7 +362,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               f'--config.weights={trained}',
                               '--config.data.train_split=train[:50%]']).config
-  assert weights.initial_memory(experiment.build(sections.resolve(plain))) == {}
+  assert memory.initial(experiment.build(configuration.resolve(plain))) == {}
 
 
 def test_a_damaged_memory_is_one_line(trained, monkeypatch):

@@ -12,12 +12,12 @@ from scipy import special, stats
 
 from robust_jax import keys
 from robust_jax.certification import (
-    anytime_rule,
+    Anytime,
+    RadiusGrid,
     certify,
     certify_by_rule,
     count,
     integer,
-    sequential_rule,
 )
 
 COARSE, FINE = (0.12, 255), (0.5, 255 * 4)
@@ -186,18 +186,18 @@ def test_certificate_is_that_of_the_counts_at_less_alpha():
   # What the draws may be off by has to fit into the hundredth.
   least = 100 * 500 * 12 * integer.discrepancy(0.5)
   certify(keys.root(0), above(-10_000), images, alpha=1.01 * least, **settings)
-  with pytest.raises(ValueError, match='at least 3.8e-11 is allowed for 500 draws of 12 pixels'):
+  with pytest.raises(ValueError, match='alpha .* 3.8e-11 for 500 draws of 12 pixels'):
     certify(keys.root(0), above(0), images, alpha=0.99 * least, **settings)
 
 
-@pytest.mark.parametrize('make', [sequential_rule, anytime_rule])
+@pytest.mark.parametrize('make', [RadiusGrid, Anytime])
 def test_rules_draw_integers_too(make):
   # A class of 64ths of the last bit would see float32's rounding; here it sees whole numbers.
   images = np.full((3, 5), np.float32(100) / np.float32(255))
   settings = {'sigma': 0.12, 'n': 400, 'n0': 20, 'batch_size': 32}
   rule = make(**settings, noise='integer')
-  assert rule.plan.alpha_cap == pytest.approx(0.8 * 0.00099, rel=1e-12)
-  assert rule.plan.alpha_cap + rule.plan.alpha_anytime == pytest.approx(0.00099, rel=1e-12)
+  assert rule.alpha_cap == pytest.approx(0.8 * 0.00099, rel=1e-12)
+  assert rule.alpha_cap + rule.alpha_anytime == pytest.approx(0.00099, rel=1e-12)
   seen = []
 
   def spying_count(key, logits_fn, images, *args, noise_fn, **kwargs):
@@ -209,7 +209,7 @@ def test_rules_draw_integers_too(make):
   np.testing.assert_array_equal(seen, [above(100)(np.float32([[100 / 255] * 5]))] * len(seen))
   fixed = certify(keys.root(0), above(100), images, **settings, noise='integer')
   np.testing.assert_array_equal(found.counts0, fixed.counts0)
-  with pytest.raises(ValueError, match='multiples of 1/255'):
+  with pytest.raises(ValueError, match='pixels .* 1/255'):
     certify_by_rule(keys.root(0), above(0), images + np.float32(0.001), rule)
 
 
@@ -220,12 +220,12 @@ def test_noise_of_another_sigma_votes_for_nothing():
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-  ({'sigma': 0.0}, r'sigma=0.0; \(0, inf\) is allowed'),
-  ({'sigma': 500.0}, 'sigma=500.0; at most 446.* is allowed at steps=255'),
-  ({'images': np.full((1, 2), 0.3001, np.float32)}, 'pixel 0.3000.*; multiples of 1/255'),
-  ({'images': np.full((1, 2), -1 / 255)}, r'outside \[0, 1\], or NaN'),
-  ({'images': np.full((1, 2), np.nan)}, r'outside \[0, 1\], or NaN'),
-  ({'noise': 'uniform'}, "noise='uniform'; 'gaussian' or 'integer' is allowed"),
+  ({'sigma': 0.0}, 'sigma .*, got 0.0'),
+  ({'sigma': 500.0}, 'sigma .*, got 500.0'),
+  ({'images': np.full((1, 2), 0.3001, np.float32)}, 'pixels .* 1/255 .*, got 0.3000'),
+  ({'images': np.full((1, 2), -1 / 255)}, r'pixels .*\[0, 1\]'),
+  ({'images': np.full((1, 2), np.nan)}, r'pixels .*\[0, 1\]'),
+  ({'noise': 'uniform'}, "noise .*, got 'uniform'"),
 ])
 def test_invalid_input_is_named_in_one_line(change, message):
   settings = {'images': np.zeros((1, 2), np.float32), 'sigma': 0.5, 'n': 20, 'batch_size': 16,
@@ -237,5 +237,5 @@ def test_invalid_input_is_named_in_one_line(change, message):
 
 
 def test_another_grid_has_whole_255ths():
-  with pytest.raises(ValueError, match='steps=100; a multiple of 255 is allowed'):
+  with pytest.raises(ValueError, match='steps .*, got 100'):
     integer.thresholds(0.5, 100)

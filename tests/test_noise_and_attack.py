@@ -144,7 +144,7 @@ def test_smoothadv_with_ddn_trains_on_what_ddn_finds(batch):
   late = Progress(jnp.asarray(0), jnp.asarray(1))
   method = functools.partial(methods.smoothadv, attack=ddn, epsilon=1.2, sigma=0.3, num_noise=2,
                              epsilon_warmup_epochs=4)
-  output = method(keys.fold_in(KEY, batch.index), NETWORK, PARAMS, {}, batch, {}, late)
+  output = method(keys.fold_in(KEY, batch.index), NETWORK, PARAMS, {}, batch, late)
   noise = noise_of(batch, 0.3, 2)
   # A step's sphere has the radius that the warm-up has come to: norm0 = epsilon = 0.6.
   attacked = attacks.ddn(KEY, NETWORK.eval_logits({'params': PARAMS, 'batch_stats': {}}),
@@ -170,8 +170,8 @@ def test_the_gradient_free_attack_never_differentiates_the_network(batch):
   method = functools.partial(
       methods.smoothadv, epsilon=0.5, sigma=0.3, num_noise=8,
       attack=functools.partial(PGD, smoothed_objective='gradient_free', sigma=0.3))
-  output = method(keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, {}, PROGRESS)
+  output = method(keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, PROGRESS)
   assert np.isfinite(output.loss).all()
   with pytest.raises(AssertionError, match='differentiated'):
     functools.partial(method, attack=PGD)(
-        keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, {}, PROGRESS)
+        keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, PROGRESS)

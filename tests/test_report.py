@@ -35,7 +35,7 @@ def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=
   attack = {'name': 'pgd', 'norm': norm, 'num_steps': 20, 'step_ratio': 2.5}
   config = {
       'seed': seed, 'epsilon': epsilons[-1], 'sigma': sigma, 'data': {'name': dataset},
-      'model': {'name': 'lenet'}, 'attack': attack,
+      'model': {'name': 'lenet'}, 'attack': attack, 'train': {'batch_size': 64},
       'method': {'name': method, 'num_noise': 4, 'attack': {**attack, 'num_steps': 10}},
       'certify': {'name': 'fixed', 'n': 10_000, 'alpha': 0.001, 'sigma': None},
       **dict(sections)}
@@ -253,7 +253,7 @@ def test_what_verify_found_is_told(tmp_path):
     assert 'On 2026-11-21 10:00 UTC 20 certificates' in text and '5 of them drawn for' in text
     assert words in text
   (tmp_path / 'verify.json').write_text('{"images": 3}')
-  with pytest.raises(UserError, match='verify.json: without drawn_again; what --stages=verify'):
+  with pytest.raises(UserError, match='verify.json: no drawn_again'):
     report.build(tmp_path)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, special, stats
 
-from robust_jax.certification import bounds, sequential
+from robust_jax.certification import Anytime, RadiusGrid, bounds, rules
 from robust_jax.config import schema
 
 SCORES = [0.0, 0.25, 1.2815515655446004, 3.090232306167813, 7.034483825301132]  # 1 - p0 to 1e-12
@@ -142,7 +142,7 @@ def test_confidence_sequence_is_never_above_the_exact_bound():
 
 
 def test_looks():
-  schedule = sequential.look_schedule
+  schedule = rules.look_schedule
   np.testing.assert_array_equal(schedule(5, first_look=1, look_growth=1.0), [1, 2, 3, 4, 5])
   np.testing.assert_array_equal(schedule(100, first_look=30, look_growth=2.0), [30, 60, 100])
   np.testing.assert_array_equal(schedule(10, first_look=100), [10])
@@ -155,8 +155,8 @@ def test_looks():
 
 
 def test_plan():
-  plan = sequential.make_plan(sigma=0.5, radii=(0.5, 0.25), n=2000, alpha=0.01, cap_share=0.25)
-  np.testing.assert_array_equal(plan.radii, [0, 0.25, 0.5])
+  plan = RadiusGrid(sigma=0.5, radii=(0.5, 0.25), n=2000, alpha=0.01, cap_share=0.25)
+  np.testing.assert_array_equal(plan.grid, [0, 0.25, 0.5])
   np.testing.assert_array_equal(plan.scores, [0, 0.5, 1])
   assert plan.alpha_cap == 0.0025
   assert plan.alpha_anytime + plan.alpha_cap == 0.01
@@ -164,18 +164,18 @@ def test_plan():
   accepted = (bounds.clopper_pearson_lower(k, 2000, 0.0025) >= stats.norm.cdf(plan.scores)) | (
     bounds.log_e_value(k, 2000, plan.scores) >= -math.log(0.0075))
   np.testing.assert_array_equal(plan.cap_hits, accepted.argmax(axis=0))
-  np.testing.assert_array_equal(sequential.make_plan(sigma=1.0, radii=()).radii, [0])
-  np.testing.assert_array_equal(sequential.make_plan(sigma=1.0, radii=[0, 1]).radii, [0, 1])
+  np.testing.assert_array_equal(RadiusGrid(sigma=1.0, radii=()).grid, [0])
+  np.testing.assert_array_equal(RadiusGrid(sigma=1.0, radii=[0, 1]).grid, [0, 1])
 
 
 def test_a_radius_is_allowed_up_to_the_limit_of_the_cap():
   n, alpha = 5000, 0.002
   limit = 0.5 * stats.norm.ppf(0.001 ** (1 / n))
   fields = dict(sigma=0.5, n=n, alpha=alpha, cap_share=0.5)
-  plan = sequential.make_plan(radii=(limit - 1e-6,), **fields)
+  plan = RadiusGrid(radii=(limit - 1e-6,), **fields)
   assert plan.cap_hits[-1] == n
-  with pytest.raises(ValueError, match=f'less than {limit:.4f} is allowed, all that n=5000 draws'):
-    sequential.make_plan(radii=(limit + 1e-6,), **fields)
+  with pytest.raises(ValueError, match=f'less than {limit:.4f}, all that n=5000 draws'):
+    RadiusGrid(radii=(limit + 1e-6,), **fields)
 
 
 def paths(n):
@@ -188,14 +188,14 @@ def paths(n):
   dict(first_look=1, look_growth=1.0, indifference=0.3, futility=0.4, cap_share=0.1),
 ])
 def test_the_dynamic_program_equals_every_path(fields):
-  plan = sequential.make_plan(sigma=1.0, radii=(0.2, 0.5), n=12, alpha=0.3, **fields)
+  plan = RadiusGrid(sigma=1.0, radii=(0.2, 0.5), n=12, alpha=0.3, **fields)
   draws = paths(12)
-  state = sequential.start(plan, len(draws))
+  state = plan.start(len(draws))
   for n in plan.looks:
-    state = sequential.look(plan, state, draws[:, :n].sum(axis=1), n)
-  assert not sequential.undecided(state).any()
-  conclusion = sequential.conclude(plan, state)
-  level = np.where(conclusion.certain, np.searchsorted(plan.radii, conclusion.radius) + 1, 0)
+    state = plan.look(state, draws[:, :n].sum(axis=1), n)
+  assert not plan.undecided(state).any()
+  conclusion = plan.conclude(state)
+  level = np.where(conclusion.certain, np.searchsorted(plan.grid, conclusion.radius) + 1, 0)
   rule = false_certificates.plan_rule(plan)
   for p in (0.3, 0.5, 0.7, 0.95):
     weight = np.prod(np.where(draws, p, 1 - p), axis=1)
@@ -236,7 +236,7 @@ def test_false_certificates_after_every_of_6000_draws():
 @pytest.mark.parametrize('alpha', false_certificates.ALPHAS)
 @pytest.mark.parametrize('cap_share', [0.1, 0.5, 0.99])
 def test_false_certificates_of_a_grid(alpha, cap_share):
-  plan = sequential.make_plan(sigma=0.5, radii=np.arange(0, 1.3, 0.25), n=6000, alpha=alpha,
+  plan = RadiusGrid(sigma=0.5, radii=np.arange(0, 1.3, 0.25), n=6000, alpha=alpha,
                               cap_share=cap_share)
   assert np.all(false_certificates.false_certificate(plan) <= alpha)
 
@@ -246,7 +246,7 @@ def test_false_certificates_of_a_grid(alpha, cap_share):
 def test_false_bounds_at_any_time(alpha, p):
   for n, schedule in ((200, 'every draw'), (6000, 'geometric')):
     fields = false_certificates.SCHEDULES[schedule]
-    plan = sequential.make_anytime_plan(sigma=1.0, n=n, alpha=alpha, **fields)
+    plan = Anytime(sigma=1.0, n=n, alpha=alpha, **fields)
     assert false_certificates.false_anytime(plan, p) <= alpha
 
 
@@ -268,7 +268,7 @@ def test_what_the_mistakes_are_mistaken_about():
 
 
 def test_power():
-  plan = sequential.make_plan(sigma=0.5, radii=(0.5,))
+  plan = RadiusGrid(sigma=0.5, radii=(0.5,))
   rule = false_certificates.plan_rule(plan)
   assert plan.n == 100_000
   for p, least, most_draws in ((0.9, 0.999, 1000), (0.86, 0.999, 10_000), (0.847, 0.95, 90_000)):
@@ -280,16 +280,16 @@ def test_power():
 
 
 def test_a_radius_is_given_up_at_the_futility_level():
-  plan = sequential.make_plan(sigma=1.0, radii=(0.5,), n=10_000, futility=0.02)
+  plan = RadiusGrid(sigma=1.0, radii=(0.5,), n=10_000, futility=0.02)
   k = np.arange(501)
-  state = sequential.look(plan, sequential.start(plan, 501), k, 500)
+  state = plan.look(plan.start(501), k, 500)
   evidence = bounds.log_e_value(500 - k[:, None], 500, -plan.scores)
   np.testing.assert_array_equal(state.failed, evidence >= math.log(50))
   assert set(state.failed.sum(axis=1)) == {0, 1, 2}
 
 
 def test_futility_gives_up_a_true_radius_rarely():
-  looks = sequential.look_schedule(2000, first_look=5, look_growth=1.0)
+  looks = rules.look_schedule(2000, first_look=5, look_growth=1.0)
   for score in (0.0, 1.0, 2.5):
     gives_up = lambda k, n, score=score: bounds.log_e_value(n - k, n, -score) >= math.log(20)
     rule = false_certificates.single(looks, gives_up)
@@ -300,7 +300,7 @@ def test_futility_gives_up_a_true_radius_rarely():
 @pytest.mark.parametrize('indifference', [0.0, 0.01, 0.1, 0.3])
 def test_indifference_loses_what_it_says(indifference):
   fields = dict(sigma=1.0, radii=(1.0,), n=2000, alpha=0.01, futility=1e-200, first_look=20)
-  plan = sequential.make_plan(indifference=indifference, **fields)
+  plan = RadiusGrid(indifference=indifference, **fields)
   rule = false_certificates.plan_rule(plan)
   patient = false_certificates.plan_rule(plan, heed_failures=False)
   at_cap_p = stats.binom.sf(plan.cap_hits[-1] - 1, 2000, plan.cap_p[-1])
@@ -322,52 +322,52 @@ def test_indifference_loses_what_it_says(indifference):
 
 def counts(plan, *looks, batch=1):
   """The state after looks (hits, draws) of a batch of equal images."""
-  state = sequential.start(plan, batch)
+  state = plan.start(batch)
   for hits, draws in looks:
-    state = sequential.look(plan, state, np.full(batch, hits), draws)
+    state = plan.look(state, np.full(batch, hits), draws)
   return state
 
 
 def test_rejections_are_latched():
-  plan = sequential.make_plan(sigma=1.0, radii=(0.5, 1.0), n=1000)
+  plan = RadiusGrid(sigma=1.0, radii=(0.5, 1.0), n=1000)
   np.testing.assert_array_equal(counts(plan, (75, 90)).rejected, [[True, False, False]])
   state = counts(plan, (48, 50))
   np.testing.assert_array_equal(state.rejected, [[True, True, False]])
-  state = sequential.look(plan, state, np.array([75]), 90)
+  state = plan.look(state, np.array([75]), 90)
   np.testing.assert_array_equal(state.rejected, [[True, True, False]])
   # At the cap neither radius would be accepted by itself.
-  state = sequential.look(plan, state, np.array([500]), 1000)
+  state = plan.look(state, np.array([500]), 1000)
   np.testing.assert_array_equal(state.rejected, [[True, True, False]])
   np.testing.assert_array_equal(state.failed, [[False, False, True]])
-  conclusion = sequential.conclude(plan, state)
+  conclusion = plan.conclude(state)
   assert conclusion.radius == 0.5
   assert conclusion.p_lower == stats.norm.cdf(0.5)
 
 
 def test_failing_a_radius_fails_all_larger():
-  plan = sequential.make_plan(sigma=1.0, radii=(0.5, 1.0, 1.5), n=10_000)
+  plan = RadiusGrid(sigma=1.0, radii=(0.5, 1.0, 1.5), n=10_000)
   state = counts(plan, (620, 1000))  # above the 0.5 of radius 0, below the 0.69 of radius 0.5
   np.testing.assert_array_equal(state.rejected, [[True, False, False, False]])
   np.testing.assert_array_equal(state.failed, [[False, True, True, True]])
-  assert not sequential.undecided(state)
+  assert not plan.undecided(state)
   np.testing.assert_array_equal(counts(plan, (0, 500)).failed, np.full((1, 4), True))
-  given_up = sequential.start(plan, 1)._replace(failed=np.array([[False, True, False, False]]))
-  after = sequential.look(plan, given_up, np.array([8]), 10)
+  given_up = plan.start(1)._replace(failed=np.array([[False, True, False, False]]))
+  after = plan.look(given_up, np.array([8]), 10)
   np.testing.assert_array_equal(after.failed, [[False, True, True, True]])
 
 
 def test_a_radius_counts_with_every_smaller_one_only():
-  plan = sequential.make_plan(sigma=1.0, radii=(0.5, 1.0))
-  state = sequential.start(plan, 4)._replace(rejected=np.array(
+  plan = RadiusGrid(sigma=1.0, radii=(0.5, 1.0))
+  state = plan.start(4)._replace(rejected=np.array(
     [[False, True, True], [True, False, True], [True, True, False], [True, True, True]]))
-  conclusion = sequential.conclude(plan, state)
+  conclusion = plan.conclude(state)
   np.testing.assert_array_equal(conclusion.certain, [False, True, True, True])
   np.testing.assert_array_equal(conclusion.radius, [0, 0, 0.5, 1])
   np.testing.assert_allclose(conclusion.p_lower, [0, 0.5, stats.norm.cdf(0.5), stats.norm.cdf(1)])
 
 
 def test_hits_that_suffice_for_the_cap_suffice_before():
-  plan = sequential.make_plan(sigma=1.0, radii=(), n=100, alpha=0.5, cap_share=0.999999)
+  plan = RadiusGrid(sigma=1.0, radii=(), n=100, alpha=0.5, cap_share=0.999999)
   least = plan.cap_hits[0]
   assert bounds.log_e_value(least, 98, 0.0) < -math.log(plan.alpha_anytime)
   assert counts(plan, (least, 98)).rejected
@@ -375,22 +375,22 @@ def test_hits_that_suffice_for_the_cap_suffice_before():
 
 
 def test_an_image_is_decided_by_its_own_draws():
-  plan = sequential.make_plan(sigma=0.5, radii=(0.25, 0.5), n=3000)
+  plan = RadiusGrid(sigma=0.5, radii=(0.25, 0.5), n=3000)
   p = np.repeat([0.3, 0.6, 0.7, 0.86, 0.99], 40)
   draws = np.random.default_rng(0).uniform(size=(len(p), plan.n)) < p[:, None]
-  together = sequential.start(plan, len(p))
+  together = plan.start(len(p))
   for n in plan.looks:
-    together = sequential.look(plan, together, draws[:, :n].sum(axis=1), n)
+    together = plan.look(together, draws[:, :n].sum(axis=1), n)
   assert len(np.unique(together.draws)) > 5
   for i in range(0, len(p), 13):
-    alone = sequential.start(plan, 1)
+    alone = plan.start(1)
     for n in plan.looks:
-      if sequential.undecided(alone).any():
-        alone = sequential.look(plan, alone, draws[i:i + 1, :n].sum(axis=1), n)
+      if plan.undecided(alone).any():
+        alone = plan.look(alone, draws[i:i + 1, :n].sum(axis=1), n)
     for ours, theirs in zip(alone, together):
       np.testing.assert_array_equal(ours[0], theirs[i])
-  assert not sequential.undecided(together).any()
-  conclusion = sequential.conclude(plan, together)
+  assert not plan.undecided(together).any()
+  conclusion = plan.conclude(together)
   np.testing.assert_array_equal(conclusion.p_lower[~conclusion.certain], 0)
   np.testing.assert_array_equal(conclusion.radius[~conclusion.certain], 0)
   certain = conclusion.certain
@@ -400,65 +400,65 @@ def test_an_image_is_decided_by_its_own_draws():
 
 
 def test_every_image_is_decided_at_the_cap():
-  plan = sequential.make_plan(sigma=1.0, radii=(0.5, 1.0), n=500, alpha=0.01)
+  plan = RadiusGrid(sigma=1.0, radii=(0.5, 1.0), n=500, alpha=0.01)
   hits = np.arange(501)
-  state = sequential.look(plan, sequential.start(plan, 501), hits, 500)
-  assert not sequential.undecided(state).any()
-  level = sequential.conclude(plan, state).radius
-  for r, least in zip(plan.radii[1:], plan.cap_hits[1:]):
+  state = plan.look(plan.start(501), hits, 500)
+  assert not plan.undecided(state).any()
+  level = plan.conclude(state).radius
+  for r, least in zip(plan.grid[1:], plan.cap_hits[1:]):
     np.testing.assert_array_equal(level >= r, hits >= least)
 
 
 def test_one_draw_and_nothing_drawn():
-  plan = sequential.make_plan(sigma=1.0, radii=(), n=1, alpha=0.9)
-  state = sequential.start(plan, 2)
-  assert sequential.undecided(state).all()
-  assert not sequential.conclude(plan, state).certain.any()
-  state = sequential.look(plan, state, np.array([0, 1]), 1)
-  np.testing.assert_array_equal(sequential.conclude(plan, state).certain, [False, True])
-  assert sequential.look(plan, sequential.start(plan, 0), np.zeros(0, int), 1).hits.shape == (0,)
+  plan = RadiusGrid(sigma=1.0, radii=(), n=1, alpha=0.9)
+  state = plan.start(2)
+  assert plan.undecided(state).all()
+  assert not plan.conclude(state).certain.any()
+  state = plan.look(state, np.array([0, 1]), 1)
+  np.testing.assert_array_equal(plan.conclude(state).certain, [False, True])
+  assert plan.look(plan.start(0), np.zeros(0, int), 1).hits.shape == (0,)
 
 
 def test_anytime_bound_is_a_running_maximum_and_takes_the_cap():
-  plan = sequential.make_anytime_plan(sigma=0.5, n=1000, alpha=0.01, tolerance=0.0)
-  state = sequential.anytime_start(plan, 1)
-  assert sequential.anytime_conclude(plan, state) == (False, 0.0, 0.0)
+  plan = Anytime(sigma=0.5, n=1000, alpha=0.01, tolerance=0.0)
+  state = plan.start(1)
+  assert plan.conclude(state) == (False, 0.0, 0.0)
   expected = 0.0
   for k, n in ((95, 100), (186, 200), (260, 300), (900, 1000)):
-    state = sequential.anytime_look(plan, state, np.array([k]), n)
+    state = plan.look(state, np.array([k]), n)
     expected = max(expected, bounds.confidence_sequence_lower(k, n, plan.alpha_anytime))
     if n == 1000:
       expected = max(expected, bounds.clopper_pearson_lower(900, 1000, plan.alpha_cap))
       assert expected == bounds.clopper_pearson_lower(900, 1000, plan.alpha_cap)
-    certain, radius, p_lower = sequential.anytime_conclude(plan, state)
+    certain, radius, p_lower = plan.conclude(state)
     assert certain
     assert p_lower == expected
     assert radius == bounds.certified_radius(expected, 0.5)
-    assert sequential.anytime_undecided(state) == (n < 1000)
+    assert plan.undecided(state) == (n < 1000)
 
 
 def test_anytime_ends_where_little_can_be_gained():
   p = np.array([0.2, 0.7, 0.9, 0.99])
   draws = {}
   for tolerance in (0.0, 0.05, 0.3):
-    plan = sequential.make_anytime_plan(sigma=1.0, n=50_000, tolerance=tolerance)
-    state = sequential.anytime_start(plan, len(p))
+    plan = Anytime(sigma=1.0, n=50_000, tolerance=tolerance)
+    state = plan.start(len(p))
     for n in plan.looks:
-      state = sequential.anytime_look(plan, state, np.floor(p * n).astype(int), n)
+      state = plan.look(state, np.floor(p * n).astype(int), n)
     draws[tolerance] = state.draws
-    certain, radius, _ = sequential.anytime_conclude(plan, state)
+    certain, radius, _ = plan.conclude(state)
     np.testing.assert_array_equal(certain, [False, True, True, True])
     most = bounds.certified_radius(
       bounds.clopper_pearson_lower((p * 50_000).astype(int), 50_000, plan.alpha_cap), 1.0)
     assert np.all(radius * (1 + tolerance) >= most)
-    assert not sequential.anytime_undecided(state).any()
+    assert not plan.undecided(state).any()
   assert np.all(draws[0.0][1:] == 50_000)
   assert np.all(draws[0.05][1:] < 50_000)
   assert np.all(draws[0.3][1:] < draws[0.05][1:])
   assert all(first[0] == 100 for first in draws.values())
 
 
-@pytest.mark.parametrize('make', [sequential.make_plan, sequential.make_anytime_plan])
+@pytest.mark.parametrize('make', [RadiusGrid, Anytime])
 def test_arguments_are_config_fields_with_defaults_in_range(make):
   fields = schema.fields(make)
   assert set(fields) == set(inspect.signature(make).parameters)
@@ -468,41 +468,41 @@ def test_arguments_are_config_fields_with_defaults_in_range(make):
 
 
 def plan_with(**fields):
-  return sequential.make_plan(**{'sigma': 0.5, **fields})
+  return RadiusGrid(**{'sigma': 0.5, **fields})
 
 
 def anytime_with(**fields):
-  return sequential.make_anytime_plan(**{'sigma': 0.5, **fields})
+  return Anytime(**{'sigma': 0.5, **fields})
 
 
 @pytest.mark.parametrize(('call', 'message'), [
-  (lambda: bounds.log_e_value(3, 2, 0.0), 'k=3; 0 <= k <= n is allowed'),
-  (lambda: bounds.log_e_value(0, 0, 0.0), 'n=0; n >= 1 is allowed'),
-  (lambda: bounds.log_e_value(1, 2, 38.0), r'score=38.0; \[-37, 37\] is allowed'),
+  (lambda: bounds.log_e_value(3, 2, 0.0), 'k .*, got 3'),
+  (lambda: bounds.log_e_value(0, 0, 0.0), 'n .*, got 0'),
+  (lambda: bounds.log_e_value(1, 2, 38.0), 'score .*, got 38.0'),
   (lambda: bounds.log_e_value(1, 2, math.nan), 'score=nan'),
-  (lambda: bounds.confidence_sequence_lower(0.5, 2, 0.1), 'k has dtype float64'),
-  (lambda: bounds.confidence_sequence_lower(1, 2, 0.0), r'alpha=0.0; \(0, 1\) is allowed'),
-  (lambda: plan_with(sigma=0.0), r'sigma=0.0; \(0, inf\) is allowed'),
-  (lambda: plan_with(sigma=math.nan), 'sigma=nan'),
-  (lambda: plan_with(n=0), 'n=0; at least 1 is allowed'),
-  (lambda: plan_with(n=5), 'n=5; at least 11 is allowed, to certify a class at alpha_cap=0.0008'),
-  (lambda: plan_with(alpha=0.0), r'alpha=0.0; \(0, 1\) is allowed'),
-  (lambda: plan_with(alpha=1.0), r'alpha=1.0; \(0, 1\) is allowed'),
-  (lambda: plan_with(alpha=math.nan), 'alpha=nan'),
-  (lambda: plan_with(cap_share=1.0), r'cap_share=1.0; \(0, 1\) is allowed'),
-  (lambda: plan_with(futility=0.0), r'futility=0.0; \(0, 1\) is allowed'),
-  (lambda: plan_with(indifference=1.0), r'indifference=1.0; \[0, 1\) is allowed'),
-  (lambda: plan_with(first_look=0), 'first_look=0; at least 1 is allowed'),
-  (lambda: plan_with(look_growth=0.9), r'look_growth=0.9; \[1, inf\) is allowed'),
-  (lambda: plan_with(radii=(0.5, -0.25)), r'radii has -0.25; \[0, inf\) is allowed'),
-  (lambda: plan_with(radii=(math.nan,)), 'radii has nan'),
-  (lambda: plan_with(radii=(0.5, 0.25, 0.5)), 'radii has 0.5 more than once; distinct radii'),
-  (lambda: plan_with(radii=('a', 0.5)), r"radii=\['a', '0.5'\]; a list of numbers is allowed"),
-  (lambda: plan_with(radii=0.5), 'radii=0.5; a list of numbers is allowed'),
-  (lambda: plan_with(radii=(0.5, 2.0), n=1000), 'radii has 2.0; less than 1.2.* n=1000 draws'),
-  (lambda: anytime_with(tolerance=-0.1), r'tolerance=-0.1; \[0, inf\) is allowed'),
-  (lambda: anytime_with(alpha=2.0), r'alpha=2.0; \(0, 1\) is allowed'),
-  (lambda: anytime_with(n=3), 'n=3; at least 11 is allowed'),
+  (lambda: bounds.confidence_sequence_lower(0.5, 2, 0.1), 'k .* float64'),
+  (lambda: bounds.confidence_sequence_lower(1, 2, 0.0), 'alpha .*, got 0.0'),
+  (lambda: plan_with(sigma=0.0), 'sigma .*, got 0.0'),
+  (lambda: plan_with(sigma=math.nan), 'sigma .*, got nan'),
+  (lambda: plan_with(n=0), 'n .*, got 0'),
+  (lambda: plan_with(n=5), 'n .* 11 .* alpha_cap=0.0008, got 5'),
+  (lambda: plan_with(alpha=0.0), 'alpha .*, got 0.0'),
+  (lambda: plan_with(alpha=1.0), 'alpha .*, got 1.0'),
+  (lambda: plan_with(alpha=math.nan), 'alpha .*, got nan'),
+  (lambda: plan_with(cap_share=1.0), 'cap_share .*, got 1.0'),
+  (lambda: plan_with(futility=0.0), 'futility .*, got 0.0'),
+  (lambda: plan_with(indifference=1.0), 'indifference .*, got 1.0'),
+  (lambda: plan_with(first_look=0), 'first_look .*, got 0'),
+  (lambda: plan_with(look_growth=0.9), 'look_growth .*, got 0.9'),
+  (lambda: plan_with(radii=(0.5, -0.25)), 'radii .*, got -0.25'),
+  (lambda: plan_with(radii=(math.nan,)), 'radii .*, got nan'),
+  (lambda: plan_with(radii=(0.5, 0.25, 0.5)), 'radii .* distinct, got 0.5'),
+  (lambda: plan_with(radii=('a', 0.5)), r"radii .*, got \['a', '0.5'\]"),
+  (lambda: plan_with(radii=0.5), 'radii .*, got 0.5'),
+  (lambda: plan_with(radii=(0.5, 2.0), n=1000), 'radii .* 1.2.* n=1000 draws .*, got 2.0'),
+  (lambda: anytime_with(tolerance=-0.1), 'tolerance .*, got -0.1'),
+  (lambda: anytime_with(alpha=2.0), 'alpha .*, got 2.0'),
+  (lambda: anytime_with(n=3), 'n .* 11 .*, got 3'),
 ])
 def test_invalid_input_is_named_in_one_line(call, message):
   with pytest.raises(ValueError, match=message) as error:
@@ -511,24 +511,24 @@ def test_invalid_input_is_named_in_one_line(call, message):
 
 
 @pytest.mark.parametrize(('hits', 'draws', 'message'), [
-  ([60.0], 100, 'hits has dtype float64; an integer dtype is allowed'),
-  ([60], 100.0, 'draws has dtype float64; an integer dtype is allowed'),
-  ([60, 61], 100, r'hits has shape \(2,\); \(1,\) is allowed'),
-  ([60], 0, 'draws=0; 1, ..., 1000 is allowed'),
-  ([60], 1001, 'draws=1001; 1, ..., 1000 is allowed'),
-  ([101], 100, 'hits=101; 0, ..., draws is allowed'),
-  ([-1], 100, 'hits=-1; 0, ..., draws is allowed'),
-  ([40], 70, 'draws=70; at least as many as at the last look is allowed'),
-  ([30], 100, 'hits=30; what the last look had'),
-  ([75], 100, 'hits=75; what the last look had'),
+  ([60.0], 100, 'hits .* float64'),
+  ([60], 100.0, 'draws .* float64'),
+  ([60, 61], 100, r'hits .*, got \(2,\)'),
+  ([60], 0, 'draws .*, got 0'),
+  ([60], 1001, 'draws .*, got 1001'),
+  ([101], 100, 'hits .*, got 101'),
+  ([-1], 100, 'hits .*, got -1'),
+  ([40], 70, 'draws .* last look, got 70'),
+  ([30], 100, 'hits .* last look .*, got 30'),
+  ([75], 100, 'hits .* last look .*, got 75'),
 ])
 def test_counts_that_cannot_be_are_refused(hits, draws, message):
-  plan = sequential.make_plan(sigma=1.0, radii=(0.5,), n=1000)
-  anytime = sequential.make_anytime_plan(sigma=1.0, n=1000)
+  plan = RadiusGrid(sigma=1.0, radii=(0.5,), n=1000)
+  anytime = Anytime(sigma=1.0, n=1000)
   state = counts(plan, (48, 80))
   with pytest.raises(ValueError, match=message) as error:
-    sequential.look(plan, state, np.array(hits), draws)
+    plan.look(state, np.array(hits), draws)
   assert '\n' not in str(error.value)
-  state = sequential.anytime_look(anytime, sequential.anytime_start(anytime, 1), np.array([48]), 80)
+  state = anytime.look(anytime.start(1), np.array([48]), 80)
   with pytest.raises(ValueError, match=message):
-    sequential.anytime_look(anytime, state, np.array(hits), draws)
+    anytime.look(state, np.array(hits), draws)

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,8 @@ from robust_jax import attacks, keys, losses, models, smoothing, training
 from robust_jax.devices import parallel
 from robust_jax.devices.choose import host_device_count
 from robust_jax.training import methods, schedules
-from robust_jax.types import MethodOutput, Progress, TangentBatch
+from robust_jax.training.methods import passes
+from robust_jax.types import MethodOutput, Progress
 
 KEY = jax.random.key(5)
 PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
@@ -212,12 +214,41 @@ def test_the_whole_gradient_is_clipped_before_the_decay(norm, factor):
   np.testing.assert_allclose(updates['b'], [-4 * factor], rtol=1e-6)
 
 
+def jitted_step(network, optimizer, method, **kwargs):
+  return jax.jit(functools.partial(training.train_step, network=network, optimizer=optimizer,
+                                   method=method, steps_per_epoch=5, **kwargs))
+
+
+def mapped_step(network, optimizer, method, num_devices):
+  return parallel.map_train_step(
+      functools.partial(training.train_step, network=network, optimizer=optimizer, method=method,
+                        steps_per_epoch=5, axis_name=parallel.AXIS), jax.devices()[:num_devices])
+
+
 def one_step(network, variables, batch, memory=None, **kwargs):
   optimizer = training.OPTIMIZERS['sgd'](0.1)
-  step = jax.jit(training.make_train_step(
-      network, optimizer, functools.partial(methods.gaussian, sigma=0.2), steps_per_epoch=5,
-      **kwargs))
+  step = jitted_step(network, optimizer, functools.partial(methods.gaussian, sigma=0.2), **kwargs)
   return step(training.create_state(variables, optimizer, memory=memory), batch, KEY)
+
+
+def test_a_second_step_compiles_nothing(small_net, batch):
+  network, variables = small_net
+  devices, optimizer = jax.devices()[:2], training.OPTIMIZERS['sgd'](0.1)
+  chex.clear_trace_counter()
+  method = chex.assert_max_traces(functools.partial(methods.gaussian, sigma=0.2), n=1)
+  step = mapped_step(network, optimizer, method, 2)
+  state = parallel.replicate(training.create_state(variables, optimizer), devices)
+  for number in range(3):
+    state, _ = step(state, batch._replace(labels=(batch.labels + number) % 3), KEY)
+  assert int(state.step) == 3
+
+
+def test_logits_that_are_nan_are_no_class():
+  logits = jnp.full((4, 3), jnp.nan).at[3].set(jnp.asarray([0., 2., 1.]))
+  labels = jnp.asarray([0, 1, 2, 1])
+  np.testing.assert_array_equal(passes.accuracy(logits, labels), [0, 0, 0, 1])
+  copies = jnp.stack([logits, logits.at[0].set(jnp.asarray([2., 1., 0.]))])
+  np.testing.assert_array_equal(passes.accuracy(copies, labels), [0.5, 0, 0, 1])
 
 
 @pytest.mark.parametrize('parts', [2, 16])
@@ -235,13 +266,13 @@ def test_accumulated_parts_make_the_step_of_the_whole(parts, linear, batch):
 def test_a_gradient_that_is_not_finite_shows_in_the_loss(linear, batch):
   network, params = linear
 
-  def method(key, network, params, batch_stats, batch, memory, progress):
-    output = methods.standard(key, network, params, batch_stats, batch, memory, progress)
+  def method(key, network, params, batch_stats, batch, progress):
+    output = methods.standard(key, network, params, batch_stats, batch, progress)
     # 0, with a derivative of infinity times 0.
     return output._replace(loss=output.loss + jnp.sqrt(0 * params['logits']['kernel'].sum()))
 
   optimizer = training.OPTIMIZERS['sgd'](0.1)
-  step = jax.jit(training.make_train_step(network, optimizer, method, steps_per_epoch=5))
+  step = jitted_step(network, optimizer, method)
   state = training.create_state({'params': params, 'batch_stats': {}}, optimizer)
   _, sums = step(state, batch, KEY)
   assert np.isnan(sums['loss']) and sums['count'] == 16
@@ -256,20 +287,20 @@ def test_accumulation_threads_the_batch_statistics(small_net, batch):
   for rows in (slice(0, 8), slice(8, 16)):
     half = jax.tree.map(lambda x, rows=rows: x[rows], batch)
     output = method(keys.fold_in(step_keys, half.index), network, variables['params'], expected,
-                    half, {}, PROGRESS)
+                    half, PROGRESS)
     expected = output.batch_stats
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), state.batch_stats,
                expected)
 
 
 def test_accumulation_has_to_divide(linear, batch):
-  with pytest.raises(ValueError, match='accumulation is 3; a divisor of the 16 rows'):
+  with pytest.raises(ValueError, match='accumulation .*16 rows.* got 3'):
     one_step(linear[0], {'params': linear[1], 'batch_stats': {}}, batch, accumulation=3)
 
 
 @pytest.mark.parametrize('field, name, called', [
-    ('loss', '', 'loss'), ('metrics', 'accuracy', "metric 'accuracy'"),
-    ('memory', 'seen', "memory 'seen'")])
+    ('loss', '', 'loss'), ('metrics', 'accuracy', r"metrics\['accuracy'\]"),
+    ('memory', 'seen', r"memory\['seen'\]")])
 def test_what_is_not_one_number_an_example_is_refused(field, name, called, linear, batch):
   def method(*arguments):
     output = methods.standard(*arguments)._replace(memory={'seen': jnp.zeros(16)})
@@ -277,20 +308,17 @@ def test_what_is_not_one_number_an_example_is_refused(field, name, called, linea
     wrong = jnp.mean(values) if field == 'loss' else {**values, name: jnp.mean(values[name])}
     return output._replace(**{field: wrong})
 
-  step = training.make_train_step(linear[0], training.OPTIMIZERS['sgd'](0.1), method,
-                                  steps_per_epoch=1)
+  step = jitted_step(linear[0], training.OPTIMIZERS['sgd'](0.1), method)
   state = training.create_state({'params': linear[1], 'batch_stats': {}},
                                 training.OPTIMIZERS['sgd'](0.1))
-  message = rf'the method gives a {called} of shape \[\]; \[16\], one number for each example'
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=rf'{called} must have shape \(16,\).* got \(\)'):
     jax.eval_shape(step, state, batch, KEY)
 
 
 def test_the_average_follows_parameters_and_statistics(small_net, batch):
   network, variables = small_net
   optimizer = training.OPTIMIZERS['sgd'](0.1)
-  step = jax.jit(training.make_train_step(network, optimizer, methods.standard, steps_per_epoch=5,
-                                          ema_decay=0.15))
+  step = jitted_step(network, optimizer, methods.standard, ema_decay=0.15)
   state = training.create_state(variables, optimizer, ema=True)
   expected = jax.tree.map(np.float64, dict(variables))
   for t in range(3):
@@ -322,19 +350,20 @@ def test_label_smoothing_reaches_every_method(linear, batch):
 @pytest.mark.parametrize('name', methods.METHODS)
 def test_one_key_is_a_key_for_each_example(name, linear, batch):
   network, params = linear
-  if name in methods.NEED_TANGENTS:
+  if methods.needs(name).tangents:
     basis = np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16, 2)))[0]
-    batch = TangentBatch(*batch, jnp.asarray(basis, jnp.float32))
+    batch = batch._replace(aux={'tangents': jnp.asarray(basis, jnp.float32)})
   random_pgd = functools.partial(PGD, random_start=True,
-                                 loss=methods.ATTACK_LOSS.get(name, 'cross_entropy'))
+                                 loss=methods.needs(name).attack_loss or 'cross_entropy')
   values = dict(attack=random_pgd, epsilon=0.5, sigma=0.3, order='beside', num_projections=2)
   takes = inspect.signature(methods.METHODS[name]).parameters
-  memory = {value: jnp.full(16, 0.1) for value in methods.MEMORY.get(name, {})}
+  memory = {value: jnp.full(16, 0.1) for value in methods.needs(name).memory}
+  batch = batch._replace(aux={**batch.aux, **memory})
 
   def loss(key):
     return jax.jit(functools.partial(
         methods.METHODS[name], network=network, params=params, batch_stats={}, batch=batch,
-        memory=memory, progress=PROGRESS,
+        progress=PROGRESS,
         **{name: value for name, value in values.items() if name in takes}))(key).loss
 
   np.testing.assert_array_equal(loss(KEY), loss(keys.per_example(KEY, 16)))
@@ -345,8 +374,7 @@ def test_one_key_is_a_key_for_each_example(name, linear, batch):
 def test_padding_counts_for_nothing(linear, batch):
   network, params = linear
   optimizer = training.OPTIMIZERS['sgd'](0.1)
-  step = jax.jit(training.make_train_step(
-      network, optimizer, functools.partial(methods.gaussian, sigma=0.3), steps_per_epoch=5))
+  step = jitted_step(network, optimizer, functools.partial(methods.gaussian, sigma=0.3))
   state = training.create_state({'params': params, 'batch_stats': {}}, optimizer)
   half = jax.tree.map(lambda x: x[:8], batch)
   padded = batch._replace(images=batch.images.at[8:].set(7.), mask=batch.mask.at[8:].set(0.))
@@ -358,21 +386,18 @@ def test_padding_counts_for_nothing(linear, batch):
   np.testing.assert_allclose(padded_sums['loss'], sums['loss'], rtol=1e-5)
 
 
-def count_visits(key, network, params, batch_stats, batch, memory, progress):
+def count_visits(key, network, params, batch_stats, batch, progress):
   """A method with memory: how often each example was seen."""
-  output = methods.standard(key, network, params, batch_stats, batch, memory, progress)
+  output = methods.standard(key, network, params, batch_stats, batch, progress)
   return MethodOutput(output.loss, output.batch_stats, output.metrics,
-                      {'visits': memory['visits'] + 1})
+                      {'visits': batch.aux['visits'] + 1})
 
 
 @pytest.mark.parametrize('num_devices', [1, 4])
 def test_memory_is_kept_per_example(num_devices, linear, batch):
   network, params = linear
   optimizer = training.OPTIMIZERS['sgd'](0.1)
-  devices = jax.devices()[:num_devices]
-  step = parallel.map_train_step(
-      training.make_train_step(network, optimizer, count_visits, steps_per_epoch=5,
-                               axis_name=parallel.AXIS), devices)
+  step = mapped_step(network, optimizer, count_visits, num_devices)
   state = training.create_state({'params': params, 'batch_stats': {}}, optimizer,
                                 memory={'visits': jnp.zeros(40)})
   padded = batch._replace(index=batch.index.at[-1].set(40), mask=batch.mask.at[-1].set(0.))
@@ -385,15 +410,12 @@ def test_memory_is_kept_per_example(num_devices, linear, batch):
 
 
 def train_20_steps(num_devices, variables, batch):
-  devices = jax.devices()[:num_devices]
   network = models.network(tiny_training.SmallNet(), axis_name=parallel.AXIS)
   optimizer = training.OPTIMIZERS['sgd'](0.1)
   method = functools.partial(
       methods.smoothadv, epsilon=0.3, sigma=0.2, num_noise=2, epsilon_warmup_epochs=2,
       attack=functools.partial(PGD, random_start=True))
-  step = parallel.map_train_step(
-      training.make_train_step(network, optimizer, method, steps_per_epoch=5,
-                               axis_name=parallel.AXIS), devices)
+  step = mapped_step(network, optimizer, method, num_devices)
   state, history = training.create_state(variables, optimizer), []
   for _ in range(20):
     state, sums = step(state, batch, KEY)

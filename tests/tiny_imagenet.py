@@ -32,43 +32,26 @@ def picture(rng, label, sizes):
   return image.convert('L') if rng.random() < 0.1 else image
 
 
-def builder(data_dir, num_train, num_validation, seed, sizes, num_shards):
-  """The TFDS builder; it has the name, version and features of the stock one."""
+def write_tfds(data_dir, name, features, examples, *, version='1.0.0', supervised_keys=None,
+               num_shards=None):
+  """Prepares a TFDS dataset without TensorFlow; examples: {split: iterable of feature dicts}."""
 
-  class Imagenet2012(tfds.core.GeneratorBasedBuilder):
-    """Made-up images in the format of ImageNet."""
+  def info(self):
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
+                                 supervised_keys=supervised_keys)
 
-    VERSION = tfds.core.Version('5.1.0')
-    url_infos = None  # Nothing is downloaded; looking for a list needs importlib_resources.
+  def split_generators(self, dl_manager):
+    del self, dl_manager
+    return {split: enumerate(values) for split, values in examples.items()}
 
-    def _info(self):
-      return tfds.core.DatasetInfo(
-        builder=self,
-        features=tfds.features.FeaturesDict({
-          'image': tfds.features.Image(encoding_format='jpeg'),
-          'label': tfds.features.ClassLabel(names=[f'n{i:08d}' for i in range(NUM_CLASSES)]),
-          'file_name': tfds.features.Text(),
-        }),
-        supervised_keys=('image', 'label'),
-      )
-
-    def _split_generators(self, dl_manager):
-      del dl_manager
-      numbers = {'train': num_train, 'validation': num_validation, 'test': num_shards}
-      return {split: self._generate_examples(split, number)
-              for split, number in numbers.items()}
-
-    def _generate_examples(self, split, number):
-      rng = np.random.default_rng((seed, *split.encode()))
-      for index in range(number):
-        label = CLASSES[index % len(CLASSES)]
-        jpeg = io.BytesIO()
-        picture(rng, label, sizes).save(jpeg, 'JPEG', quality=90)
-        jpeg.seek(0)
-        name = f'{split}_{index:08d}.JPEG'
-        yield name, {'image': jpeg, 'label': -1 if split == 'test' else label, 'file_name': name}
-
-  return Imagenet2012(data_dir=str(data_dir), file_format='array_record')
+  tfds.disable_progress_bar()
+  with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
+    builder = type(name, (tfds.core.GeneratorBasedBuilder,), {
+      'VERSION': tfds.core.Version(version), 'name': name, '__module__': __name__,
+      'url_infos': None,  # Nothing is downloaded; TFDS's search for URLs needs importlib_resources.
+      '_info': info, '_split_generators': split_generators, '_generate_examples': None})
+    builder(data_dir=str(data_dir), file_format='array_record').download_and_prepare(
+      download_config=tfds.download.DownloadConfig(num_shards=num_shards))
 
 
 def write(data_dir, num_train=200, num_validation=50, seed=0, sizes=(40, 90), num_shards=2):
@@ -82,10 +65,26 @@ def write(data_dir, num_train=200, num_validation=50, seed=0, sizes=(40, 90), nu
     sizes: (smallest, largest) height and width.
     num_shards: files a split.
   """
-  tfds.disable_progress_bar()
-  with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):
-    builder(data_dir, num_train, num_validation, seed, sizes, num_shards).download_and_prepare(
-      download_config=tfds.download.DownloadConfig(num_shards=num_shards))
+
+  def examples(split, number):
+    rng = np.random.default_rng((seed, *split.encode()))
+    for index in range(number):
+      label = CLASSES[index % len(CLASSES)]
+      jpeg = io.BytesIO()
+      picture(rng, label, sizes).save(jpeg, 'JPEG', quality=90)
+      jpeg.seek(0)
+      yield {'image': jpeg, 'label': -1 if split == 'test' else label,
+             'file_name': f'{split}_{index:08d}.JPEG'}
+
+  numbers = {'train': num_train, 'validation': num_validation, 'test': num_shards}
+  # Name, version and features of the stock dataset.
+  write_tfds(
+    data_dir, 'imagenet2012', {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(names=[f'n{i:08d}' for i in range(NUM_CLASSES)]),
+      'file_name': tfds.features.Text(),
+    }, {split: examples(split, number) for split, number in numbers.items()},
+    version='5.1.0', supervised_keys=('image', 'label'), num_shards=num_shards)
 
 
 if __name__ == '__main__':

@@ -36,14 +36,14 @@ def random_batch(number):
                index=jnp.asarray(rng.permutation(40)[:number], jnp.int32), mask=jnp.ones(number))
 
 
-def run_method(method, network, params, batch, batch_stats=None, memory=None, *, progress, key):
+def run_method(method, network, params, batch, batch_stats=None, *, progress, key):
   """The method's output and the gradient of its mean loss."""
 
   @jax.jit
   def run(params, batch, progress, key):
     def loss(params):
       output = method(keys.fold_in(key, batch.index), network, params, batch_stats or {}, batch,
-                      memory or {}, progress)
+                      progress)
       return jnp.mean(output.loss), output
     return jax.grad(loss, has_aux=True)(params)
 

@@ -27,33 +27,25 @@ FORMATS = {'text': analysis.to_text, 'markdown': analysis.to_markdown, 'latex': 
 ABOUT = {
     'table': ("""\
 One row a log: certified accuracy in % at each radius with its 95% interval over images, average
-certified radius, abstention, mean draws and seconds an image.""", """\
-  python -m robust_jax.analysis table runs/demo
-  python -m robust_jax.analysis table runs --radii=0,0.5,1 --format=csv > runs.csv
-  python -m robust_jax.analysis table runs/demo --simultaneous"""),
+certified radius, abstention, mean draws and seconds an image.""", (
+        'runs/demo', 'runs --radii=0,0.5,1 --format=csv > runs.csv', 'runs/demo --simultaneous')),
     'envelope': ("""\
 The best certified accuracy in % over many logs of one dataset, at each radius by itself, as
-published tables show it, and the log that attains it.""", """\
-  python -m robust_jax.analysis envelope runs/sweep
-  python -m robust_jax.analysis envelope logs/cohen/imagenet --radii=0.5,1,1.5,2 --decimals=0
-
-Logs of a train split, those of networks trained with another noise than they are certified with,
-and empty ones are left out and listed. Our logs say which they are, published ones by paths as in
-noise_0.25/test/sigma_0.25."""),
+published tables show it, and the log that attains it. Logs of a train split, those of networks
+trained with another noise than they are certified with, and empty ones are left out and listed.
+Our logs say which they are, published ones by paths as in noise_0.25/test/sigma_0.25.""", (
+        'runs/sweep', 'logs/cohen/imagenet --radii=0.5,1,1.5,2 --decimals=0')),
     'compare': ("""\
 Certified accuracy in % and average certified radius on the images that all logs have, and
-differences from the first log with paired 95% intervals.""", """\
-  python -m robust_jax.analysis compare runs/gaussian runs/smoothadv --radii=0.5,1
-  python -m robust_jax.analysis compare runs/seeds --format=markdown"""),
-    'plot': ('Curves of certified accuracy against radius, one colour a log.', """\
-  python -m robust_jax.analysis plot runs/gaussian runs/smoothadv --output=curves.svg
-  python -m robust_jax.analysis plot runs --output=curves.png --intervals"""),
+differences from the first log with paired 95% intervals.""", (
+        'runs/gaussian runs/smoothadv --radii=0.5,1', 'runs/seeds --format=markdown')),
+    'plot': ('Curves of certified accuracy against radius, one colour a log.', (
+        'runs/gaussian runs/smoothadv --output=curves.svg',
+        'runs --output=curves.png --intervals')),
     'runs': ("""\
 Of one workdir its page, report.html, with tables/ and figures/; of several, or a sweep's folder,
-one page that compares them, with mean ± 95% interval over seeds, and its tables and figures.""",
-             """\
-  python -m robust_jax.analysis runs runs/demo
-  python -m robust_jax.analysis runs runs/sweep runs/other --output=compare.html"""),
+one page that compares them, with mean ± 95% interval over seeds, and its tables and figures.""", (
+        'runs/demo', 'runs/sweep runs/other --output=compare.html')),
 }
 
 
@@ -74,7 +66,8 @@ def make_parser():
   for run in (table, envelope, compare, plot, runs):
     name = run.__name__
     about, examples = ABOUT[name]
-    command = commands.add_parser(name, description=about, epilog=f'examples:\n{examples}',
+    examples = ''.join(f'\n  {parser.prog} {name} {words}' for words in examples)
+    command = commands.add_parser(name, description=about, epilog=f'examples:{examples}',
                                   formatter_class=layout, allow_abbrev=False)
     command.set_defaults(run=run)
     if name == 'runs':
@@ -112,12 +105,8 @@ def make_parser():
 
 def table(flags):
   found = _collect(flags)
-  _warn(sources.mixed(found))
-  _warn(_but('sigma ', sources.differences(found)))
-  folder, names = _names(found, flags)
-  values = log_tables.logs_table(found, names, _radii_of(found, flags), decimals=flags.decimals,
-                                 separate=flags.format == 'csv')
-  _print(values, flags, folder, """\
+  _warn(sources.differences(found), but='sigma ')
+  _print(flags, found, log_tables.logs_table, """\
 Certified accuracy in % at l2 radius r, with its 95% interval over images.
 ACR: average certified radius, ≥ where only a grid of radii was decided; abstains: in %;
 draws, seconds: mean an image.""")
@@ -125,12 +114,9 @@ draws, seconds: mean an image.""")
 
 def envelope(flags):
   found = _without(_collect(flags), lambda source: _no_part(source, flags))
-  _warn(sources.check_labels(found))
-  _warn(_but('sigma ', sources.differences(found)))
-  folder, names = _names(found, flags)
-  values = log_tables.envelope_table(found, names, _radii_of(found, flags),
-                                     decimals=flags.decimals)
-  _print(values, flags, folder,
+  _warn(sources.check_alike(found, same_images=False))
+  _warn(sources.differences(found), but=('sigma ', 'split '))
+  _print(flags, found, log_tables.envelope_table,
          f'Best certified accuracy in % over {len(found)} logs, at each l2 radius by itself.')
 
 
@@ -138,15 +124,12 @@ def compare(flags):
   found = _without(_collect(flags), _empty)
   if len(found) < 2:
     raise UserError(f'two or more logs are needed, got {found[0].path}')
-  sources.check_images(found)
+  sources.check_alike(found)
   _warn(sources.differences(found))
-  folder, names = _names(found, flags)
-  values = log_tables.comparison_table(found, names, _radii_of(found, flags),
-                                       decimals=flags.decimals, separate=flags.format == 'csv')
   shared = len(analysis.common_images([source.log for source in found]))
   if shared < 100:
     _warn([f'images that all logs have: {shared}; the intervals are meant for hundreds'])
-  _print(values, flags, folder, f"""\
+  _print(flags, found, log_tables.comparison_table, f"""\
 Certified accuracy in % at l2 radius r and average certified radius (ACR), on the
 images that all {len(found)} logs have: {shared}; ± 95% interval over images, paired.""")
 
@@ -158,9 +141,7 @@ def plot(flags):
   if kind not in charts.FORMATS or not output.parent.is_dir():
     raise UserError(f'--output must be a .svg, .pdf or .png in a folder that exists, got {output}')
   found = _without(_collect(flags), _empty)
-  _warn(sources.mixed(found))
-  _warn(_but(('sigma ', 'radii '), sources.differences(found)))
-  _warn(sources.ending(found))
+  _warn(sources.differences(found), but='sigma ')
   folder, names = sources.names([source.path for source in found])
   chart = charts.certified_chart([source.log for source in found], names, flags.intervals)
   try:
@@ -227,21 +208,15 @@ def _no_part(source, flags):
   return _empty(source)
 
 
-def _radii_of(found, flags):
-  """--radii, or those that suit the logs; warns of what a log has not decided."""
+def _print(flags, found, make_table, caption):
+  """Prints the table that `make_table` of `log_tables` makes of the logs."""
   radii = flags.radii or analysis.round_radii([source.log for source in found])
   _warn(sources.off_grid(found, radii))
-  return radii
-
-
-def _names(found, flags):
-  """(folder, names): whole paths for programs, short ones for readers."""
-  paths = [source.path for source in found]
-  return ('', list(map(str, paths))) if flags.format == 'csv' else sources.names(paths)
-
-
-def _print(values, flags, folder, caption):
-  if flags.format == 'csv':
+  paths, programs = [source.path for source in found], flags.format == 'csv'
+  # Whole paths for programs, short ones for readers.
+  folder, names = ('', list(map(str, paths))) if programs else sources.names(paths)
+  values = make_table(found, names, radii, decimals=flags.decimals, separate=programs)
+  if programs:
     print(analysis.to_csv(values), end='')
     return
   if flags.simultaneous:
@@ -268,13 +243,10 @@ def _radii(text):
   return radii
 
 
-def _but(starts, lines):
-  return [line for line in lines if not line.startswith(starts)]
-
-
-def _warn(lines):
+def _warn(lines, but=()):
   for line in lines:
-    _tell('warning', line)
+    if not line.startswith(but):
+      _tell('warning', line)
 
 
 def _tell(kind, line):

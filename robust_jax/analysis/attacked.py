@@ -4,13 +4,12 @@
 the predicted class without attack and under attack at each epsilon.
 """
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_jax.errors import UserError
+from robust_jax.workdir import records
 
 
 class AttackLog(NamedTuple):
@@ -39,31 +38,31 @@ def read(path) -> AttackLog:
   Raises:
     UserError: no such file, or a malformed line, named as `file:line`.
   """
-  path = Path(path)
-  try:
-    lines = path.read_text(encoding='utf-8').split('\n')
-  except OSError as error:
-    raise UserError(f'{path}: {error.strerror}; an attack log is allowed') from error
-  header, rows = {'epsilons': []}, []
-  for number, line in enumerate(lines, 1):
-    try:
-      if number == 1 and line:
-        header = _header(line)
-      elif line:
-        rows.append(_row(line, len(header['epsilons'])))
-    except (ValueError, KeyError, TypeError) as error:
-      if number == len(lines):
-        break  # Cut off in mid-line: never written to the end.
-      raise UserError(f'{path}:{number}: {line[:60]!r} ({error}); idx, label, clean and one '
-                      'adversarial class an epsilon are allowed, after a header') from error
+  header = {'epsilons': []}
+
+  def parse(line, number):
+    entry = records.parse_json(line, number)
+    if number == 1:
+      if not isinstance(entry.get('header'), dict) or 'epsilons' not in entry['header']:
+        raise ValueError(f'a header with epsilons is needed, got {records.short(line)}')
+      header.update(entry['header'])
+      return ()
+    row = [entry.get(name) for name in ('idx', 'label', 'clean')]
+    classes = entry.get('adversarial')
+    if not isinstance(classes, list) or len(classes) != len(header['epsilons']) or not all(
+        type(value) is int for value in [*row, *classes]):
+      raise ValueError('idx, label, clean and one adversarial class an epsilon are needed, got '
+                       + records.short(line))
+    return *row, classes
+
+  rows = list(filter(None, records.read(path, parse)))
   idx, label, clean, adversarial = zip(*rows) if rows else ((), (), (), ())
-  if len(set(idx)) < len(idx):
-    raise UserError(f'{path}: an idx occurs more than once; one line an image is allowed')
-  shape = (len(rows), len(header['epsilons']))
+  if len({*idx}) < len(idx):
+    raise UserError(f'{path}: an idx occurs more than once')
   return AttackLog(
-      idx=np.array(idx, np.int64), label=np.array(label, np.int64),
-      clean=np.array(clean, np.int64), adversarial=np.array(adversarial, np.int64).reshape(shape),
-      epsilons=np.array(header['epsilons'], np.float64), header=header)
+      *(np.array(column, np.int64) for column in (idx, label, clean)),
+      np.array(adversarial, np.int64).reshape(len(rows), len(header['epsilons'])),
+      np.array(header['epsilons'], np.float64), header)
 
 
 def clean_accuracy(attack: AttackLog):
@@ -103,18 +102,3 @@ def attack_curve(attack: AttackLog):
   order = order[attack.epsilons[order] > 0]
   return (np.concatenate([[0.0], attack.epsilons[order]]),
           np.concatenate([[clean_accuracy(attack)], robust_accuracy(attack)[order]]))
-
-
-def _header(line):
-  header = json.loads(line)['header']
-  header['epsilons'] = [float(epsilon) for epsilon in header['epsilons']]
-  return header
-
-
-def _row(line, num_epsilons):
-  entry = json.loads(line)
-  row = entry['idx'], entry['label'], entry['clean'], entry['adversarial']
-  values = [*row[:3], *row[3]]
-  if len(row[3]) != num_epsilons or not all(type(value) is int for value in values):
-    raise ValueError(f'not {num_epsilons} classes')
-  return row

@@ -54,12 +54,13 @@ def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decima
   return Table(['log', 'sigma', 'images', *titles, 'ACR', 'abstains', 'draws', 'seconds'], rows)
 
 
-def envelope_table(sources: Sequence[Source], names: Sequence[str], radii, *,
-                   decimals=1) -> Table:
+def envelope_table(sources: Sequence[Source], names: Sequence[str], radii, *, decimals=1,
+                   separate=False) -> Table:
   """One row a radius: the best certified accuracy over the logs, in per cent, and whose it is.
 
   It carries no interval: that of the best of many would have to account for the choice.
   """
+  del separate
   curves = np.array([certified_accuracy(source.log, radii) for source in sources])
   rows = []
   for radius, column in zip(radii, curves.T):

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from robust_jax.certification import noise_sources
-from robust_jax.certification.certify import conclude
+from robust_jax.certification import fixed, noise_sources
 from robust_jax.certification.log import Log, Votes
 from robust_jax.errors import UserError
 
@@ -69,8 +68,8 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
 
 def _certify(votes, settings, alpha):
   """(predict, radius), [num_images] each, that follow from the votes at this alpha."""
-  found = conclude(votes.counts0, votes.counts, alpha=alpha,
-                   **{name: settings[name] for name in ('sigma', 'n', 'bound')})
+  found = fixed.certificate(votes.counts0, votes.counts, alpha=alpha,
+                            **{name: settings[name] for name in ('sigma', 'n', 'bound')})
   return found.prediction, found.radius
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_jax.analysis.certified import certified_accuracy, decided_radii, is_decided
+from robust_jax.analysis.certified import decided_radii, is_decided
 from robust_jax.analysis.comparison import differing_settings, other_label
 from robust_jax.certification import log as logs
 from robust_jax.errors import UserError
@@ -99,51 +99,36 @@ def load(path, given=None) -> Source:
       training_noise=number(known.get('training_noise')), remarks=_remarks(path, log))
 
 
-def check_dataset(sources: Sequence[Source]):
-  """Raises UserError, naming two files, where logs are known to be of different datasets."""
+def check_alike(sources: Sequence[Source], *, same_images=True) -> list[str]:
+  """A line for each split in which the logs of one dataset number its images differently.
+
+  Args:
+    sources: the logs.
+    same_images: whether one idx has to be one image in all of them.
+
+  Raises:
+    UserError: logs are of different datasets, or may be as labels differ; with `same_images` also
+      where splits or labels differ. It names two files.
+  """
   known = [source for source in sources if source.dataset is not None]
   for source in known[1:]:
     if source.dataset != known[0].dataset:
       raise UserError(f'logs of one dataset are needed, but {known[0].path} is of '
                       f'{known[0].dataset}, {source.path} of {source.dataset}')
-
-
-def check_images(sources: Sequence[Source]):
-  """Raises UserError, naming two files, where one idx does not mean one image in all logs."""
-  check_dataset(sources)
-  for source in sources[1:]:
-    if source.train_split != sources[0].train_split:
-      test, train = sorted([source, sources[0]], key=lambda each: each.train_split)
-      raise UserError(f'logs of one split are needed, but {train.path} is of a train split, '
-                      f'{test.path} is not')
-  for line in other_labels(sources):
-    raise UserError(f'{line}; logs that number the same images alike are needed')
-
-
-def check_labels(sources: Sequence[Source]) -> list[str]:
-  """A line where logs number the images of a dataset differently.
-
-  Raises:
-    UserError: as `check_dataset`, or labels differ and it is not known that the dataset is one.
-  """
-  check_dataset(sources)
-  lines = other_labels(sources)
-  if lines and any(source.dataset is None for source in sources):
-    raise UserError(f'{lines[0]}; logs of one dataset are needed (--dataset=NAME for those that '
-                    'only number it differently)')
-  return [f'{line}: they number the images differently' for line in lines]
-
-
-def other_labels(sources: Sequence[Source]) -> list[str]:
-  """A line for each split, naming two files, where they give one image different labels."""
+  splits = [[source for source in sources if source.train_split == split]
+            for split in (True, False)]
+  if same_images and all(splits):
+    raise UserError(f'logs of one split are needed, but {splits[0][0].path} is of a train split, '
+                    f'{splits[1][0].path} is not')
   lines = []
-  for split in (False, True):
-    same = [source for source in sources if source.train_split == split]
+  for same in splits:
     found = other_label([source.log for source in same])
     if found:
       first, second, idx = found
       lines.append(f'idx {idx} has one label in {same[first].path} and another in '
-                   f'{same[second].path}')
+                   f'{same[second].path}; they number the images differently')
+      if same_images or len(known) < len(sources):
+        raise UserError(f'{lines[0]}, or are of different datasets')
   return lines
 
 
@@ -155,37 +140,32 @@ def other_noise(source: Source) -> bool:
 
 def stopped_early(sources: Sequence[Source]) -> list[str]:
   """Lines on published logs that end before others with the same distance between images."""
-  same = {}
-  for source in sources:
-    if len(source.log.idx) > 1 and not source.log.settings:
-      same.setdefault((_distance(source.log.idx), source.train_split), []).append(source)
-  lines = []
-  for found in same.values():
-    last = max(source.log.idx.max() for source in found)
-    lines += [f'{source.path}: {len(source.log.idx)} images, up to idx {source.log.idx.max()}; '
-              f'other logs go up to {last}' for source in found if source.log.idx.max() < last]
-  return lines
+  kind = lambda source: (_distance(source.log.idx), source.train_split)
+  tables = [source for source in sources if len(source.log.idx) > 1 and not source.log.settings]
+  ends = {}
+  for source in tables:
+    ends[kind(source)] = max(ends.get(kind(source), 0), source.log.idx.max())
+  return [f'{source.path}: {len(source.log.idx)} images, up to idx {source.log.idx.max()}; '
+          f'other logs go up to {ends[kind(source)]}' for source in tables
+          if source.log.idx.max() < ends[kind(source)]]
 
 
-def mixed(sources: Sequence[Source]) -> list[str]:
-  """A line, naming files, where logs are of different datasets, and of train and other splits."""
+def differences(sources: Sequence[Source]) -> list[str]:
+  """A line for each setting by which certificates of several logs differ, naming files.
+
+  And for dataset and split, where logs are not of the same.
+  """
   lines = []
   for name, values in (
       ('dataset', [source.dataset for source in sources]),
       ('split', ['train' if source.train_split else 'not train' for source in sources])):
-    numbers = {}
-    for number, value in enumerate(values):
-      if value is not None:
-        numbers.setdefault(value, []).append(number)
+    numbers = {value: [i for i, each in enumerate(values) if each == value]
+               for value in values if value is not None}
     lines += [_differs(name, numbers, sources)] if len(numbers) > 1 else []
-  return lines
-
-
-def differences(sources: Sequence[Source]) -> list[str]:
-  """A line for each setting that makes certificates of several logs differ, naming files."""
   settings = [{**source.log.settings, **({} if source.sigma is None else {'sigma': source.sigma})}
               for source in sources]
-  return [_differs(name, values, sources) for name, values in differing_settings(settings).items()]
+  return lines + [_differs(name, values, sources)
+                  for name, values in differing_settings(settings).items()]
 
 
 def off_grid(sources: Sequence[Source], radii) -> list[str]:
@@ -193,23 +173,13 @@ def off_grid(sources: Sequence[Source], radii) -> list[str]:
   lines, listed = [], lambda radii: ', '.join(f'{radius:g}' for radius in radii)
   for source in sources:
     others = np.asarray(radii)[~is_decided(source.log, radii)]
-    if not len(others):
-      continue
-    grid = decided_radii(source.log)
-    between, beyond = others[others < grid.max()], others[others > grid.max()]
-    lines.append(f'{source.path}: the radii {listed(grid)} were decided'
-                 + (f'; {listed(between)}: at least the accuracy of the next larger one'
-                    if len(between) else '')
-                 + (f'; {listed(beyond)}: nothing is known' if len(beyond) else ''))
+    if len(others):
+      grid = decided_radii(source.log)
+      lines.append(f'{source.path}: the radii {listed(grid)} were decided' + ''.join(
+          f'; {listed(some)}: {known}' for some, known in (
+              (others[others < grid[-1]], 'at least the accuracy of the next larger one'),
+              (others[others > grid[-1]], 'nothing is known')) if len(some)))
   return lines
-
-
-def ending(sources: Sequence[Source]) -> list[str]:
-  """A line for each log that has a grid of radii, and certificates at the largest of them."""
-  grids = [(source, decided_radii(source.log)) for source in sources]
-  return [f'{source.path}: radii up to {grid[-1]:g} were decided, where its curve ends'
-          for source, grid in grids
-          if grid is not None and certified_accuracy(source.log, grid[-1]) > 0]
 
 
 def comparable(sources: Sequence[Source], radii) -> list[bool]:
@@ -240,14 +210,10 @@ def names(paths: Sequence[Path]) -> tuple[str, list[str]]:
 
 def _search(folder, given):
   """(sources, skipped) of a folder and those in it."""
-  found, damaged, others, visited = [], [], [], set()
-  for root, folders, files in os.walk(folder, followlinks=True):
+  found, damaged, others = [], [], []
+  for root, folders, files in os.walk(folder):
     root = Path(root)
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    if root.resolve() in visited:
-      folders.clear()  # A link back.
-      continue
-    visited.add(root.resolve())
     if {*files} >= _WORKDIR:
       folders.clear()
       files = [name for name in LOG_NAMES if name in files][:1]

@@ -1,36 +1,45 @@
 """Certification by randomized smoothing: which class, with which radius, at which confidence.
 
-`CERTIFIERS` maps the names that a config uses to functions, whose keyword arguments are the
-configuration. `fixed`, which takes the same number of draws of every image, is
-(key, logits_fn, images, *, sigma, ..., example_ids=None, count=count) -> types.Certificate.
-The others, in `RULES`, stop as soon as they can: (*, sigma, ...) -> Rule, by which
-`certify_by_rule` certifies a batch and `certify_stream` a stream of images.
+`CERTIFIERS` maps the names that a config uses to rules (`rules.Rule`): frozen dataclasses, whose
+fields are the configuration. `Fixed` takes the same number of draws of every image; the others stop
+as soon as they can. `certify_stream` certifies a stream of images by any of them,
+`certify_by_rule` a batch; `certify` is the latter with `Fixed`.
 """
 
+from robust_jax.certification.anytime import Anytime
 from robust_jax.certification.bounds import (
     binomial_test,
     certified_radius,
     clopper_pearson_lower,
     clopper_pearson_upper,
 )
-from robust_jax.certification.certify import ESTIMATE, PREDICT, SELECT, certify, predict
-from robust_jax.certification.rules import Rule, anytime_rule, sequential_rule
-from robust_jax.certification.sampling import check_draws, count, gaussian_noise
+from robust_jax.certification.certify import certify, certify_by_rule, predict
+from robust_jax.certification.fixed import Fixed
+from robust_jax.certification.radius_grid import RadiusGrid
+from robust_jax.certification.rules import Rule
+from robust_jax.certification.sampling import (
+    ESTIMATE,
+    PREDICT,
+    SELECT,
+    check_draws,
+    count,
+    gaussian_noise,
+)
 from robust_jax.certification.sharded import sharded_count
-from robust_jax.certification.stream import Example, certify_by_rule, certify_stream
+from robust_jax.certification.stream import Example, certify_stream
 
-RULES = {'sequential': sequential_rule, 'anytime': anytime_rule}
-CERTIFIERS = {'fixed': certify, **RULES}
+CERTIFIERS = {'fixed': Fixed, 'sequential': RadiusGrid, 'anytime': Anytime}
 
 __all__ = [
   'CERTIFIERS',
   'ESTIMATE',
   'PREDICT',
-  'RULES',
   'SELECT',
+  'Anytime',
   'Example',
+  'Fixed',
+  'RadiusGrid',
   'Rule',
-  'anytime_rule',
   'binomial_test',
   'certified_radius',
   'certify',
@@ -42,6 +51,5 @@ __all__ = [
   'count',
   'gaussian_noise',
   'predict',
-  'sequential_rule',
   'sharded_count',
 ]

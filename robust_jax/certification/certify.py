@@ -1,4 +1,7 @@
-"""Prediction and certification of the smoothed classifier g(x) = argmax_c P(f(x + noise) = c)."""
+"""Certificates and predictions of a batch of images, by the smoothed classifier.
+
+g(x) = argmax_c P(f(x + noise) = c).
+"""
 
 from typing import Literal
 
@@ -6,27 +9,11 @@ import jax
 import numpy as np
 
 from robust_jax import keys
-from robust_jax.certification import bounds, noise_sources
-from robust_jax.certification.sampling import count
-from robust_jax.types import Certificate, Count, NonNegative, Positive, Probability
-
-# Folded into the key, so that the draws that select a class never bound its probability. Far
-# above any training step, so that no draw of a certificate was ever trained on.
-SELECT = 2**31 - 1
-ESTIMATE = 2**31 - 2
-PREDICT = 2**31 - 3
-
-# Draws that `certify` asks for at a time, over all images.
-_ROWS = 2**17
-
-
-def _example_ids(example_ids, images):
-  return np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
-
-
-def _with_no_class(counts, num):
-  """[batch, classes + 1]: the last column counts the draws that voted for no class (NaN)."""
-  return np.concatenate([counts, num - counts.sum(axis=-1, keepdims=True)], axis=-1)
+from robust_jax.certification import bounds, noise_sources, rules
+from robust_jax.certification.fixed import Fixed
+from robust_jax.certification.sampling import PREDICT, count
+from robust_jax.certification.stream import Example, certify_stream
+from robust_jax.types import Count, NonNegative, Positive, Probability
 
 
 def certify(
@@ -46,28 +33,13 @@ def certify(
 ):
   """Class and l2 radius of the smoothed classifier, true with probability 1 - alpha an image.
 
-  The class c is the most frequent of n0 draws. Among n fresh draws, k of them c:
-  - one_vs_rest: p_A = Clopper-Pearson lower bound of k at alpha, radius sigma * Phi^-1(p_A);
-    abstains where p_A < 1/2.
-  - runner_up: p_A at alpha/2, p_B = Clopper-Pearson upper bound at alpha/2 of the largest other
-    count, at most 1 - p_A; radius (sigma / 2) * (Phi^-1(p_A) - Phi^-1(p_B)); abstains where
-    p_A < p_B. (The upper bound grows with the count, so the largest one bounds every class.)
-  A bound exactly at its limit (p_A = 1/2, p_A = p_B) keeps the class, with radius 0. Draws with
-  NaN logits hit no class; they are among the n, and a rival class of their own.
+  As `certify_by_rule` with the rule `Fixed`, which says how.
 
   Args:
     key: one key, the root of the certification.
     logits_fn: images -> [batch, classes] logits.
     images: [batch, ...] float32, pixel units.
-    sigma: standard deviation of the noise, pixel units.
-    n0: draws an image that select the class.
-    n: draws an image that bound its probability.
-    alpha: probability that a certificate is false, an image.
-    batch_size: rows of one forward pass; a part of what is certified (see sampling).
-    bound: which bound gives the radius.
-    noise: 'gaussian', or for 8-bit images 'integer', which floating point cannot break: class and
-      radius then hold for the classifier and the images of module `integer`, with the bounds above
-      at 0.99 alpha.
+    sigma, n0, n, alpha, batch_size, bound, noise: as in `Fixed`.
     example_ids: [batch] int, which with the key decide the noise; 0, ..., batch - 1 if None.
     count: what counts votes: `sampling.count` or one that shares its passes among devices.
 
@@ -75,64 +47,48 @@ def certify(
     types.Certificate, NumPy; prediction -1 and radius 0 where it abstains.
 
   Raises:
-    ValueError: sigma is not positive, alpha outside (0, 1), counts that int32 cannot hold, or with
-      integer noise pixels other than 0, 1/255, ..., 1 or an alpha too small for it.
+    ValueError: a field outside its range, counts that int32 cannot hold, or with integer noise
+      pixels other than 0, 1/255, ..., 1 or an alpha too small for it.
 
   Reference: Cohen, Rosenfeld and Kolter 2019, theorem 1 and section 3.2.2 (CERTIFY).
   """
-  if not sigma > 0:
-    raise ValueError(f'sigma={sigma}; (0, inf) is allowed')
-  if not 0 < alpha < 1:
-    raise ValueError(f'alpha={alpha}; (0, 1) is allowed')
-  if bound not in ('one_vs_rest', 'runner_up'):
-    raise ValueError(f"bound={bound!r}; 'one_vs_rest' or 'runner_up' is allowed")
-  example_ids = _example_ids(example_ids, images)
-  source = noise_sources.make(noise, sigma)
-  source.check(images, n, alpha)
-  base = source.base(logits_fn)
-
-  # In parts: a signal waits for the end of one.
-  part = max(_ROWS // max(len(images), 1), 1)
-
-  def votes(phase, num):
-    phase_key = jax.random.fold_in(keys.as_key(key), phase)
-    return sum(np.asarray(count(
-      phase_key, base, images, example_ids, start, min(part, num - start),
-      sigma=sigma, batch_size=batch_size, noise_fn=source.noise_fn,
-    )) for start in range(0, max(num, 1), part))
-
-  counts0 = votes(SELECT, n0)
-  counts = votes(ESTIMATE, n)
-  return conclude(counts0, counts, sigma=sigma, n=n,
-                  alpha=noise_sources.counted_alpha(alpha, noise), bound=bound)
+  rule = Fixed(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size, bound=bound,
+               noise=noise)
+  return certify_by_rule(key, logits_fn, images, rule, example_ids=example_ids, pool=len(images),
+                         count=count)
 
 
-def conclude(counts0, counts, *, sigma, n, alpha, bound):
-  """The certificate that follows from counts at alpha, both [batch, classes], as in `certify`."""
-  # The noise was drawn with float32(sigma): a larger sigma would overstate the radius.
-  sigma = min(sigma, float(np.float32(sigma)))
-  selected = counts0.argmax(axis=-1)
-  hits = np.take_along_axis(counts, selected[:, None], axis=-1)[:, 0]
-  if bound == 'one_vs_rest':
-    p_lower = bounds.clopper_pearson_lower(hits, n, alpha)
-    p_upper = 1 - p_lower
-    certain = p_lower >= 0.5
-    radius = bounds.certified_radius(p_lower, sigma)
-  else:
-    others = _with_no_class(counts, n)
-    np.put_along_axis(others, selected[:, None], 0, axis=-1)
-    p_lower = bounds.clopper_pearson_lower(hits, n, alpha / 2)
-    p_upper = bounds.clopper_pearson_upper(others.max(axis=-1), n, alpha / 2)
-    p_upper = np.minimum(p_upper, 1 - p_lower)
-    certain = p_lower >= p_upper
-    radius = bounds.certified_radius(p_lower, sigma, p_upper)
-  return Certificate(
-    prediction=np.where(certain, selected, -1),
-    radius=np.where(certain, radius, 0.0),
-    p_lower=p_lower,
-    counts0=counts0,
-    counts=counts,
-  )
+def certify_by_rule(key, logits_fn, images, rule, *, labels=None, example_ids=None, pool=50,
+                    count=count):
+  """Certificates of a batch of images by a rule; see `stream.certify_stream`.
+
+  Args:
+    key, logits_fn, rule, pool, count: as there.
+    images: [batch, ...] float32, pixel units.
+    labels: [batch] int, where the rule tests the label.
+    example_ids: [batch] int, which with the key decide the noise; 0, ..., batch - 1 if None.
+
+  Returns:
+    types.Certificate or, by a rule that stops early, `stream.StoppedCertificate`, NumPy.
+  """
+  if not len(images):
+    raise ValueError('images must be at least 1, got 0')
+  ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
+  if ids.shape != (len(images),):
+    raise ValueError(f'example_ids must have shape {(len(images),)}, got {ids.shape}')
+  labels = [None] * len(images) if labels is None else labels
+
+  def count_by_place(key, logits_fn, images, places, *args, **kwargs):
+    return count(key, logits_fn, images, ids[places], *args, **kwargs)
+
+  examples = map(Example, range(len(images)), labels, np.asarray(images))
+  rounds = [each for each in certify_stream(key, logits_fn, examples, rule, count=count_by_place,
+                                            pool=min(pool, len(images))) if each.certificate]
+  order = np.argsort(np.concatenate([each.index for each in rounds]))
+  kind = type(rounds[0].certificate)
+  columns = zip(*(each.certificate for each in rounds))
+  return kind(*(np.concatenate(column)[order] if isinstance(column[0], np.ndarray) else
+                [sum(column, [])[i] for i in order] for column in columns))
 
 
 def predict(
@@ -168,16 +124,14 @@ def predict(
 
   Reference: Cohen, Rosenfeld and Kolter 2019, section 3.2.1 (PREDICT).
   """
-  if not sigma >= 0:
-    raise ValueError(f'sigma={sigma}; [0, inf) is allowed')
-  if not 0 < alpha < 1:
-    raise ValueError(f'alpha={alpha}; (0, 1) is allowed')
+  rules.check(sigma=(sigma, sigma >= 0, 'at least 0'), alpha=(alpha, 0 < alpha < 1, 'in (0, 1)'))
+  ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
   num = n if sigma > 0 else 1
   counts = np.asarray(count(
-    jax.random.fold_in(keys.as_key(key), PREDICT), logits_fn, images,
-    _example_ids(example_ids, images), 0, num, sigma=sigma, batch_size=batch_size,
+    jax.random.fold_in(keys.as_key(key), PREDICT), logits_fn, images, ids, 0, num,
+    sigma=sigma, batch_size=batch_size,
   ))
-  counts = _with_no_class(counts, num)
+  counts = rules.with_no_class(counts, num)
   top, runner_up = np.argsort(-counts, axis=-1, kind='stable')[:, :2].T
   image = np.arange(len(counts))
   hits, misses = counts[image, top], counts[image, runner_up]

@@ -70,12 +70,12 @@ def thresholds(sigma, steps=255):
       [0, 1] would exceed 2^20 steps.
   """
   if not 0 < sigma < math.inf:
-    raise ValueError(f'sigma={sigma}; (0, inf) is allowed')
+    raise ValueError(f'sigma must be in (0, inf), got {sigma}')
   if steps < 1 or steps % 255:
-    raise ValueError(f'steps={steps}; a multiple of 255 is allowed')
+    raise ValueError(f'steps must be a multiple of 255, got {steps}')
   most = (_LARGEST / steps - 1) / 9.2
   if sigma > most:
-    raise ValueError(f'sigma={sigma}; at most {most:g} is allowed at steps={steps}')
+    raise ValueError(f'sigma must be at most {most:g} at steps={steps}, got {sigma}')
   return _thresholds(float(np.float32(sigma)), int(steps))
 
 
@@ -204,8 +204,7 @@ def check_images(images, steps=255):
   """Raises ValueError, in one line, where a pixel is outside [0, 1] or off the grid."""
   pixels = np.asarray(images, np.float64)
   if not ((pixels >= 0) & (pixels <= 1)).all():
-    raise ValueError('images have pixels outside [0, 1], or NaN; [0, 1] is allowed')
+    raise ValueError('pixels must be in [0, 1], got others, or NaN')
   off = np.abs(pixels * steps - np.rint(pixels * steps)) > steps * 2.0**-24
   if off.any():
-    raise ValueError(f'images have the pixel {pixels[off][0]}; multiples of 1/{steps} are allowed, '
-                     'in float32')
+    raise ValueError(f'pixels must be multiples of 1/{steps} in float32, got {pixels[off][0]}')

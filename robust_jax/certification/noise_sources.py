@@ -58,8 +58,8 @@ def check_alpha(alpha, noise: Noise, *, sigma, n, pixels):
   """Raises ValueError where the `loss` is more than what integer noise may spend of alpha."""
   lost = loss(noise, sigma=sigma, n=n, pixels=pixels)
   if lost > INTEGER_SHARE * alpha:
-    raise ValueError(f"alpha={alpha}; at least {lost / INTEGER_SHARE:.3g} is allowed for {n} "
-                     f"draws of {pixels} pixels with noise='integer'")
+    raise ValueError(f'alpha must be at least {lost / INTEGER_SHARE:.3g} for {n} draws of {pixels} '
+                     f"pixels with noise='integer', got {alpha}")
 
 
 def counted_alpha(alpha, noise: Noise):
@@ -72,7 +72,7 @@ def counted_alpha(alpha, noise: Noise):
     ValueError: alpha outside (0, 1), or another name.
   """
   if not 0 < alpha < 1:
-    raise ValueError(f'alpha={alpha}; (0, 1) is allowed')
+    raise ValueError(f'alpha must be in (0, 1), got {alpha}')
   if noise == 'gaussian':
     return alpha
   _known(noise)
@@ -81,4 +81,4 @@ def counted_alpha(alpha, noise: Noise):
 
 def _known(noise):
   if noise != 'integer':
-    raise ValueError(f"noise={noise!r}; 'gaussian' or 'integer' is allowed")
+    raise ValueError(f"noise must be 'gaussian' or 'integer', got {noise!r}")

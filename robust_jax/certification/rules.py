@@ -1,145 +1,103 @@
-"""Rules by which an image is certified from counts that are looked at on the way.
+"""What the certification rules share: their interface, their looks at the counts, their checks.
 
-The statistics are those of `sequential`; a `Rule` adds what the drawing needs to know. `stream`
-draws by a rule.
+A rule decides, from the draws of one class, what is certified and when drawing ends. The class is
+fixed before the first draw that is counted for it: the most frequent of n0 separate draws or, where
+the question is certified accuracy, the true label. `hits` are the draws of that class, `draws` all
+of them: one with NaN logits is drawn and hits nothing. Statistics are float64 from integer counts,
+on the host.
+
+An image that is decided keeps its state whatever later looks say, so that its certificate depends
+on its own draws and the rule, not on the images beside it.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+import math
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from robust_jax.certification import bounds, noise_sources, sequential
-from robust_jax.certification.sequential import AtLeastOne, BelowOne
-from robust_jax.types import Count, Index, NonNegative, Positive, Probability
+from robust_jax.certification import bounds, noise_sources
+from robust_jax.types import Count, Interval
 
+AtLeastOne = Annotated[float, Interval(1)]
+BelowOne = Annotated[float, Interval(0, 1, open_high=True)]
 Choice = Literal['majority', 'label']
 
 
-class Rule(NamedTuple):
-  """How images are certified; everything is fixed before the first draw.
+class Conclusion(NamedTuple):
+  """What is certified of each image.
 
   Attributes:
-    sigma: standard deviation of the noise, pixel units; at most that which is drawn.
-    n0: draws that choose the class, 0 where it is the label.
+    certain: [batch] bool; where False the classifier abstains.
+    radius: [batch] float64, the certified l2 radius in pixel units; 0 where it abstains.
+    p_lower: [batch] float64, lower confidence bound of the probability of the class.
+  """
+
+  certain: np.ndarray
+  radius: np.ndarray
+  p_lower: np.ndarray
+
+
+class Rule(Protocol):
+  """A frozen dataclass whose fields are those of config.certify: `Fixed`, `RadiusGrid`, `Anytime`.
+
+  Attributes:
+    sigma: standard deviation of the noise, pixel units.
+    n: the most draws of an image.
+    alpha: probability that a certificate is false, an image.
     batch_size: rows of one forward pass; a part of what is certified (see sampling).
+    stops_early: whether drawing may end before n draws.
+    num_selecting: draws that choose the class, 0 where it is the label.
+    looks: [num_looks] int64, increasing to n: the draws after which the counts are looked at.
     source: of the noise.
-    alpha: probability that a certificate is false, an image; the plan's may be less.
-    plan: of the statistics, with its `looks`.
-    start, look, undecided, conclude: its functions, as in `sequential`.
   """
 
   sigma: float
-  n0: int
-  batch_size: int
-  source: noise_sources.Source
+  n: int
   alpha: float
-  plan: sequential.Plan | sequential.AnytimePlan
-  start: Callable[..., Any]
-  look: Callable[..., Any]
-  undecided: Callable[..., np.ndarray]
-  conclude: Callable[..., sequential.Conclusion]
+  batch_size: int
+  stops_early: bool
+  num_selecting: int
+  looks: np.ndarray
+  source: noise_sources.Source
 
-  @property
-  def most_draws(self):
-    """The most draws of an image between two looks, or to choose its class."""
-    return max(self.n0, int(np.diff(self.plan.looks, prepend=0).max()))
+  def start(self, batch: int) -> Any:
+    """The state of images before the first draw: arrays [batch, ...], among them hits and draws."""
 
-  def settings(self):
-    """What a log says of the plan besides the arguments that it was made from: plain values."""
-    derived = {'alpha_cap': self.plan.alpha_cap, 'alpha_anytime': self.plan.alpha_anytime}
-    if isinstance(self.plan, sequential.Plan):
-      derived |= {'radii': self.plan.radii.tolist(), 'cap_hits': self.plan.cap_hits.tolist()}
-    return derived
+  def look(self, state: Any, hits: np.ndarray, draws: np.ndarray | int) -> Any:
+    """The state after looking at the counts of all draws so far.
 
+    The error probability holds whenever and however often this is called: `looks` are what the
+    cost was planned for. Images that are decided are passed over, whatever their counts.
 
-def sequential_rule(
-  *,
-  sigma: Positive,
-  radii: tuple[NonNegative, ...] | None = None,
-  n0: Index = 100,
-  n: Count = 100_000,
-  alpha: Probability = 0.001,
-  cap_share: Probability = 0.8,
-  futility: Probability = 0.05,
-  indifference: BelowOne = 0.0,
-  first_look: Count = 100,
-  look_growth: AtLeastOne = 1.1,
-  choose: Choice = 'majority',
-  batch_size: Count = 1000,
-  noise: noise_sources.Noise = 'gaussian',
-) -> Rule:
-  """Which radii of a grid the smoothed classifier has; draws only until each is decided.
+    Args:
+      state: that of the last look.
+      hits: [batch] integer, draws of the class so far.
+      draws: integer, broadcast to [batch], draws so far; at most n.
 
-  The class is the most frequent of n0 separate draws or, where the question is certified accuracy
-  at these radii, the true label, which costs no draws: then every certificate says that the
-  smoothed classifier is right, and an image on which it is wrong abstains.
+    Raises:
+      ValueError: counts that are not integers with 0 <= hits <= draws <= n, or that do not go on
+        from those of the state.
+    """
 
-  Args:
-    sigma: standard deviation of the noise, pixel units.
-    radii: grid of l2 radii, pixel units; None: 0.25, 0.5, ..., as far as n draws can certify.
-    n0: draws an image that choose the class; unused where the label does.
-    n: the cap, draws an image.
-    alpha: probability that a certificate is false, an image.
-    cap_share, futility, indifference, first_look, look_growth: see `sequential.make_plan`.
-    choose: whose class is certified, that of the 'majority' or the 'label'.
-    batch_size: rows of one forward pass; a part of what is certified (see sampling).
-    noise: 'gaussian' or 'integer', as in `certify`.
+  def undecided(self, state: Any) -> np.ndarray:
+    """[batch] bool: images that need more draws."""
 
-  Returns:
-    Rule.
+  def conclude(self, state: Any, rivals: np.ndarray | None = None) -> Conclusion:
+    """What is certified; it may be asked before every image is decided.
 
-  Raises:
-    ValueError: in one line that begins with the argument that is not allowed.
-  """
-  source, sigma = noise_sources.make(noise, sigma), _drawn_sigma(sigma)
-  counted = noise_sources.counted_alpha(alpha, noise)
-  if radii is None:
-    most = bounds.clopper_pearson_lower(n, n, cap_share * counted)
-    radii = 0.25 * np.arange(1, 1 + bounds.certified_radius(most, sigma) // 0.25)
-  plan = sequential.make_plan(
-    sigma=sigma, radii=radii, n=n, alpha=counted, cap_share=cap_share, futility=futility,
-    indifference=indifference, first_look=first_look, look_growth=look_growth,
-  )
-  return _rule(plan, sigma, n0, choose, batch_size, source, alpha, sequential.start,
-               sequential.look, sequential.undecided, sequential.conclude)
+    Args:
+      state: that of the last look.
+      rivals: [batch], draws of the most frequent other class (`most_of_another`), which only the
+        runner-up bound of `Fixed` needs.
+    """
+
+  def settings(self) -> dict[str, Any]:
+    """What a log says of the rule besides its fields: plain values."""
 
 
-def anytime_rule(
-  *,
-  sigma: Positive,
-  n0: Index = 100,
-  n: Count = 100_000,
-  alpha: Probability = 0.001,
-  cap_share: Probability = 0.8,
-  tolerance: NonNegative = 0.05,
-  futility: Probability = 0.05,
-  first_look: Count = 100,
-  look_growth: AtLeastOne = 1.1,
-  choose: Choice = 'majority',
-  batch_size: Count = 1000,
-  noise: noise_sources.Noise = 'gaussian',
-) -> Rule:
-  """A radius that holds at every moment; draws only while it could still grow by the tolerance.
-
-  Args:
-    sigma, n0, n, alpha, choose, batch_size, noise: as in `sequential_rule`.
-    cap_share, tolerance, futility, first_look, look_growth: see `sequential.make_anytime_plan`.
-
-  Returns:
-    Rule.
-
-  Raises:
-    ValueError: in one line that begins with the argument that is not allowed.
-  """
-  source, sigma = noise_sources.make(noise, sigma), _drawn_sigma(sigma)
-  plan = sequential.make_anytime_plan(
-    sigma=sigma, n=n, alpha=noise_sources.counted_alpha(alpha, noise), cap_share=cap_share,
-    tolerance=tolerance, futility=futility,
-    first_look=first_look, look_growth=look_growth,
-  )
-  return _rule(plan, sigma, n0, choose, batch_size, source, alpha, sequential.anytime_start,
-               sequential.anytime_look, sequential.anytime_undecided, sequential.anytime_conclude)
+def most_draws(rule):
+  """The most draws of an image between two looks, or to choose its class."""
+  return max(rule.num_selecting, int(np.diff(rule.looks, prepend=0).max()))
 
 
 def replay(rule, looks):
@@ -148,29 +106,134 @@ def replay(rule, looks):
   Raises:
     ValueError: counts that cannot be.
   """
-  state = rule.start(rule.plan, len(looks))
+  state = rule.start(len(looks))
   # Copies, as the fields of a state may share their arrays.
   state = type(state)(*map(np.array, state))
   for number in range(max(map(len, looks), default=0)):
     image = np.array([i for i, each in enumerate(looks) if len(each) > number])
     draws, hits = np.array([looks[i][number] for i in image]).T
     before = type(state)(*(column[image] for column in state))
-    for column, new in zip(state, rule.look(rule.plan, before, hits, draws)):
+    for column, new in zip(state, rule.look(before, hits, draws)):
       column[image] = new
   return state
 
 
-def _rule(plan, sigma, n0, choose, batch_size, source, alpha, *functions):
-  if choose not in ('majority', 'label'):
-    raise ValueError(f"choose={choose!r}; 'majority' or 'label' is allowed")
-  if n0 < 1 and choose == 'majority':
-    raise ValueError(f"n0={n0}; at least 1, or choose='label', is allowed")
-  if batch_size < 1:
-    raise ValueError(f'batch_size={batch_size}; at least 1 is allowed')
-  return Rule(sigma, 0 if choose == 'label' else n0, batch_size, source, alpha,
-              plan, *functions)
+def look_schedule(n: Count, *, first_look: Count = 100, look_growth: AtLeastOne = 1.1):
+  """Numbers of draws after which to look: multiples of first_look below n, and n.
+
+  Each is the last times look_growth, rounded up to the next multiple; look_growth = 1 takes
+  every multiple. An image is drawn at most about look_growth times as long as it needs.
+
+  Returns:
+    [num_looks] int64, increasing.
+
+  Raises:
+    ValueError: n or first_look below 1, look_growth below 1 or not finite.
+  """
+  check(n=(n, n >= 1, 'at least 1'), first_look=(first_look, first_look >= 1, 'at least 1'),
+        look_growth=(look_growth, 1 <= look_growth < math.inf, 'in [1, inf)'))
+  looks, multiple = [], 1
+  while multiple * first_look < n:
+    looks.append(multiple * first_look)
+    multiple = max(multiple + 1, math.ceil(multiple * look_growth))
+  return np.array([*looks, n], np.int64)
 
 
-def _drawn_sigma(sigma):
+def most_of_another(counts, chosen, draws):
+  """Draws of the most frequent class but the chosen one; draws without a class are one more class.
+
+  Args:
+    counts: [batch, classes] votes.
+    chosen: [batch] int, the class that is left out.
+    draws: integer, broadcast to [batch]; those beyond the votes had NaN logits.
+
+  Returns:
+    [batch] integer.
+  """
+  others = with_no_class(counts, draws)
+  np.put_along_axis(others, np.asarray(chosen)[:, None], 0, axis=-1)
+  return others.max(axis=-1)
+
+
+def with_no_class(counts, draws):
+  """[batch, classes + 1]: the last column counts the draws that voted for no class (NaN)."""
+  votes = counts.sum(axis=-1, keepdims=True)
+  draws = np.broadcast_to(np.asarray(draws), len(counts))[:, None]
+  return np.concatenate([counts, draws - votes], axis=-1)
+
+
+def drawn_sigma(sigma):
   """The noise is drawn with float32(sigma): a larger sigma would overstate the radius."""
   return min(sigma, float(np.float32(sigma)))
+
+
+def split_alpha(rule):
+  """(alpha_cap, alpha_anytime): what the bound at the cap has of alpha, and what the looks have."""
+  alpha = noise_sources.counted_alpha(rule.alpha, rule.noise)
+  alpha_cap = rule.cap_share * alpha
+  return alpha_cap, alpha - alpha_cap
+
+
+def reach(rule):
+  """The largest radius that n draws, all of them hits, can certify at alpha_cap.
+
+  Raises:
+    ValueError: none, not even 0.
+  """
+  least = math.ceil(math.log(rule.alpha_cap) / math.log(0.5))
+  if rule.n < least:
+    raise ValueError(f'n must be at least {least} to certify a class at alpha_cap='
+                     f'{rule.alpha_cap:g}, got {rule.n}')
+  p_lower = bounds.clopper_pearson_lower(rule.n, rule.n, rule.alpha_cap)
+  return bounds.certified_radius(p_lower, drawn_sigma(rule.sigma))
+
+
+def check(**fields):
+  """Raises ValueError, in one line, at the first field (value, whether it is valid, what is)."""
+  for name, (value, valid, expected) in fields.items():
+    if not valid:
+      raise ValueError(f'{name} must be {expected}, got {value!r}')
+
+
+def check_stopping(rule):
+  """Raises ValueError at a field that `RadiusGrid` and `Anytime` share and that is out of range."""
+  check(
+    sigma=(rule.sigma, 0 < rule.sigma < math.inf, 'in (0, inf)'),
+    n=(rule.n, rule.n >= 1, 'at least 1'),
+    alpha=(rule.alpha, 0 < rule.alpha < 1, 'in (0, 1)'),
+    cap_share=(rule.cap_share, 0 < rule.cap_share < 1, 'in (0, 1)'),
+    futility=(rule.futility, 0 < rule.futility < 1, 'in (0, 1)'),
+    choose=(rule.choose, rule.choose in ('majority', 'label'), "'majority' or 'label'"),
+    n0=(rule.n0, rule.n0 >= 1 or rule.choose == 'label', "at least 1, or choose 'label'"),
+    batch_size=(rule.batch_size, rule.batch_size >= 1, 'at least 1'),
+  )
+
+
+def check_counts(state, image, hits, draws, cap):
+  """The counts for the next state [batch], and those of the images `image`, checked."""
+  hits, draws = np.asarray(hits), np.asarray(draws)
+  for name, values in (('hits', hits), ('draws', draws)):
+    if values.dtype.kind not in 'iu':
+      raise ValueError(f'{name} must be integers, got dtype {values.dtype}')
+  if hits.shape != state.hits.shape:
+    raise ValueError(f'hits must have shape {state.hits.shape}, got {hits.shape}')
+  draws = np.broadcast_to(draws, hits.shape)
+  k, n = hits[image].astype(np.int64), draws[image].astype(np.int64)
+  new_hits, new_draws = k - state.hits[image], n - state.draws[image]
+  for name, values, valid, expected in (
+    ('draws', n, (n >= 1) & (n <= cap), f'in 1, ..., {cap}'),
+    ('hits', k, (k >= 0) & (k <= n), 'in 0, ..., draws'),
+    ('draws', n, new_draws >= 0, 'at least as many as at the last look'),
+    ('hits', k, (new_hits >= 0) & (new_hits <= new_draws),
+     'those of the last look and at most one more for each new draw'),
+  ):
+    if not valid.all():
+      raise ValueError(f'{name} must be {expected}, got {values[~valid][0]}')
+  return replaced(state.hits, image, k), replaced(state.draws, image, n), k, n
+
+
+def replaced(values, index, new):
+  """A copy of an array with new values at an index."""
+  values = values.copy()
+  values[index] = new
+  return values

@@ -16,6 +16,12 @@ import numpy as np
 from robust_jax import keys
 from robust_jax.keys import standard_normal
 
+# Folded into the key, so that the draws that select a class never bound its probability. Far
+# above any training step, so that no draw of a certificate was ever trained on.
+SELECT = 2**31 - 1
+ESTIMATE = 2**31 - 2
+PREDICT = 2**31 - 3
+
 INT32_MAX = 2**31 - 1
 
 
@@ -35,7 +41,7 @@ def check_draws(batch, start, num, batch_size):
   values = {name: np.asarray(value, np.int64) for name, value in (('start', start), ('num', num))}
   for name, value in values.items():
     if value.shape not in ((), (batch,)):
-      raise ValueError(f'{name} has shape {value.shape}; () or {(batch,)} is allowed')
+      raise ValueError(f'{name} must have shape () or {(batch,)}, got {value.shape}')
   start, num = values.values()
   minima = {
     'len(images)': (batch, 1), 'start': (start.min(initial=INT32_MAX), 0),
@@ -43,17 +49,14 @@ def check_draws(batch, start, num, batch_size):
   }
   for name, (value, low) in minima.items():
     if value < low:
-      raise ValueError(f'{name}={value}; at least {low} is allowed')
+      raise ValueError(f'{name} must be at least {low}, got {value}')
   last = (start + num).max()
   if last > INT32_MAX:
-    raise ValueError(f'start + num = {last}; at most {INT32_MAX} is allowed')
+    raise ValueError(f'start + num must be at most {INT32_MAX}, got {last}')
   rows = int(num.sum()) if num.ndim else batch * int(num)
   if rows + batch_size > INT32_MAX:
-    draws = f'num={num}' if num.ndim == 0 else f'num of each, {num.max()} and less,'
-    raise ValueError(
-      f'{batch} images x {draws} are {rows} rows; '
-      f'at most {INT32_MAX - batch_size} are allowed in one call'
-    )
+    raise ValueError(f'the rows of one call must be at most {INT32_MAX - batch_size}, got {rows} '
+                     f'({batch} images, num {num.max()})')
 
 
 def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
@@ -97,9 +100,7 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
   images = jnp.asarray(images, jnp.float32)
   example_ids = jnp.asarray(example_ids, jnp.int32)
   if example_ids.shape != images.shape[:1]:
-    raise ValueError(
-      f'example_ids has shape {example_ids.shape}; {images.shape[:1]} is allowed'
-    )
+    raise ValueError(f'example_ids must have shape {images.shape[:1]}, got {example_ids.shape}')
   if not isinstance(start, jax.core.Tracer) and not isinstance(num, jax.core.Tracer):
     check_draws(len(images), start, num, batch_size)
   if not isinstance(logits_fn, jax.tree_util.Partial):

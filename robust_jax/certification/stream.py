@@ -1,10 +1,10 @@
 """Draws by a rule: a stream of images through a pool of fixed size, decided one by one.
 
 All images of the pool share the forward passes of one call, each with as many draws as it is from
-its next look. Whoever is decided leaves, and the next of the stream takes the place. So memory
-does not grow with the number of images, shapes never change, and devices stay full until the
-stream ends. The draws of an image depend on nothing beside it, nor do the looks, so neither do its
-certificate and its counts: not on the pool, the devices or an interruption.
+its next look. An image that is decided leaves, and the next of the stream takes its place. So
+memory does not grow with the number of images, shapes never change, and devices stay full until
+the stream ends. The draws of an image depend on nothing beside it, nor do the looks, so neither do
+its certificate and its counts: not on the pool, the devices or an interruption.
 """
 
 import dataclasses
@@ -15,7 +15,10 @@ import numpy as np
 
 from robust_jax import keys
 from robust_jax.certification import rules, sampling
-from robust_jax.certification.certify import ESTIMATE, SELECT
+from robust_jax.types import Certificate
+
+# Draws that are asked for in one call, over all images: a signal waits for its end.
+_ROWS = 2**17
 
 
 class Example(NamedTuple):
@@ -56,34 +59,39 @@ class Round(NamedTuple):
   Attributes:
     index: [batch] int, the images that are decided now, in increasing order; there may be none.
     labels: list of them.
-    certificate: StoppedCertificate of these; None if there are none.
+    certificate: Certificate of these, or StoppedCertificate by a rule that stops early; None if
+      there are none.
     seconds: [batch] float64, their shares of the time of all their calls.
     unfinished: dicts of plain values, from which the others can go on: see `certify_stream`.
   """
 
   index: np.ndarray
   labels: list[int | None]
-  certificate: StoppedCertificate | None
+  certificate: Certificate | StoppedCertificate | None
   seconds: np.ndarray
   unfinished: list[dict[str, Any]]
 
 
 @dataclasses.dataclass
 class _Slot:
-  """An image on its way: as `StoppedCertificate`, the class None until it is chosen."""
+  """An unfinished image: as `StoppedCertificate`, the class None until it is chosen.
+
+  `drawn` counts its draws so far, those that choose its class or those that are counted for it.
+  """
 
   index: int
   label: int | None
   chosen: int | None
   counts0: np.ndarray | int
   counts: np.ndarray | int
+  drawn: int
   looks: list
   seconds: float
   state: Any
 
-  @property
-  def draws(self):
-    return self.looks[-1][0] if self.looks else 0
+  def wanted(self, rule):
+    """The draws at which its class is chosen, or the counts are looked at next."""
+    return rule.num_selecting if self.chosen is None else int(rule.looks[len(self.looks)])
 
 
 def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sampling.count):
@@ -93,10 +101,10 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
     key: one key, the root of the certification.
     logits_fn: images -> [batch, classes] logits.
     examples: iterable of `Example`; no more than `pool` of them are held at a time.
-    rule: a `rules.Rule`.
+    rule: `rules.Rule`.
     pool: images that are drawn for in one call.
-    begun: {index: dict} of images that were on their way before, from `Round.unfinished`; they
-      go on after their last look when the stream comes to them.
+    begun: {index: dict} of images that are unfinished, from `Round.unfinished`; they go on when the
+      stream comes to them.
     count: what counts votes: `sampling.count` or one that shares its passes among devices.
 
   Yields:
@@ -107,8 +115,8 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
       image that the rule's noise is not for.
   """
   if pool < 1:
-    raise ValueError(f'pool={pool}; at least 1 is allowed')
-  phase_keys = keys.fold_in(key, np.array([SELECT, ESTIMATE]))
+    raise ValueError(f'pool must be at least 1, got {pool}')
+  phase_keys = keys.fold_in(key, np.array([sampling.SELECT, sampling.ESTIMATE]))
   base = rule.source.base(logits_fn)
   examples, begun = iter(examples), dict(begun or {})
   slots, images = {}, None
@@ -119,7 +127,7 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
         continue
       if images is None:
         images = np.zeros((pool, *np.shape(example.image)), np.float32)
-      rule.source.check(np.asarray(example.image)[None], rule.plan.looks[-1], rule.alpha)
+      rule.source.check(np.asarray(example.image)[None], rule.n, rule.alpha)
       images[place] = example.image
       slots[place] = _slot(rule, example, begun.pop(example.index, None))
     if not slots:
@@ -128,13 +136,15 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
     ids, phase, start, num = np.zeros((4, pool), np.int32)
     for place, slot in slots.items():
       ids[place], phase[place] = slot.index, slot.chosen is not None
-      start[place], num[place] = _next_draws(rule, slot)
+      start[place], num[place] = slot.drawn, slot.wanted(rule) - slot.drawn
+    if num.sum() > _ROWS:
+      num = np.minimum(num, max(_ROWS // pool, 1))
     votes = np.asarray(count(phase_keys[phase], base, images, ids, start, num, sigma=rule.sigma,
                              batch_size=rule.batch_size, noise_fn=rule.source.noise_fn))
     for slot in slots.values():
       if slot.chosen is not None and not 0 <= slot.chosen < votes.shape[1]:
-        raise ValueError(f'image {slot.index}: label={slot.chosen}; 0, ..., {votes.shape[1] - 1} '
-                         'is allowed')
+        raise ValueError(f'image {slot.index}: label must be in 0, ..., {votes.shape[1] - 1}, got '
+                         f'{slot.chosen}')
     _add(rule, slots, votes, num)
     seconds = time.monotonic() - begin
     for place, slot in slots.items():
@@ -148,77 +158,47 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
       [_saved(slot) for slot in slots.values()] + list(begun.values()))
 
 
-def certify_by_rule(key, logits_fn, images, rule, *, labels=None, example_ids=None, pool=50,
-                    count=sampling.count):
-  """Certificates of a batch of images by a rule; see `certify_stream`.
-
-  Args:
-    key, logits_fn, rule, pool, count: as there.
-    images: [batch, ...] float32, pixel units.
-    labels: [batch] int, where the rule tests the label.
-    example_ids: [batch] int, which with the key decide the noise; 0, ..., batch - 1 if None.
-
-  Returns:
-    StoppedCertificate, NumPy.
-  """
-  ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
-  labels = [None] * len(images) if labels is None else labels
-  if not len(images):
-    raise ValueError('images has no image; at least 1 is allowed')
-  order = {int(index): i for i, index in enumerate(ids)}
-  if len(order) < len(images):
-    raise ValueError(f'example_ids={ids.tolist()}; distinct ids are allowed')
-  examples = map(Example, ids.tolist(), labels, np.asarray(images))
-  rounds = [each for each in certify_stream(key, logits_fn, examples, rule, count=count,
-                                            pool=min(pool, len(images))) if each.certificate]
-  place = np.argsort([order[index] for each in rounds for index in each.index.tolist()])
-  columns = zip(*(each.certificate for each in rounds))
-  *arrays, looks = [sum(column, []) if isinstance(column[0], list) else np.concatenate(column)
-                    for column in columns]
-  return StoppedCertificate(*(array[place] for array in arrays), [looks[i] for i in place])
-
-
 def _slot(rule, example, saved):
   """An image as it enters the pool, at its beginning or where `_saved` has left it."""
   index, label = int(example.index), None if example.label is None else int(example.label)
-  if rule.n0 == 0 and label is None:
-    raise ValueError('labels are missing, which the rule tests; choose=\'majority\' needs none')
+  if rule.num_selecting == 0 and label is None:
+    raise ValueError("labels must be given where the rule tests them, choose='label'")
   if saved is None:
-    chosen = label if rule.n0 == 0 else None
-    return _Slot(index, label, chosen, 0, 0, [], 0., rule.start(rule.plan, 1))
+    chosen = label if rule.num_selecting == 0 else None
+    return _Slot(index, label, chosen, 0, 0, 0, [], 0., rule.start(1))
+  looks = [list(look) for look in saved['looks']]
+  # Logs of before have images after a look only.
+  drawn = saved.get('drawn', looks[-1][0] if looks else 0)
   return _Slot(index, label, saved['chosen'], np.array(saved['counts0']),
-               np.array(saved['counts']), [list(look) for look in saved['looks']], saved['time'],
-               rules.replay(rule, [saved['looks']]))
+               np.array(saved['counts']), drawn, looks, saved['time'], rules.replay(rule, [looks]))
 
 
 def _saved(slot):
   """Plain values from which `_slot` goes on."""
   plain = lambda counts: np.asarray(counts).tolist()
   return {'idx': slot.index, 'chosen': slot.chosen, 'counts0': plain(slot.counts0),
-          'counts': plain(slot.counts), 'looks': slot.looks, 'time': slot.seconds}
-
-
-def _next_draws(rule, slot):
-  """(start, num) of the draws that choose its class, or lead to the next look."""
-  if slot.chosen is None:
-    return 0, rule.n0
-  return slot.draws, rule.plan.looks[len(slot.looks)] - slot.draws
+          'counts': plain(slot.counts), 'drawn': slot.drawn, 'looks': slot.looks,
+          'time': slot.seconds}
 
 
 def _add(rule, slots, votes, num):
-  """Adds votes [pool, classes] to the images of {place: _Slot}, and looks at them."""
+  """Adds votes [pool, classes] to the images of {place: _Slot}, and looks at those due."""
   looking = []
   for place, slot in slots.items():
+    slot.drawn += int(num[place])
+    due = slot.drawn == slot.wanted(rule)
     if slot.chosen is None:
-      slot.counts0 = votes[place]
-      slot.chosen = int(votes[place].argmax())
+      slot.counts0 = slot.counts0 + votes[place]
+      if due:
+        slot.chosen, slot.drawn = int(slot.counts0.argmax()), 0
     else:
       slot.counts = slot.counts + votes[place]
-      slot.looks = [*slot.looks, [slot.draws + int(num[place]), int(slot.counts[slot.chosen])]]
-      looking.append(slot)
+      if due:
+        slot.looks = [*slot.looks, [slot.drawn, int(slot.counts[slot.chosen])]]
+        looking.append(slot)
   if looking:
     draws, hits = np.array([slot.looks[-1] for slot in looking]).T
-    state = rule.look(rule.plan, _stacked(slot.state for slot in looking), hits, draws)
+    state = rule.look(_stacked(slot.state for slot in looking), hits, draws)
     for i, slot in enumerate(looking):
       slot.state = type(state)(*(column[i:i + 1] for column in state))
 
@@ -230,9 +210,12 @@ def _stacked(states):
 
 def _certificate(rule, slots):
   chosen = np.array([slot.chosen for slot in slots])
+  draws = np.array([slot.drawn for slot in slots])
   counts = np.array([slot.counts for slot in slots])
-  counts0 = [np.broadcast_to(slot.counts0, counts.shape[1:]) for slot in slots]
-  certain, radius, p_lower = rule.conclude(rule.plan, _stacked(slot.state for slot in slots))
-  return StoppedCertificate(
-    np.where(certain, chosen, -1), radius, p_lower, np.array(counts0), counts, chosen,
-    np.array([slot.draws for slot in slots]), [slot.looks for slot in slots])
+  counts0 = np.array([np.broadcast_to(slot.counts0, counts.shape[1:]) for slot in slots])
+  certain, radius, p_lower = rule.conclude(_stacked(slot.state for slot in slots),
+                                           rules.most_of_another(counts, chosen, draws))
+  certificate = Certificate(np.where(certain, chosen, -1), radius, p_lower, counts0, counts)
+  if not rule.stops_early:
+    return certificate
+  return StoppedCertificate(*certificate, chosen, draws, [slot.looks for slot in slots])

@@ -8,12 +8,13 @@ import functools
 from typing import Literal
 
 import grain
+import jax
 import numpy as np
 
 from robust_jax.data import decode as image_rules
 from robust_jax.data import lazy
 from robust_jax.errors import UserError
-from robust_jax.types import Batch, TangentBatch
+from robust_jax.types import Batch
 
 CROP_PADDING = 4
 Augmentation = Literal['none', 'crop', 'crop_flip', 'resized_crop']
@@ -24,7 +25,7 @@ _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 def steps_per_epoch(dataset, batch_size):
   """Steps in which every example of `dataset` counts once: ceil(num_examples / batch_size).
 
-  Of a mixture, every example but the extra ones.
+  Extra examples of a mixture, and their places in the batches, are left out.
 
   Raises:
     UserError: the share of extra examples leaves none, or none of the others, in a batch.
@@ -44,9 +45,8 @@ def _num_extra(mixture, batch_size):
   num_extra = round(mixture.share * batch_size)
   most = min(batch_size - 1, mixture.num_examples)
   if not 0 < num_extra <= most:
-    raise UserError(f'config.extra.share is {mixture.share}, which is {num_extra} of a batch of '
-                    f'{batch_size}; 1 to {most} of them, with {mixture.num_examples} extra '
-                    'examples, are allowed')
+    raise UserError(f'config.extra.share must give 1 to {most} examples in a batch of {batch_size} '
+                    f'({mixture.num_examples} are there), got {mixture.share}: {num_extra}')
   return num_extra
 
 
@@ -58,10 +58,10 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
   once; no batch straddles two epochs. The last batch of an epoch is filled up with other images
   of the epoch, so that batch statistics see a full batch, at mask 0 and index num_examples.
 
-  Of a mixture (see `extra.mix`), each batch has round(share * batch_size) extra examples, evenly
-  among the others, with their weight as mask. They are gone through in one random order after the
-  other, of each of which what does not fill a batch is left out, so that no batch has an example
-  twice. An epoch is one pass through the others.
+  Each batch of a mixture (see `extra.mix`) has round(share * batch_size) extra examples, evenly
+  among the others, with their weight as mask. They come in one random order after the other; what
+  does not fill a batch at the end of an order is left out, so that no batch has an example twice.
+  An epoch is one pass through the others.
 
   A whole batch is one Grain element, gathered and augmented at once: an element per image costs
   seven times as much.
@@ -76,23 +76,24 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
       mirrors left to right, half of the time. 'resized_crop' resizes a random part of the
       original image (`images.crop_box`) and mirrors likewise.
     tangents: None, or what maps indices [batch] to tangent directions [batch, d, k]; see
-      `tangents.load`. They are those of the images as they are, so that there is no augmentation.
+      `tangents.load`. They go into batch.aux; being those of the images as they are, they exclude
+      augmentation.
     host: which host this is, 0 .. num_hosts - 1.
     num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
 
   Returns:
-    An iterator of types.Batch, or with tangents types.TangentBatch (NumPy), of batch_size /
-    num_hosts examples each; it reads ahead in a thread.
+    An iterator of types.Batch (NumPy) of batch_size / num_hosts examples each; it reads ahead in a
+    thread.
 
   Raises:
     UserError: num_hosts does not divide batch_size, or tangents of augmented images.
   """
   if tangents is not None and augment != 'none':
-    raise UserError(f"config.data.augment is {augment!r} with config.data.tangents; 'none' is "
-                    'allowed')
+    raise UserError("config.data.augment must be 'none' with config.data.tangents, got "
+                    f'{augment!r}')
   if batch_size % num_hosts:
-    raise UserError(
-      f'config.train.batch_size is {batch_size}; it must be a multiple of the {num_hosts} hosts')
+    raise UserError(f'config.train.batch_size must be a multiple of the {num_hosts} hosts, got '
+                    f'{batch_size}')
   epoch_steps = steps_per_epoch(dataset, batch_size)
   rows = slice(host * batch_size // num_hosts, (host + 1) * batch_size // num_hosts)
 
@@ -142,7 +143,7 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     batch = _batch(dataset, images, index, mask)
     if tangents is None:
       return batch
-    return TangentBatch(*batch, np.asarray(tangents[index], np.float32))
+    return batch._replace(aux={'tangents': np.asarray(tangents[index], np.float32)})
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.
@@ -188,7 +189,7 @@ def take(dataset, indices, batch_size=None):
                   np.zeros(missing, np.int32),
                   np.full(missing, dataset.num_examples, np.int32),
                   np.zeros(missing, np.float32))
-  return Batch(*map(np.concatenate, zip(batch, padding)))
+  return jax.tree.map(lambda *values: np.concatenate(values), batch, padding)
 
 
 def _batch(dataset, images, index, mask):

@@ -21,9 +21,9 @@ class Mixture(NamedTuple):
   """How the last examples of a Dataset are mixed with those before them (see `extra.mix`).
 
   Attributes:
-    num_examples: how many they are.
-    share: of the examples of a batch.
-    weight: of the loss of one of them; that of another example is 1.
+    num_examples: the number of these extra examples.
+    share: the fraction of a batch that they make.
+    weight: of the loss of an extra example; that of any other is 1.
   """
 
   num_examples: int

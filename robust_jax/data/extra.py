@@ -1,4 +1,7 @@
-"""Extra examples in every training batch, such as pseudo-labelled or generated images."""
+"""Extra examples in every training batch, for semi-supervised and self-training.
+
+They may be pseudo-labelled or generated images; `share` is the fraction of a batch that they make.
+"""
 
 from pathlib import Path
 

@@ -18,10 +18,10 @@ def replicate(tree, devices):
 
 
 def map_train_step(train_step, devices):
-  """(state, batch, key) -> (state, sums) over devices, from a step made with axis_name=AXIS.
+  """(state, batch, key) -> (state, sums) over devices.
 
   Args:
-    train_step: see `training.make_train_step`.
+    train_step: `training.train_step` with its keyword arguments bound, axis_name=AXIS among them.
     devices: list of devices.
 
   Returns:

@@ -1,8 +1,8 @@
 """Charts by matplotlib. One description serves the page, as inline SVG, and a paper, as a file."""
 
 import io
-import math
 import re
+import textwrap
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -77,8 +77,7 @@ class Chart(NamedTuple):
     title: what the y axis shows.
     x_label: what the x axis shows.
     lines: list of `Line`, first to last drawn.
-    x_limits: (low, high), or None for the range of the data.
-    y_limits: the same for y.
+    y_limits: (low, high), or None for the range of the data.
     percent: whether y is a fraction to be shown in per cent.
     size: (width, height) of the axes and their labels in points; text has 12.
     in_legend: whether the page has a legend above this chart.
@@ -88,7 +87,6 @@ class Chart(NamedTuple):
   title: str
   x_label: str
   lines: list[Line]
-  x_limits: tuple[float, float] | None = None
   y_limits: tuple[float, float] | None = None
   percent: bool = False
   size: tuple[int, int] = (400, 250)
@@ -149,32 +147,37 @@ def draw(chart: Chart, *, alone=True) -> Figure:
     return figure
 
 
-def draw_table(title, names, columns) -> Figure:
-  """A table of figures with a bar behind each, as long as its share of the column's largest.
+def draw_table(title, columns, rows, bars) -> Figure:
+  """A table as a picture, with bars behind figures as long as their shares of the largest.
 
   Args:
     title: a line above it.
-    names: [num_rows].
-    columns: (title, means [num_rows], texts [num_rows]) of each; NaN and '' where there is none.
+    columns: names of the columns; the first is that of the rows.
+    rows: [num_rows] of texts, None for an empty cell.
+    bars: {number of a column: its figures [num_rows], NaN where there is none}.
   """
+  heads = [textwrap.wrap(name, 15) for name in columns]
+  widths = [20 + 7 * max(len(row[0]) for row in rows), *(
+      104 if j in bars else 40 for j in range(1, len(columns)))]
+  ends, row, top = np.cumsum(widths), 24, 1.4 + 0.7 * max(map(len, heads))
   with matplotlib.rc_context(_STYLE):
-    left, cell, row = 20 + 7 * max(map(len, names)), 104, 24
-    width, height = left + cell * len(columns) + 12, row * (len(names) + 2)
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(len(names), -2))
+    size = (ends[-1] + 12) / 72, row * (len(rows) + top) / 72
+    figure = Figure(figsize=size, dpi=72)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, ends[-1] + 12), ylim=(len(rows), -top))
     axes.axis('off')
-    axes.text(6, -1.5, title, va='center', size=13)
-    for i, name in enumerate(names):
-      axes.text(6, i + 0.5, name, va='center')
+    axes.text(6, 0.7 - top, title, va='center', size=13)
+    for i in range(len(rows)):
       axes.axhline(i, color=_RULE if i else _SOFT, linewidth=1)
-    for j, (name, means, texts) in enumerate(columns):
-      start, largest = left + cell * j, np.nanmax([*means, 1e-9])
-      axes.text(start + cell - 10, -0.5, name, ha='right', va='center', color=_SOFT)
-      lengths = (cell - 6) * np.nan_to_num(means) / largest
-      axes.barh(np.arange(len(names)) + 0.5, lengths, 0.75, left=start, color=PALETTE['c0'][0],
-                alpha=0.15)
-      for i, text in enumerate(texts):
-        axes.text(start + cell - 10, i + 0.5, text, ha='right', va='center')
+    for j, figures in bars.items():
+      lengths = (widths[j] - 6) * np.nan_to_num(figures) / np.nanmax([*figures, 1e-9])
+      axes.barh(np.arange(len(rows)) + 0.5, lengths, 0.75, left=ends[j - 1] + 4,
+                color=PALETTE['c0'][0], alpha=0.15)
+    for j, head in enumerate(heads):
+      x, align = (ends[j] - 6, 'right') if j else (6, 'left')
+      axes.text(x, -0.2, '\n'.join(head), ha=align, va='bottom', color=_SOFT)
+      for i, cells in enumerate(rows):
+        axes.text(x, i + 0.5, cells[j] or '', ha=align, va='center',
+                  weight='bold' if isinstance(cells[j], analysis.Best) else 'normal')
     return figure
 
 
@@ -222,7 +225,8 @@ def inline_svg(chart: Chart) -> str:
     if element.tag not in ('text', 'title'):
       element.text = None
     element.tail, element.attrib = None, attributes
-  root.attrib = {'viewBox': root.attrib['viewBox'], 'role': 'img', 'aria-label': _spoken(chart),
+  root.attrib = {'viewBox': root.attrib['viewBox'], 'role': 'img',
+                 'aria-label': f'{chart.title} against {chart.x_label}',
                  'class': 'wide' if chart.size[0] > 400 else 'small'}
   return ElementTree.tostring(root, encoding='unicode', short_empty_elements=False)
 
@@ -247,8 +251,8 @@ def certified_curves(logs, most=MAX_POINTS):
   if len(radii) > most:
     radii = np.unique(np.concatenate([np.linspace(0, radii[-1], most), *grids]))
   radii = np.append(radii, radii[-1] * (1 + 1e-6))
-  curves = [(radii, analysis.certified_accuracy(log, radii)) for log in logs]
-  return [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in curves]
+  curves = [analysis.certified_accuracy(log, radii) for log in logs]
+  return [(radii[~np.isnan(y)], y[~np.isnan(y)]) for y in curves]
 
 
 def _draw_line(axes, line, name):
@@ -268,23 +272,22 @@ def _draw_line(axes, line, name):
 
 
 def _scale(axes, chart):
-  x, y = (np.concatenate([getattr(line, name) for line in chart.drawn]) for name in 'xy')
-  axes.set_xlim(chart.x_limits or _spread(x.min(), x.max()))
-  steps = [1, 2, 2.5, 5, 10]
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(7, steps=steps))
-  axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-  axes.yaxis.set_major_formatter(
-      (lambda value, _: f'{100 * value:.6g}%') if chart.percent else lambda value, _: _short(value))
+  y = np.concatenate([line.y for line in chart.drawn])
+  axes.margins(x=0.03)
+  axes.set_xlim(left=0)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(7, steps=[1, 2, 5, 10]))
+  axes.xaxis.set_major_formatter('{x:g}')
   if chart.logarithmic:
     axes.set_yscale('log')
-    axes.yaxis.set_major_locator(ticker.LogLocator(numticks=6))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
-    powers = math.floor(math.log10(y.min())), math.ceil(math.log10(y.max()))
-    axes.set_ylim(10. ** powers[0], 10. ** powers[1])
+    axes.minorticks_off()
   else:
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=steps))
-    axes.set_ylim(chart.y_limits or _y_range(y, chart.percent))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_ylim(bottom=min(y.min(), 0.))
+  if chart.percent and y.max() <= 1:  # From zero, unless differences would not show.
+    axes.set_ylim(np.floor(10 * y.min() - 0.1) / 10 if y.min() > 0.7 else 0., 1.)
+  if chart.y_limits:
+    axes.set_ylim(chart.y_limits)
+  axes.yaxis.set_major_formatter(ticker.PercentFormatter(1) if chart.percent else '{x:g}')
 
 
 def _legend(axes, named, width, height):
@@ -299,40 +302,12 @@ def _legend(axes, named, width, height):
               borderaxespad=0.2)
 
 
-def _y_range(values, percent):
-  """From zero, unless accuracies are so high that their differences would not show."""
-  low, high = min(values.min(), 0.), values.max()
-  if percent and high <= 1:
-    low = math.floor(10 * values.min() - 0.1) / 10 if values.min() > 0.7 else low
-    return max(low, 0.), 1.
-  low, high = _spread(low, high)
-  return low, high + 0.04 * (high - low)
-
-
-def _spread(low, high):
-  return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
-
-
-def _short(number):
-  number = float(f'{number:.10g}')
-  if abs(number) >= 10000:
-    return f'{number / 1000:.6g}k'
-  return f'{number:.6g}' if abs(number) >= 1e-3 or number == 0 else f'{number:.0e}'
-
-
 def _add_tooltips(group, chart, line):
   show = (lambda y: f'{100 * y:.1f}%') if chart.percent else lambda y: f'{y:.4g}'
   marks = [element for element in group.iter() if element.tag.endswith('use')]
   for mark, x, y in zip(marks, line.x, line.y):
     title = ElementTree.SubElement(mark, 'title')
     title.text = f'{line.name}, {chart.x_label} {x:.4g}: {show(y)}'
-
-
-def _spoken(chart):
-  show = (lambda y: f'{100 * y:.1f}%') if chart.percent else lambda y: f'{y:.3g}'
-  lines = [f'{line.name} goes from {show(line.y[0])} at {line.x[0]:.3g} '
-           f'to {show(line.y[-1])} at {line.x[-1]:.3g}' for line in chart.drawn if line.name]
-  return f'{chart.title} against {chart.x_label}: {"; ".join(lines)}.'
 
 
 def certified_chart(logs, names, intervals=False) -> Chart:
@@ -343,13 +318,9 @@ def certified_chart(logs, names, intervals=False) -> Chart:
     names: [num_logs], for the legend.
     intervals: whether bands show the 95% intervals of the accuracy, at each radius by itself.
   """
-  lines = []
-  for i, (log, name, (radii, accuracies)) in enumerate(zip(logs, names, certified_curves(logs))):
-    # To where it is zero; from there on the axis says so.
-    end = np.count_nonzero(accuracies) + 1
-    band = tuple(values[:end] for values in analysis.accuracy_interval(accuracies, len(log.idx)))
-    lines.append(Line(name, style(i), radii[:end], accuracies[:end],
-                      band if intervals else None, steps=True))
-  end = 1.02 * max(line.x[-1] for line in lines) or 1.
-  return Chart('certified', 'Certified accuracy', 'ℓ₂ radius', lines, (0, end), (0, 1),
-               percent=True, size=(720, 470))
+  lines = [
+      Line(name, style(i), *curve, analysis.accuracy_interval(curve[1], len(log.idx))
+           if intervals else None, steps=True)
+      for i, (log, name, curve) in enumerate(zip(logs, names, certified_curves(logs)))]
+  return Chart('certified', 'Certified accuracy', 'ℓ₂ radius', lines, (0, 1), percent=True,
+               size=(720, 470))

@@ -14,11 +14,10 @@ import numpy as np
 from robust_jax import analysis
 from robust_jax.analysis import Best, Table
 from robust_jax.analysis.comparison import Column, differing_settings, other_label
-from robust_jax.config.sections import flat
 from robust_jax.errors import UserError
 from robust_jax.report import charts, groups, pages, run
 from robust_jax.report.charts import Chart, Line
-from robust_jax.report.contents import Contents
+from robust_jax.report.contents import Contents, flat
 from robust_jax.report.groups import Group
 
 _MAX_RADII = 8
@@ -97,7 +96,7 @@ def _panel(dataset, runs):
   columns = [
       *_accuracies(found, certified, attacked, attacks, certified_alike and not differing,
                    attacked_alike),
-      *_times(found)]
+      *_epoch_time(found)]
   notes += _notes(found, differing, certified, attacked)
   return Panel(dataset, found, columns, certified, attacks, notes)
 
@@ -150,23 +149,12 @@ def _on_common_images(logs, what, notes):
 
 def _notes(found, differing, certified, attacked):
   notes = []
-  for name in ('n', 'alpha'):
-    if name in differing:
-      values = _listed(f'{value:,}' for value in sorted(map(json.loads, differing[name])))
-      notes.append(f'The certificates differ in {name} ({values}), which alone changes the radii '
-                   'that can be certified: they stand side by side, without differences or a '
-                   'best value.')
-  others = [name for name in differing if name not in ('n', 'alpha')]
-  if others:
-    notes.append(f'The certificates differ in {_listed(others)}, which is another question: they '
-                 'stand side by side, without differences or a best value.')
-  headers = [log.header for log in _present(attacked)]
-  for name in ('num_noise', 'n', 'alpha'):
-    values = sorted({one[name] for one in headers if one.get('smoothed') and name in one})
-    if len(values) > 1:
-      notes.append(f'The attacks on smoothed classifiers differ in {name} '
-                   f'({_listed(f"{value:,}" for value in values)}).')
-  if len({tuple(sorted(header['epsilons'])) for header in headers}) > 1:
+  if differing:
+    each = _listed([f'{name} ({_listed(map(_setting_text, values))})'
+                    for name, values in differing.items()])
+    notes.append(f'The certificates differ in {each}, which alone changes what can be certified: '
+                 'they stand side by side, without differences or a best value.')
+  if len({tuple(sorted(log.epsilons)) for log in _present(attacked)}) > 1:
     notes.append('The attacks measured different radii. An image counts at ε if it is right at '
                  'every smaller ε measured as well, so a longer list is a little stricter.')
   if any(analysis.decided_radii(log) is not None for log in _present(certified)):
@@ -180,24 +168,33 @@ def _notes(found, differing, certified, attacked):
   return notes
 
 
+def _setting_text(value):
+  value = json.loads(value)
+  return f'{value:,}' if isinstance(value, int | float) else pages.text(value)
+
+
 def _listed(words):
-  *most, last = words
+  *most, last = map(str, words)
   return f'{", ".join(most)} and {last}' if most else last
 
 
 def _by_attack(attacked):
   """{what was done: [group][run] logs}; another norm or number of draws is another attack."""
   key = lambda log: json.dumps(_attack_settings(log), sort_keys=True)
-  names = {key(log): log for log in _present(attacked)}
-  # The same words for two attacks are told apart by what differs, as configs are.
-  settings = [flat(_attack_settings(log)) for log in names.values()]
-  differ = [field for field in groups.differing(settings) if field not in ('name', 'norm')]
+  logs, names = {key(log): log for log in _present(attacked)}, {}
+  for one, log in logs.items():
+    names.setdefault(f'{run.attack_name(log)} {run.attack_norm(log)}', []).append(one)
   result = {}
-  for (one, log), setting in zip(names.items(), settings):
-    details = ''.join(f', {field}={groups.value_text(field, setting[field])}' for field in differ
-                      if setting.get(field) is not None)
-    result[f'{run.attack_name(log)} {run.attack_norm(log)}{details}'] = [
-        [log if log is not None and key(log) == one else None for log in row] for row in attacked]
+  for name, keys in names.items():
+    # The same words for two attacks are told apart by what differs, as configs are.
+    settings = [flat(_attack_settings(logs[one])) for one in keys]
+    fields = groups.telling(settings, groups.differing(settings))
+    for one, setting in zip(keys, settings):
+      details = ''.join(f', {field}={groups.value_text(field, setting[field])}'
+                        for field in fields if setting.get(field) is not None)
+      result[name + details] = [
+          [log if log is not None and key(log) == one else None for log in row]
+          for row in attacked]
   return result
 
 
@@ -271,30 +268,20 @@ def radii(logs):
   return found[1:].tolist()
 
 
-def _times(found):
-  """Seconds of an epoch; where no run has logged its speed the time of the whole training."""
-  epochs = [[_seconds_an_epoch(each) for each in group.runs] for group in found]
-  if _present(epochs):
-    return [Column('s / epoch', epochs, scale=1., decimals=2, compared=False)]
-  seconds = [[train.get('seconds') if train.get('status') == 'done' else None
-              for train in (each.stages.get('train', {}) for each in group.runs)]
-             for group in found]
-  if not _present(seconds):
-    return []
-  unit, length = next((unit, length) for unit, length in (('h', 3600), ('min', 60), ('s', 1))
-                      if max(_present(seconds)) >= 2 * length or length == 1)
-  return [Column(f'training ({unit})', _map(lambda value: np.array([value]), seconds),
-                 scale=1 / length, compared=False)]
+def _epoch_time(found):
+  """Seconds of an epoch at the median speed, so that compiling does not count."""
+  def seconds(each):
+    rows = [row for row in each.metrics['train']
+            if row.get('images_per_second') and row.get('epoch')]
+    batch_size = each.config.get('train', {}).get('batch_size')
+    if not rows or not batch_size:
+      return None
+    images = rows[-1]['step'] / rows[-1]['epoch'] * batch_size
+    return np.array([images / np.median([row['images_per_second'] for row in rows])])
 
-
-def _seconds_an_epoch(each):
-  """Steps of an epoch times batch size over the median images a second; None without a speed."""
-  rows = [row for row in each.metrics['train'] if row.get('images_per_second') and row.get('epoch')]
-  batch_size = each.config.get('train', {}).get('batch_size')
-  if not rows or not batch_size:
-    return None
-  steps = rows[-1]['step'] / rows[-1]['epoch']
-  return np.array([steps * batch_size / np.median([row['images_per_second'] for row in rows])])
+  column = Column('s / epoch', [[seconds(each) for each in group.runs] for group in found],
+                  scale=1., decimals=2, compared=False)
+  return [column] if _present(column.values) else []
 
 
 # Tables.
@@ -312,23 +299,17 @@ def tables(panel: Panel) -> dict[str, tuple[str, Table]]:
   if several:
     result['runs'] = ('Every run', _runs(panel))
   # Most of what differs are often the own fields of one method: these come last.
-  fields = groups.differing([group.config for group in panel.groups])
-  common = [field for field in fields if all(field in group.config for group in panel.groups)]
-  own = [field for field in fields if field not in common]
-  return result | {name: (caption, _fields(panel, which)) for name, caption, which in (
-      ('fields', 'Fields that differ', common), ('own_fields', 'Fields that some have', own))
-      if which}
+  fields = sorted(groups.differing([group.config for group in panel.groups]), key=lambda field: any(
+      field not in group.config for group in panel.groups))
+  return result | ({'fields': ('Fields that differ', _fields(panel, fields))} if fields else {})
 
 
 def bars(panel: Panel):
   """The table of figures as a picture, for a README."""
   caption, table = tables(panel)['figures']
-  means = np.array([[column.mean(i)[0] for column in panel.columns]
-                    for i in range(len(panel.groups))])
-  return charts.draw_table(
-      f'{panel.dataset}. {caption}', [group.label for group in panel.groups],
-      [(column.title, means[:, j], [row[2 + j] or '' for row in table.rows])
-       for j, column in enumerate(panel.columns)])
+  return charts.draw_table(f'{panel.dataset}. {caption}', table.columns, table.rows, {
+      2 + j: [column.mean(i)[0] for i in range(len(panel.groups))]
+      for j, column in enumerate(panel.columns)})
 
 
 def _figures(panel):
@@ -426,8 +407,7 @@ def training_charts(panel: Panel) -> list[Chart]:
     lines = _lines(panel, [[curve(each) for each in group.runs] for group in panel.groups])
     found.append(Chart(
         f'{split}-{name}', f'{split.capitalize()} {name}', x_name, lines,
-        (0, max(row[x_name] for row in rows)), percent=name == 'accuracy', size=(520, 300),
-        in_legend=len(panel.groups) <= _MANY))
+        percent=name == 'accuracy', size=(520, 300), in_legend=len(panel.groups) <= _MANY))
   return found
 
 
@@ -503,7 +483,9 @@ def page(panels, output: Path, files) -> str:
            'titles': [column.title for column in panel.columns],
            'robustness': robustness_charts(panel), 'training': training_charts(panel)}
           for panel, names in zip(panels, files)],
-      many=_MANY, certified=any(_present(panel.certified) for panel in panels),
+      many=_MANY, plain_attack=not any(
+          log.header.get('smoothed') for panel in panels for logs in panel.attacks.values()
+          for log in _present(logs)), certified=any(_present(panel.certified) for panel in panels),
       runs=Table(['workdir', 'config', 'seed', 'stages', 'device', 'version'], rows),
       links={str(each.path): os.path.relpath(each.path / 'report.html', output.parent)
              for _, each in every if (each.path / 'report.html').exists()},

@@ -1,6 +1,5 @@
 """What a run has left in its folder, read once. A stage that has not run leaves None."""
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 from robust_jax import analysis
 from robust_jax.certification import log
 from robust_jax.errors import UserError
+from robust_jax.workdir import read_json, records
 
 # In the folder of a sweep: {'runs': [{'workdir': its folder's name, 'point': {field: value}}]}.
 SWEEP = 'sweep.json'
@@ -65,7 +65,7 @@ def load(workdir) -> Contents:
   """
   path = Path(workdir)
   if not path.is_dir():
-    raise UserError(f'workdir {str(path)!r}: no such folder; the folder of a run is allowed')
+    raise UserError(f'workdir {path}: no such folder')
   certified = next((path / f'certify{end}' for end in ('.jsonl', '.tsv')
                     if (path / f'certify{end}').exists()), None)
   attack, gallery, radii = (path / name for name in ('attack.jsonl', 'gallery.npz', 'radii.npz'))
@@ -112,15 +112,21 @@ def load_all(folders) -> list[Contents]:
   return [load(path)._replace(experiment=names[path]) for path in reversed(once.values())]
 
 
+def flat(section, prefix='') -> dict:
+  """{dotted field: value} of a nested config."""
+  values = {}
+  for key, value in section.items():
+    if isinstance(value, dict) and value:
+      values |= flat(value, f'{prefix}{key}.')
+    else:
+      values[f'{prefix}{key}'] = value
+  return values
+
+
 def _json(path):
-  if not path.exists():
-    return {}
-  try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f'{path}: {error}; a JSON object is allowed') from error
+  value = read_json(path) if path.exists() else {}
   if not isinstance(value, dict):
-    raise UserError(f'{path}: a {type(value).__name__}; a JSON object is allowed')
+    raise UserError(f'{path} must hold a JSON object, got a {type(value).__name__}')
   return value
 
 
@@ -128,24 +134,21 @@ def _verified(path):
   record = _json(path)
   missing = {'finished', 'images', 'drawn_again', 'problems', 'problems_in_table'} - record.keys()
   if record and missing:
-    raise UserError(f'{path}: without {min(missing)}; what --stages=verify writes is allowed')
+    raise UserError(f'{path}: no {min(missing)}, which --stages=verify writes')
   return record
 
 
 def _metrics(path):
   splits = {'train': {}, 'test': {}}
-  lines = path.read_text(encoding='utf-8').split('\n') if path.exists() else []
-  for number, line in enumerate(lines, 1):
-    if not line:
-      continue
-    try:
-      row = json.loads(line)
-      splits.setdefault(row['split'], {})[row['step']] = row
-    except (ValueError, KeyError, TypeError) as error:
-      if number == len(lines):
-        break  # Cut off in mid-line: never written to the end.
-      raise UserError(f'{path}:{number}: {line[:60]!r}; a JSON object with split and step '
-                      'is allowed') from error
+
+  def parse(line, number):
+    row = records.parse_json(line, number)
+    if not {'split', 'step'} <= row.keys():
+      raise ValueError(f'split and step are needed, got {records.short(line)}')
+    return row
+
+  for row in records.read(path, parse) if path.exists() else []:
+    splits.setdefault(row['split'], {})[row['step']] = row
   return {split: [rows[step] for step in sorted(rows)] for split, rows in splits.items()}
 
 
@@ -154,4 +157,4 @@ def _arrays(path):
     with np.load(path) as file:
       return dict(file)
   except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(f'{path}: {error}; an .npz of arrays is allowed') from error
+    raise UserError(f'{path} must be an .npz of arrays ({error})') from error

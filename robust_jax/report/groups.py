@@ -3,9 +3,9 @@
 import json
 from typing import NamedTuple
 
-from robust_jax.config.sections import FREE_FIELDS, flat
+from robust_jax.config.configuration import FREE_FIELDS
 from robust_jax.report import pages
-from robust_jax.report.contents import Contents
+from robust_jax.report.contents import Contents, flat
 
 # A label has this many fields where fewer tell the groups apart.
 _LABEL_FIELDS = 3
@@ -55,6 +55,17 @@ def differing(configs) -> list[str]:
   return sorted(differ, key=lambda field: (not field.endswith('.name'), field.count('.')))
 
 
+def telling(configs, fields) -> list[str]:
+  """Those of the fields, from the first on, that together tell flat configs apart."""
+  distinct = lambda chosen: len({repr([config.get(field) for field in chosen])
+                                 for config in configs})
+  chosen = []
+  for field in fields:
+    if distinct([*chosen, field]) > distinct(chosen):
+      chosen.append(field)
+  return chosen
+
+
 def value_text(field, value) -> str:
   """A field's value for a reader; epsilons in 255ths where they are whole numbers of them."""
   if isinstance(value, list | tuple):
@@ -91,12 +102,7 @@ def _field_labels(configs):
   # What was trained comes first, how it was measured last.
   fields = sorted(differing([config for config in configs if config]), key=lambda field: (
       field.startswith(('attack', 'evaluation', 'certify'))))
-  distinct = lambda chosen: len({repr([config.get(field) for field in chosen])
-                                 for config in configs})
-  chosen = []
-  for field in fields:
-    if distinct([*chosen, field]) > distinct(chosen):
-      chosen.append(field)
+  chosen = telling(configs, fields)
   # Fields of one component only, such as a method's own, say nothing beside its name.
   common = [field for field in fields if field not in chosen
             and all(field in config for config in configs)]

@@ -7,10 +7,9 @@ import numpy as np
 
 from robust_jax import analysis
 from robust_jax.analysis import Table
-from robust_jax.config.sections import flat
 from robust_jax.report import charts, gallery, pages
 from robust_jax.report.charts import Chart, Line
-from robust_jax.report.contents import Contents
+from robust_jax.report.contents import Contents, flat
 from robust_jax.report.pages import duration, percent
 
 # The size of the charts that are a figure of a paper too.
@@ -134,9 +133,8 @@ def figures(run: Contents) -> dict[str, Chart]:
 
 
 def accuracy_chart(name, title, x_label, lines, **more) -> Chart:
-  """A chart of accuracies in per cent against radii from 0 on, a little past the largest."""
-  end = 1.04 * max(line.x.max(initial=0.) for line in lines) or 1.
-  return Chart(name, title, x_label, lines, (0, end), (0, 1), percent=True, size=LARGE, **more)
+  """A chart of accuracies in per cent against radii."""
+  return Chart(name, title, x_label, lines, (0, 1), percent=True, size=LARGE, **more)
 
 
 def bounds_certificates(run) -> bool:
@@ -312,7 +310,6 @@ def _training_charts(metrics):
            and name not in ('split', 'step', 'epoch', 'images_per_second')}
   first = [name for name in ('loss', 'accuracy', 'learning_rate') if name in names]
   x_name = 'epoch' if all('epoch' in row for row in rows) else 'step'
-  limits = 0, max(row[x_name] for row in rows)
 
   def line(split, name, style):
     kept = [row for row in metrics[split] if row.get(name) is not None]
@@ -320,7 +317,7 @@ def _training_charts(metrics):
     return Line(split, style, x, y, marks=split == 'test' and len(x) <= 30)
 
   return [Chart(f'training-{name}', name.replace('_', ' ').capitalize(), x_name,
-                [line('train', name, charts.TRAIN), line('test', name, charts.TEST)], limits,
+                [line('train', name, charts.TRAIN), line('test', name, charts.TEST)],
                 percent=name.endswith('accuracy')) for name in first + sorted(names - {*first})]
 
 

@@ -1,14 +1,13 @@
 """The certify stage: certificates of test images, logged line by line."""
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 
 from robust_jax import analysis, certification
 from robust_jax import workdir as workdirs
-from robust_jax.certification import integer, log, noise_sources, stream
+from robust_jax.certification import integer, log, noise_sources
 from robust_jax.errors import UserError
 from robust_jax.stages import images, weights
 from robust_jax.workdir import monitoring
@@ -17,7 +16,7 @@ from robust_jax.workdir import monitoring
 def certify(run, workdir):
   """Certifies the test images of config.certify_images; goes on after the last logged line.
 
-  Images that are drawn for look by look go on after their last look.
+  Images that are unfinished go on after their last call for votes.
   """
   if run.certify is None:
     print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset)')
@@ -58,9 +57,7 @@ def settings(run, loaded):
     run: the Run.
     loaded: the `weights.Classifier`.
   """
-  chosen, dataset, derived = run.certify_images, run.test_data, {}
-  if isinstance(run.certify, certification.Rule):
-    derived = run.certify.settings()
+  chosen, dataset, derived = run.certify_images, run.test_data, run.certify.settings()
   if run.config['certify']['noise'] != 'gaussian':
     derived['noise_loss'] = noise_sources.loss(
         run.config['certify']['noise'], sigma=run.sigma, n=run.config['certify']['n'],
@@ -80,32 +77,18 @@ def rounds(run, logits_fn, indices, begun=None):
     indices: list of positions in the test split.
     begun: see `certification.certify_stream`.
   """
-  count, size = certification.sharded_count(run.devices), run.certify_images.images_per_call
-  if isinstance(run.certify, certification.Rule):
-    yield from certification.certify_stream(
-        run.key('certify'), logits_fn, _examples(run, indices), run.certify,
-        pool=size, begun=begun, count=count)
-    return
-  for chunk in _batches(run, indices, size):
-    begin = time.monotonic()
-    certificate = run.certify(run.key('certify'), logits_fn, chunk.images,
-                              example_ids=chunk.index, count=count)
-    seconds = (time.monotonic() - begin) / len(chunk.index)
-    yield stream.Round(chunk.index, chunk.labels, certificate, np.full(len(chunk.index), seconds),
-                       [])
+  return certification.certify_stream(
+      run.key('certify'), logits_fn, _examples(run, indices), run.certify,
+      pool=run.certify_images.images_per_call, begun=begun,
+      count=certification.sharded_count(run.devices))
 
 
 def _examples(run, indices):
-  for chunk in _batches(run, indices, 1):
-    yield certification.Example(chunk.index[0], chunk.labels[0], chunk.images[0])
-
-
-def _batches(run, indices, size):
-  for chunk in images.batches(run.test_data, indices, size, pad=False):
+  for chunk in images.batches(run.test_data, indices, 1, pad=False):
+    index, label, image = chunk.index[0], chunk.labels[0], chunk.images[0]
     if run.config['certify']['noise'] == 'integer':
-      for index, image in zip(chunk.index, chunk.images):
-        try:
-          integer.check_images(image)
-        except ValueError as error:
-          raise UserError(f"test image {index}, config.certify.noise='integer': {error}") from error
-    yield chunk
+      try:
+        integer.check_images(image)
+      except ValueError as error:
+        raise UserError(f"test image {index}, config.certify.noise='integer': {error}") from error
+    yield certification.Example(index, label, image)

@@ -9,10 +9,9 @@ import numpy as np
 from robust_jax import data, training
 from robust_jax.devices import parallel
 from robust_jax.errors import NonFiniteLossError
-from robust_jax.stages import radii, weights
+from robust_jax.stages import memory, weights
 from robust_jax.stages.metrics import Metrics
 from robust_jax.training import evaluate
-from robust_jax.types import Batch, TangentBatch
 from robust_jax.workdir import checkpoint, interrupts, monitoring
 
 
@@ -33,71 +32,37 @@ def train(run, workdir):
   if not run.trainable:
     print(f'train: skipped, {run.config["model"]["name"]!r} has no parameters')
     return {}
-  settings, dataset = run.train, run.train_data
-  num_steps, steps_per_epoch = run.num_steps, run.steps_per_epoch
-  optimizer, learning_rate = run.optimizer(), run.learning_rate()
-  step_fn = parallel.map_train_step(
-      training.make_train_step(run.network, optimizer, run.method,
-                               steps_per_epoch=steps_per_epoch, axis_name=parallel.AXIS,
-                               accumulation=settings.accumulation, ema_decay=settings.ema_decay),
-      run.devices)
-  key = run.key('train')
-  create_state = functools.partial(training.create_state, optimizer=optimizer,
-                                   ema=settings.ema_decay > 0)
-  eval_every = max(round(settings.eval_every_epochs * steps_per_epoch), 1)
-
-  def initial():
-    return create_state(weights.initial_variables(run), memory=weights.initial_memory(run))
-
-  if run.config['sigma'] > 0 and 'sigma' not in run.components['method']:
-    print(f'train: {run.config["method"]["name"]!r} trains without noise; config.sigma '
-          f'{run.config["sigma"]:.4g} is that of the tests, attacks and certificates', flush=True)
-  if run.config['epsilon'] > 0 and 'epsilon' not in run.components['method']:
-    print(f'train: {run.config["method"]["name"]!r} trains within no radius; config.epsilon '
-          f'{run.config["epsilon"]:.4g} is not used', flush=True)
-  # What can be refused comes before the folder of checkpoints, by which a workdir counts as begun.
-  data.take(dataset, [0, dataset.num_examples - 1])  # The last is an extra one, if there are any.
+  settings, num_steps = run.train, run.num_steps
+  test_every = max(round(settings.eval_every_epochs * run.steps_per_epoch), 1)
+  _print_unused_fields(run)
+  # Mistakes come to light before the folder of checkpoints, by which a workdir counts as begun.
+  data.take(run.train_data, [0, run.train_data.num_examples - 1])  # The last is of config.extra.
   tangents = run.train_tangents()
-  state = initial() if checkpoint.latest_step(workdir) is None else None
-  progress = None
+  begin = (_initial_state(run), None) if checkpoint.latest_step(workdir) is None else None
   with (interrupts.postponed() as interruption,
         checkpoint.manager(workdir, keep=settings.keep_checkpoints,
                            keep_best=settings.keep_best) as checkpoints):
-    if state is None:
-      state, progress = _restored(run, checkpoints, create_state) or (initial(), None)
-    state = parallel.replicate(state, run.devices)
+    state, progress = begin or _restore(run, checkpoints)
+    state, key = parallel.replicate(state, run.devices), run.key('train')
     start = int(state.step)
     if start:
       print(f'train: goes on from step {start}', flush=True)
     metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
-    kind = Batch if tangents is None else TangentBatch
-    batches = data.train_batches(
-        dataset, batch_size=settings.batch_size, seed=run.config['seed'],
-        augment=run.data.augment, tangents=tangents, start_step=start,
-        num_steps=num_steps)
-    batches = monitoring.traced(batches, Path(workdir) / 'profile', count=settings.profile_steps)
-    bar = monitoring.bar(batches, desc='train', initial=start, total=num_steps, unit='step')
-    for step, batch in enumerate(bar, start + 1):
-      state, sums = step_fn(state, kind(*batch), key)
+    train_step = _mapped_step(run)
+    batches = _batches(run, workdir, tangents, start)
+    for step, batch in enumerate(batches, start + 1):
+      state, sums = train_step(state, batch, key)
       metrics.add(sums)
-      last = step == num_steps
-      tests = step % eval_every == 0 or last
+      is_last = step == num_steps
+      is_tested = is_last or step % test_every == 0
+      is_saved = is_last or step % settings.checkpoint_every == 0 or interruption.signal or (
+          is_tested and settings.keep_best)
       accuracy = None
-      if step % settings.log_every == 0 or tests:
-        record = metrics.flush(step, step / steps_per_epoch,
-                               learning_rate=float(learning_rate(step - 1)),
-                               **monitoring.peak_memory(run.devices[0]))
-        bar.set_postfix(loss=f'{record["loss"]:.3f}', refresh=False)
-      if tests:
-        tested = _test(run, state)
-        accuracy = tested['accuracy']
-        metrics.write({'split': 'test', 'step': step, 'epoch': step / steps_per_epoch,
-                       'loss': tested['loss'], 'accuracy': accuracy})
-        bar.write(f'epoch {step / steps_per_epoch:.3g}  step {step}/{num_steps}  '
-                  f'train loss {record["loss"]:.4f}  test accuracy {accuracy:.1%}  '
-                  f'{record["images_per_second"]:,.0f} images/s')
-      if (step % settings.checkpoint_every == 0 or last or (tests and settings.keep_best)
-          or interruption.signal):
+      if is_tested or step % settings.log_every == 0:
+        record = _log(run, metrics, step, batches)
+      if is_tested:
+        accuracy = _test(run, state, metrics, step, batches, record)
+      if is_saved:
         _save(run, checkpoints, state, metrics, accuracy)
       if interruption.signal:
         break
@@ -108,22 +73,86 @@ def train(run, workdir):
     raise interrupts.Interrupted(f'{interruption.signal.name} after step {int(state.step)}, which '
                                  'is saved')
   if 'radius' in state.memory:
-    radii.save(run, workdir, np.asarray(state.memory['radius']))
+    memory.save_radii(run, workdir, np.asarray(state.memory['radius']))
   return {'last_step': int(state.step)}
 
 
-def _restored(run, checkpoints, create_state):
-  """(state, progress) of the newest whole checkpoint; None without one.
+def _print_unused_fields(run):
+  """Says which of config.sigma and config.epsilon the method does not train with."""
+  method, config = run.config['method']['name'], run.config
+  if config['sigma'] > 0 and 'sigma' not in run.method.keywords:
+    print(f'train: {method!r} trains without noise; config.sigma {config["sigma"]:.4g} is that of '
+          'the tests, attacks and certificates', flush=True)
+  if config['epsilon'] > 0 and 'epsilon' not in run.method.keywords:
+    print(f'train: {method!r} trains within no radius; config.epsilon {config["epsilon"]:.4g} is '
+          'not used', flush=True)
 
-  Only the structure of the fresh state matters: config.weights are not read again.
-  """
-  if checkpoints.latest_step() is None:
-    return None
-  fresh = create_state(weights.fresh_variables(run), memory=run.memory())
-  return checkpoint.restore(checkpoints, fresh, examples=run.examples)
+
+def _create_state(run, variables, values):
+  return training.create_state(variables, run.optimizer(), ema=run.train.ema_decay > 0,
+                               memory=values)
+
+
+def _initial_state(run):
+  """The state before the first step: from config.weights or the seed."""
+  return _create_state(run, weights.initial_variables(run), memory.initial(run))
+
+
+def _restore(run, checkpoints):
+  """(state, progress) of the newest whole checkpoint; the initial ones if all are damaged."""
+  if checkpoints.latest_step() is not None:
+    # Only the structure of this state matters: config.weights are not read again.
+    like = _create_state(run, weights.fresh_variables(run), run.memory())
+    restored = checkpoint.restore(checkpoints, like, examples=run.examples)
+    if restored:
+      return restored
+  return _initial_state(run), None
+
+
+def _mapped_step(run):
+  """(state, batch, key) -> (state, sums) over the run's devices."""
+  return parallel.map_train_step(
+      functools.partial(
+          training.train_step, network=run.network, optimizer=run.optimizer(), method=run.method,
+          steps_per_epoch=run.steps_per_epoch, axis_name=parallel.AXIS,
+          accumulation=run.train.accumulation, ema_decay=run.train.ema_decay),
+      run.devices)
+
+
+def _batches(run, workdir, tangents, start):
+  """The batches of the steps after `start`, as a progress bar."""
+  batches = data.train_batches(
+      run.train_data, batch_size=run.train.batch_size, seed=run.config['seed'],
+      augment=run.data.augment, tangents=tangents, start_step=start, num_steps=run.num_steps)
+  batches = monitoring.traced(batches, Path(workdir) / 'profile', count=run.train.profile_steps)
+  return monitoring.bar(batches, desc='train', initial=start, total=run.num_steps, unit='step')
+
+
+def _log(run, metrics, step, bar):
+  """Writes the means over the steps since the last line of metrics.jsonl; returns the record."""
+  record = metrics.flush(step, step / run.steps_per_epoch,
+                         learning_rate=float(run.learning_rate()(step - 1)),
+                         **monitoring.peak_memory(run.devices[0]))
+  bar.set_postfix(loss=f'{record["loss"]:.3f}', refresh=False)
+  return record
+
+
+def _test(run, state, metrics, step, bar, record):
+  """Tests the base classifier, under noise of config.sigma; logs and returns its accuracy."""
+  result = evaluate.loss_and_accuracy(
+      run.key('evaluate'), run.network.eval_logits(state.variables),
+      data.eval_batches(run.test_data, batch_size=run.train.eval_batch_size),
+      sigma=run.config['sigma'], devices=run.devices)
+  epoch, accuracy = step / run.steps_per_epoch, result['accuracy']
+  metrics.write({'split': 'test', 'step': step, 'epoch': epoch, 'loss': result['loss'],
+                 'accuracy': accuracy})
+  bar.write(f'epoch {epoch:.3g}  step {step}/{run.num_steps}  train loss {record["loss"]:.4f}  '
+            f'test accuracy {accuracy:.1%}  {record["images_per_second"]:,.0f} images/s')
+  return accuracy
 
 
 def _save(run, checkpoints, state, metrics, accuracy):
+  """Saves a checkpoint, unless a parameter is not finite."""
   progress = metrics.progress()
   if not jax.jit(training.all_finite)(state.params):
     raise NonFiniteLossError(f'step {int(state.step)}: a parameter is not finite; '
@@ -132,19 +161,7 @@ def _save(run, checkpoints, state, metrics, accuracy):
   checkpoint.save(checkpoints, state, {
       'model': config['model'], 'dataset': run.data.name, 'data': run.data.reading,
       'num_classes': dataset.num_classes, 'class_names': list(dataset.class_names),
-      'image_shape': list(dataset.image_shape), 'mean': _listed(dataset.mean),
-      'std': _listed(dataset.std), 'sigma': run.sigma, 'epsilon': config['epsilon'],
+      'image_shape': list(dataset.image_shape), 'mean': np.asarray(dataset.mean).tolist(),
+      'std': np.asarray(dataset.std).tolist(), 'sigma': run.sigma, 'epsilon': config['epsilon'],
       'training_noise': run.training_noise, 'examples': run.examples},
       progress=progress, accuracy=accuracy)
-
-
-def _listed(constant):
-  return np.asarray(constant).tolist()
-
-
-def _test(run, state):
-  """Loss and accuracy of the base classifier on the test split, under noise of config.sigma."""
-  batches = data.eval_batches(run.test_data, batch_size=run.train.eval_batch_size)
-  return evaluate.loss_and_accuracy(
-      run.key('evaluate'), run.network.eval_logits(state.variables), batches,
-      sigma=run.config['sigma'], devices=run.devices)

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax import certification
 from robust_jax import workdir as workdirs
-from robust_jax.certification import log, noise_sources, rules
-from robust_jax.certification.certify import conclude
+from robust_jax.certification import log, rules
 from robust_jax.errors import MismatchError, UserError
 from robust_jax.stages import images, weights
 from robust_jax.stages.certify import rounds, settings
@@ -43,7 +41,7 @@ def verify(run, workdir):
   record.unlink(missing_ok=True)  # It tells of the last time.
   finished = workdirs.stages(workdir).get('certify', {}).get('status') == 'done'
   problems, in_table = {}, _check_table(path, finished)
-  for entry, found in zip(entries, _from_counts(run, entries)):
+  for entry, found in zip(entries, _from_counts(run.certify, run.test_data.num_classes, entries)):
     _note(problems, entry, found)
   entries_of_images = _check_images(run, entries, finished, problems)
   chosen = _sample(entries_of_images, run.verify.sample)
@@ -128,63 +126,62 @@ def _note(problems, entry, found):
     problems.setdefault(entry['idx'], []).extend(found)
 
 
-def _from_counts(run, entries):
+def _from_counts(rule, num_classes, entries):
   """What of each entry does not follow from its own counts: lists of lines."""
-  stops = isinstance(run.certify, certification.Rule)
-  found = [_not_counts(run, entry) for entry in entries]
-  good = [i for i, lines in enumerate(found) if not lines]
+  problems = [_wrong_counts(rule, num_classes, entry) for entry in entries]
+  good = [i for i, lines in enumerate(problems) if not lines]
   if good:
-    conclusion = (_from_looks if stops else _from_votes)(run, [entries[i] for i in good])
-    for i, lines in zip(good, conclusion):
-      found[i] = lines
-  return found
+    for i, lines in zip(good, _wrong_decisions(rule, [entries[i] for i in good])):
+      problems[i] = lines
+  return problems
 
 
-def _not_counts(run, entry):
+def _with_looks(rule, entry):
+  """The entry with its class and only look, which a log of a fixed number of draws leaves out."""
+  if rule.stops_early:
+    return entry
+  chosen = int(np.argmax(entry['counts0']))
+  return {**entry, 'chosen': chosen, 'draws': rule.n, 'looks': [[rule.n, entry['counts'][chosen]]]}
+
+
+def _wrong_counts(rule, num_classes, entry):
   """Why the counts of an entry cannot be those of a certificate: a list of lines."""
-  rule, classes = run.certify, run.test_data.num_classes
   try:
-    if any(len(entry[name]) != classes for name in ('counts0', 'counts')):
-      return [f'its counts are not of {classes} classes']
-    if not isinstance(rule, certification.Rule):
-      limits = {name: run.config['certify'][name] for name in ('n0', 'n')}
-      return [f'it has {sum(entry[name])} votes, of {limit} draws'
-              for name, limit in zip(('counts0', 'counts'), limits.values())
-              if min(entry[name]) < 0 or sum(entry[name]) > limit]
+    if any(len(entry[name]) != num_classes for name in ('counts0', 'counts')):
+      return [f'its counts are not of {num_classes} classes']
+    entry = _with_looks(rule, entry)
     draws, hits = np.array(entry['looks']).T
-    found = []
-    if draws.tolist() != rule.plan.looks[:len(draws)].tolist() or draws[-1] != entry['draws']:
-      found.append(f'its looks are after {draws.tolist()} draws, not as planned')
+    problems = []
+    if draws.tolist() != rule.looks[:len(draws)].tolist() or draws[-1] != entry['draws']:
+      problems.append(f'its looks are after {draws.tolist()} draws, not as planned')
     new = np.diff(hits, prepend=0)
     if np.any(new < 0) or np.any(new > np.diff(draws, prepend=0)):
-      found.append(f'its looks have {hits.tolist()} hits, which cannot be')
+      problems.append(f'its looks have {hits.tolist()} hits, which cannot be')
     if hits[-1] != entry['counts'][entry['chosen']] or sum(entry['counts']) > draws[-1]:
-      found.append(f'its counts {entry["counts"]} are not those of its last look, {hits[-1]} hits '
-                   f'of class {entry["chosen"]} in {draws[-1]} draws')
-    chosen = int(np.argmax(entry['counts0'])) if rule.n0 else entry['label']
+      problems.append(f'its counts {entry["counts"]} are not those of its last look, {hits[-1]} '
+                      f'hits of class {entry["chosen"]} in {draws[-1]} draws')
+    problems += [f'its {name} have {min(entry[name])} votes of a class'
+                 for name in ('counts0', 'counts') if min(entry[name]) < 0]
+    if sum(entry['counts0']) > rule.num_selecting:
+      problems.append(f'its counts0 are {sum(entry["counts0"])} votes, of {rule.num_selecting} '
+                      'draws')
+    chosen = int(np.argmax(entry['counts0'])) if rule.num_selecting else entry['label']
     if chosen != entry['chosen']:
-      found.append(f'its class is {entry["chosen"]}; {chosen} was to be tested')
+      problems.append(f'its class is {entry["chosen"]}; {chosen} was to be tested')
   except (KeyError, TypeError, ValueError, IndexError) as error:
     return [f'it has no counts of a certificate ({type(error).__name__}: {error})']
-  return found
+  return problems
 
 
-def _from_votes(run, entries):
-  counts = (np.array([entry[name] for entry in entries]) for name in ('counts0', 'counts'))
-  settings = run.config['certify']
-  certificate = conclude(
-      *counts, sigma=run.sigma, n=settings['n'], bound=settings['bound'],
-      alpha=noise_sources.counted_alpha(settings['alpha'], settings['noise']))
-  return map(_decisions, entries, *certificate[:3])
-
-
-def _from_looks(run, entries):
-  rule = run.certify
+def _wrong_decisions(rule, entries):
+  """What of each entry its rule would have decided otherwise: lists of lines."""
+  entries = [_with_looks(rule, entry) for entry in entries]
   state = rules.replay(rule, [entry['looks'] for entry in entries])
-  certain, radius, p_lower = rule.conclude(rule.plan, state)
+  counts, chosen, draws = (np.array([entry[name] for entry in entries])
+                           for name in ('counts', 'chosen', 'draws'))
+  certain, radius, p_lower = rule.conclude(state, rules.most_of_another(counts, chosen, draws))
   # A decided image passes over later looks.
-  early = rule.undecided(state)
-  late = state.draws != [entry['draws'] for entry in entries]
+  early, late = rule.undecided(state), state.draws != draws
   for i, entry in enumerate(entries):
     ended = [f'its drawing ended after {entry["draws"]} draws; the rule ends it '
              + ('later' if early[i] else f'after {state.draws[i]}')] if early[i] | late[i] else []

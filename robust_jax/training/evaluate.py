@@ -6,7 +6,6 @@ import jax
 
 from robust_jax import keys, losses, smoothing
 from robust_jax.devices import parallel
-from robust_jax.types import Batch
 
 
 def accuracy(logits_fn, batches):
@@ -41,12 +40,12 @@ def loss_and_accuracy(key, logits_fn, batches, *, sigma, devices):
     logits_fn = jax.tree_util.Partial(logits_fn)
   loss = correct = count = 0
   for batch in batches:
-    sums = run((key, logits_fn, sigma), Batch(*batch))
+    sums = run((key, logits_fn, sigma), batch)
     loss += float(sums['loss'].sum())
     correct += float(sums['correct'].sum())
     count += float(sums['count'].sum())
   if count == 0:
-    raise ValueError('batches holds no examples; one at least is allowed')
+    raise ValueError('batches must hold at least one example')
   return {'loss': loss / count, 'accuracy': correct / count, 'num_images': int(count)}
 
 

@@ -15,7 +15,7 @@ def create_state(variables, optimizer, *, ema=False, memory=None):
   Args:
     variables: {'params', 'batch_stats'}.
     optimizer: optax transformation.
-    ema: keep a moving average of the variables; see `make_train_step`.
+    ema: keep a moving average of the variables; see `train_step`.
     memory: {name: [num_train]} initial per-example memory of the method; None for none.
   """
   return TrainState(
@@ -29,15 +29,23 @@ def all_finite(tree):
   return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=None,
-                    accumulation=1, ema_decay=0.):
-  """Builds the step (state, batch, key) -> (state, sums).
+def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch, axis_name=None,
+               accumulation=1, ema_decay=0.):
+  """One step: (state, batch, key) -> (state, sums).
 
   The gradient is that of the mean loss over the examples of the whole batch, weighted by their
   mask: sum_i w_i L_i / sum_i w_i. Draws depend on the root key, the step and each example's index,
   never on its place.
 
+  Not compiled here: bind the keyword arguments and jit, or `parallel.map_train_step`:
+
+    step = jax.jit(functools.partial(train_step, network=network, optimizer=optimizer,
+                                     method=methods.standard, steps_per_epoch=23))
+
   Args:
+    state: `types.TrainState`.
+    batch: `types.Batch`, the rows of this device.
+    key: the root key of training, the same one at every step.
     network: `types.Network`; with BatchNorm over devices, made for the same axis_name.
     optimizer: optax transformation.
     method: `types.Method` with its hyper-parameters bound.
@@ -51,51 +59,49 @@ def make_train_step(network, optimizer, method, *, steps_per_epoch, axis_name=No
       so that the initial parameters fade from a short training too.
 
   Returns:
-    A pure function, which raises ValueError where the method's loss, metrics or memory are not one
-    number an example. `sums` is {metric: sum over examples, 'loss': their weighted mean loss times
-    their number, or NaN if the gradient is not finite, 'count': their number}, over all devices; an
+    The new state and sums over all devices: {metric: sum over examples, 'loss': their weighted
+    mean loss times their number, or NaN if the gradient is not finite, 'count': their number}. An
     example counts whatever its weight, unless that is 0.
+
+  Raises:
+    ValueError: the method's loss, metrics or memory are not one number an example, or accumulation
+      does not divide the rows.
   """
+  example_keys = keys.fold_in(keys.fold_in(key, state.step), batch.index)
+  progress = Progress(state.step, state.step // steps_per_epoch)
+  batch = batch._replace(aux={**batch.aux, **_read_memory(state.memory, batch.index)})
 
-  def train_step(state, batch, key):
-    example_keys = keys.fold_in(keys.fold_in(key, state.step), batch.index)
-    progress = Progress(state.step, state.step // steps_per_epoch)
-    memory = {name: values.at[batch.index].get(mode='clip')
-              for name, values in state.memory.items()}
+  def gradient_of(batch_stats, rows):
+    example_keys, batch = rows
 
-    def gradient_of(batch_stats, rows):
-      example_keys, batch, memory = rows
+    def weighted_loss(params):
+      output = method(example_keys, network, params, batch_stats, batch, progress)
+      _check_per_example(output, len(batch.labels))
+      return jnp.sum(batch.mask * output.loss), output
 
-      def weighted_loss(params):
-        output = method(example_keys, network, params, batch_stats, batch, memory, progress)
-        _check_per_example(output, len(batch.labels))
-        return jnp.sum(batch.mask * output.loss), output
+    return jax.grad(weighted_loss, has_aux=True)(state.params)
 
-      return jax.grad(weighted_loss, has_aux=True)(state.params)
-
-    rows = (example_keys, batch, memory)
-    if accumulation == 1:
-      gradient, output = gradient_of(state.batch_stats, rows)
-    else:
-      gradient, output = _accumulate(gradient_of, state, rows, accumulation)
-    counts = (batch.mask > 0).astype(jnp.float32)
-    sums = {name: jnp.sum(counts * values) for name, values in output.metrics.items()}
-    sums['loss'], sums['count'] = jnp.sum(batch.mask * output.loss), jnp.sum(counts)
-    gradient, sums, weight = _over_devices((gradient, sums, jnp.sum(batch.mask)), axis_name)
-    gradient = jax.tree.map(lambda x: x / weight, gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    # The mean of what is minimised, as often as there are examples: it is divided by `count`.
-    sums['loss'] *= sums['count'] / weight
-    # ReLU and max-pools on CPU may lose what became NaN: the next loss need not show it.
-    sums['loss'] = jnp.where(all_finite(gradient), sums['loss'], jnp.nan)
-    params = optax.apply_updates(state.params, updates)
-    state = TrainState(
-        step=state.step + 1, params=params, batch_stats=output.batch_stats, opt_state=opt_state,
-        ema=_average(state, params, output.batch_stats, ema_decay),
-        memory=_write_memory(state.memory, output.memory, batch.index, axis_name))
-    return state, sums
-
-  return train_step
+  rows = (example_keys, batch)
+  if accumulation == 1:
+    gradient, output = gradient_of(state.batch_stats, rows)
+  else:
+    gradient, output = _accumulate(gradient_of, state, rows, accumulation)
+  counts = (batch.mask > 0).astype(jnp.float32)
+  sums = {name: jnp.sum(counts * values) for name, values in output.metrics.items()}
+  sums['loss'], sums['count'] = jnp.sum(batch.mask * output.loss), jnp.sum(counts)
+  gradient, sums, weight = _over_devices((gradient, sums, jnp.sum(batch.mask)), axis_name)
+  gradient = jax.tree.map(lambda x: x / weight, gradient)
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  # The mean of what is minimised, as often as there are examples: it is divided by `count`.
+  sums['loss'] *= sums['count'] / weight
+  # ReLU and max-pools on CPU may lose what became NaN: the next loss need not show it.
+  sums['loss'] = jnp.where(all_finite(gradient), sums['loss'], jnp.nan)
+  params = optax.apply_updates(state.params, updates)
+  state = TrainState(
+      step=state.step + 1, params=params, batch_stats=output.batch_stats, opt_state=opt_state,
+      ema=_average(state, params, output.batch_stats, ema_decay),
+      memory=_write_memory(state.memory, output.memory, batch.index, axis_name))
+  return state, sums
 
 
 def _over_devices(tree, axis_name):
@@ -107,22 +113,19 @@ def _over_devices(tree, axis_name):
 
 
 def _check_per_example(output, size):
-  given = [('loss', output.loss)]
-  given += [(f'metric {name!r}', values) for name, values in output.metrics.items()]
-  given += [(f'memory {name!r}', values) for name, values in output.memory.items()]
-  for name, values in given:
-    if jnp.shape(values) != (size,):
-      shape = list(jnp.shape(values))
-      raise ValueError(f'the method gives a {name} of shape {shape}; [{size}], one number for each '
-                       'example, is allowed')
+  for field, entries in (('loss', {'': output.loss}), ('metrics', output.metrics),
+                         ('memory', output.memory)):
+    for name, values in entries.items():
+      if jnp.shape(values) != (size,):
+        raise ValueError(f'MethodOutput.{field}{name and f"[{name!r}]"} must have shape ({size},), '
+                         f'one number for each example, got {jnp.shape(values)}')
 
 
 def _accumulate(gradient_of, state, rows, parts):
   """The summed gradient and joined output of the rows, one part after the other."""
   size = len(rows[1].mask)
   if size % parts:
-    raise ValueError(f'accumulation is {parts}; a divisor of the {size} rows of a device is '
-                     'allowed')
+    raise ValueError(f'accumulation must divide the {size} rows of a device, got {parts}')
   rows = jax.tree.map(lambda x: x.reshape((parts, -1) + x.shape[1:]), rows)
 
   def step(carry, part):
@@ -145,8 +148,14 @@ def _average(state, params, batch_stats, decay):
                                   1 - decay)
 
 
+def _read_memory(memory, index):
+  """The examples' values; padding, whose index is out of range, gets any."""
+  return {name: values.at[index].get(mode='clip') for name, values in memory.items()}
+
+
 def _write_memory(memory, values, index, axis_name):
   """Stores the examples' new values in every replica; padding's index is out of range: dropped."""
-  if axis_name is not None and memory:
+  if axis_name is not None and values:
     index, values = jax.lax.all_gather((index, values), axis_name, tiled=True)
-  return {name: leaf.at[index].set(values[name], mode='drop') for name, leaf in memory.items()}
+  return memory | {name: memory[name].at[index].set(new, mode='drop')
+                   for name, new in values.items()}

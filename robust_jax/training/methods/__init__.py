@@ -1,12 +1,13 @@
 """Training methods: pure functions of one batch, at the seam `types.Method`."""
 
-from robust_jax.training.methods.adversarial import adversarial
+from typing import NamedTuple
+
+from robust_jax.training.methods.adversarial import adversarial, noisy_adversarial
 from robust_jax.training.methods.augmentation import gaussian, standard
 from robust_jax.training.methods.consistency import consistency
 from robust_jax.training.methods.instance_adaptive import iaat, iaat_smoothadv
 from robust_jax.training.methods.jacobian import jacobian_penalty, tangent_penalty
 from robust_jax.training.methods.macer import macer
-from robust_jax.training.methods.noisy_adversarial import noisy_adversarial
 from robust_jax.training.methods.smoothadv import smoothadv
 from robust_jax.training.methods.stability import stability
 from robust_jax.training.methods.tangent import tangent
@@ -30,17 +31,37 @@ METHODS = {
     'consistency': consistency,
     'macer': macer,
 }
-# Those whose batches are `types.TangentBatch`es.
-NEED_TANGENTS = ('tangent', 'tangent_penalty')
-# What the attack of a method has to ascend.
-ATTACK_LOSS = {'trades': 'kl'}
 
-# What a method remembers of each training example: {method: {name: its first value}}.
-MEMORY = {
-    'iaat': {'radius': 0.},
-    'iaat_smoothadv': {'radius': 0.},
+
+class Needs(NamedTuple):
+  """What a method asks for that is no keyword argument of it.
+
+  Attributes:
+    attack_loss: what its inner attack has to ascend; None for any loss.
+    memory: {name: its first value}, what is remembered of each training example: batch.aux[name]
+      has the values of the batch, MethodOutput.memory[name] their new values.
+    tangents: whether batch.aux has the 'tangents' of the images (config.data.tangents).
+  """
+
+  attack_loss: str | None = None
+  memory: dict[str, float] = {}
+  tangents: bool = False
+
+
+NEEDS = {
+    'trades': Needs(attack_loss='kl'),
+    'iaat': Needs(memory={'radius': 0.}),
+    'iaat_smoothadv': Needs(memory={'radius': 0.}),
+    'tangent': Needs(tangents=True),
+    'tangent_penalty': Needs(tangents=True),
 }
 
-__all__ = ['ATTACK_LOSS', 'MEMORY', 'METHODS', 'NEED_TANGENTS', 'adversarial', 'consistency',
-           'gaussian', 'iaat', 'iaat_smoothadv', 'jacobian_penalty', 'macer', 'noisy_adversarial',
-           'smoothadv', 'stability', 'standard', 'tangent', 'tangent_penalty', 'trades', 'vat']
+
+def needs(name):
+  """The `Needs` of a method of METHODS."""
+  return NEEDS.get(name, Needs())
+
+
+__all__ = ['METHODS', 'NEEDS', 'Needs', 'adversarial', 'consistency', 'gaussian', 'iaat',
+           'iaat_smoothadv', 'jacobian_penalty', 'macer', 'needs', 'noisy_adversarial', 'smoothadv',
+           'stability', 'standard', 'tangent', 'tangent_penalty', 'trades', 'vat']

@@ -5,13 +5,13 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, losses, smoothing
+from robust_jax import keys, smoothing
 from robust_jax.training import schedules
-from robust_jax.training.methods import noisy
+from robust_jax.training.methods import passes
 from robust_jax.types import Attack, Fraction, Index, Interval, MethodOutput, NonNegative, Positive
 
 
-def consistency(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+def consistency(key, network, params, batch_stats, batch, progress, *, attack: Attack,
                 epsilon: NonNegative, sigma: Positive,
                 num_noise: Annotated[int, Interval(2)] = 2, weight: NonNegative = 10.,
                 eta: NonNegative = 0.5, epsilon_warmup_epochs: Index = 0,
@@ -43,21 +43,18 @@ def consistency(key, network, params, batch_stats, batch, memory, progress, *, a
   attack_key, noise_key, model_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
-  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
-  images = jax.lax.stop_gradient(
-      attack(attack_key, network.eval_logits(variables), batch.images, batch.labels,
-             epsilon=epsilon, noise=noise).images)
-  logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, images, noise)
+  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
+                                    epsilon=epsilon, noise=noise)
+  logits, batch_stats = passes.noisy_train_logits(model_key, network, params, batch_stats, attacked,
+                                                  noise)
   # Log-probabilities throughout: finite where float32 probabilities underflow.
   log_probs = jax.nn.log_softmax(logits)
   log_mean = smoothing.log_mean_probs(log_probs)
   mean = jnp.exp(log_mean)
   divergence = jnp.mean(jnp.sum(mean * (log_mean - log_probs), axis=-1), axis=0)
   entropy = -jnp.sum(mean * log_mean, axis=-1)
-  copy_losses = jax.vmap(lambda z: losses.cross_entropy(
-      z, batch.labels, label_smoothing=label_smoothing))(logits)
-  loss = jnp.mean(copy_losses, axis=0) + weight * divergence + eta * entropy
-  correct = jnp.argmax(logits, axis=-1) == batch.labels
-  metrics = {'accuracy': jnp.mean(correct, axis=0), 'divergence': divergence, 'entropy': entropy,
-             'epsilon': jnp.full_like(loss, epsilon)}
-  return MethodOutput(loss, batch_stats, metrics, memory)
+  cross_entropy = passes.mean_cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+  loss = cross_entropy + weight * divergence + eta * entropy
+  metrics = {'accuracy': passes.accuracy(logits, batch.labels), 'divergence': divergence,
+             'entropy': entropy, 'epsilon': jnp.full_like(loss, epsilon)}
+  return MethodOutput(loss, batch_stats, metrics)

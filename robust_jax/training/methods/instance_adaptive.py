@@ -1,28 +1,27 @@
 """Instance-adaptive adversarial training: every training example has a radius of its own."""
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses, smoothing
-from robust_jax.training.methods import noisy
+from robust_jax.training.methods import passes
 from robust_jax.types import Attack, Count, Fraction, Index, MethodOutput, NonNegative, Positive
 
 Variant = Literal['official', 'algorithm1', 'simple']
 
 
-def iaat(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+def iaat(key, network, params, batch_stats, batch, progress, *, attack: Attack,
          variant: Variant = 'official', gamma: NonNegative = 1.9 / 255, beta: Fraction = 0.1,
          warmup_epochs: Index = 10, warmup_epsilon: NonNegative = 8 / 255,
          label_smoothing: Fraction = 0.):
   """Adversarial training within a radius that is learnt for each example.
 
-  memory['radius'], [batch] in pixel units, holds e_i, which follows what the example withstands. In
-  the first `warmup_epochs` epochs e_i = warmup_epsilon; without any it begins at 0, or as another
-  run has left it (config.weights). After them, each time example i is met, with e the stored
-  radius, it is attacked at e and at e + gamma, and
+  e_i, the method's memory batch.aux['radius'] in pixel units, follows what the example withstands.
+  In the first `warmup_epochs` epochs e_i = warmup_epsilon; without any it begins at 0, or as
+  another run has left it (config.weights). After them, each time example i is met, with e the
+  stored radius, it is attacked at e and at e + gamma, and
 
     t = e + gamma  if it is classified as its label after the attack at e + gamma,
         e          if not, but after the attack at e,
@@ -59,18 +58,19 @@ def iaat(key, network, params, batch_stats, batch, memory, progress, *, attack: 
     in neural nets, 2019, algorithms 1 and 2.
   """
   attack_key, model_key = keys.uses(key, len(batch.images), 2)
-  found = _attacked(
-      attack_key, network, params, batch_stats, batch, memory['radius'], progress, attack=attack,
-      variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
-      warmup_epsilon=warmup_epsilon)
-  logits, batch_stats = network.train_logits(params, batch_stats, found.images, model_key)
+  logits_fn = passes.fixed_classifier(network, params, batch_stats)
+  adapted = _adapt(
+      lambda use, epsilon: attack(keys.fold_in(attack_key, use), logits_fn, batch.images,
+                                  batch.labels, epsilon=epsilon).images,
+      lambda images: losses.predicted(logits_fn(images)), batch, progress, variant=variant,
+      gamma=gamma, beta=beta, warmup_epochs=warmup_epochs, warmup_epsilon=warmup_epsilon)
+  logits, batch_stats = network.train_logits(params, batch_stats, adapted.images, model_key)
   loss = losses.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-  correct = jnp.argmax(logits, axis=-1) == batch.labels
-  return MethodOutput(loss, batch_stats, {'accuracy': correct.astype(jnp.float32), **found.metrics},
-                      {'radius': found.radius})
+  metrics = {'accuracy': passes.accuracy(logits, batch.labels), **adapted.metrics}
+  return MethodOutput(loss, batch_stats, metrics, {'radius': adapted.radius})
 
 
-def iaat_smoothadv(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+def iaat_smoothadv(key, network, params, batch_stats, batch, progress, *, attack: Attack,
                    sigma: Positive, num_noise: Count = 2, variant: Variant = 'official',
                    gamma: NonNegative = 1.9 / 255, beta: Fraction = 0.1, warmup_epochs: Index = 10,
                    warmup_epsilon: NonNegative = 8 / 255, label_smoothing: Fraction = 0.):
@@ -96,24 +96,22 @@ def iaat_smoothadv(key, network, params, batch_stats, batch, memory, progress, *
   """
   attack_key, noise_key, model_key = keys.uses(key, len(batch.images), 3)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
-  found = _attacked(
-      attack_key, network, params, batch_stats, batch, memory['radius'], progress,
-      attack=functools.partial(attack, noise=noise),
-      classify=lambda logits_fn, images: losses.predicted(
-          smoothing.mean_logits(smoothing.victim(logits_fn, noise).logits(images))),
-      variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
+  logits_fn = passes.fixed_classifier(network, params, batch_stats)
+  smoothed = smoothing.victim(logits_fn, noise)
+  adapted = _adapt(
+      lambda use, epsilon: attack(keys.fold_in(attack_key, use), logits_fn, batch.images,
+                                  batch.labels, epsilon=epsilon, noise=noise).images,
+      lambda images: losses.predicted(smoothing.mean_logits(smoothed.logits(images))),
+      batch, progress, variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
       warmup_epsilon=warmup_epsilon)
-  logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, found.images,
-                                           noise)
-  copy_losses = jax.vmap(lambda z: losses.cross_entropy(
-      z, batch.labels, label_smoothing=label_smoothing))(logits)
-  correct = jnp.argmax(logits, axis=-1) == batch.labels
-  return MethodOutput(jnp.mean(copy_losses, axis=0), batch_stats,
-                      {'accuracy': jnp.mean(correct, axis=0), **found.metrics},
-                      {'radius': found.radius})
+  logits, batch_stats = passes.noisy_train_logits(model_key, network, params, batch_stats,
+                                                  adapted.images, noise)
+  loss = passes.mean_cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+  metrics = {'accuracy': passes.accuracy(logits, batch.labels), **adapted.metrics}
+  return MethodOutput(loss, batch_stats, metrics, {'radius': adapted.radius})
 
 
-class _Attacked(NamedTuple):
+class _Adapted(NamedTuple):
   """Images to train on, the radii to store, and metrics, one entry per example."""
 
   images: jax.Array
@@ -121,40 +119,33 @@ class _Attacked(NamedTuple):
   metrics: dict[str, jax.Array]
 
 
-def _classify(logits_fn, images):
-  return jnp.argmax(logits_fn(images), axis=-1)
+def _adapt(attack_at, classify, batch, progress, *, variant, gamma, beta, warmup_epochs,
+           warmup_epsilon):
+  """The rule of `iaat`.
 
-
-def _attacked(key, network, params, batch_stats, batch, radius, progress, *, attack, variant, gamma,
-              beta, warmup_epochs, warmup_epsilon, classify=_classify):
-  """The rule of `iaat`, for any attack and any way to classify under it."""
-  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
-  logits_fn = network.eval_logits(variables)
-
-  def attacked_at(use, epsilon):
-    """Images attacked at a radius each, and whether they are still classified as their label."""
-    images = attack(keys.fold_in(key, use), logits_fn, batch.images, batch.labels,
-                    epsilon=epsilon).images
-    return images, classify(logits_fn, images) == batch.labels
-
-  clean_correct = classify(logits_fn, batch.images) == batch.labels
+  Args:
+    attack_at: (use, epsilon [batch]) -> images attacked within epsilon; each use has its own draws.
+    classify: images -> classes [batch].
+  """
+  radius = batch.aux['radius']
+  is_right = lambda images: classify(images) == batch.labels
+  clean_right = is_right(batch.images)
   warming = progress.epoch < warmup_epochs
   if variant == 'simple':
     epsilon = jnp.where(warming, warmup_epsilon, radius)
-    images, survived = attacked_at(0, epsilon)
-    moved = jnp.maximum(radius + jnp.where(survived, gamma, -gamma), 0)
-    stored = jnp.where(warming, warmup_epsilon, moved)
+    images = attack_at(0, epsilon)
+    moved = jnp.maximum(radius + jnp.where(is_right(images), gamma, -gamma), 0)
+    new_radius = jnp.where(warming, warmup_epsilon, moved)
   else:
-    asked = clean_correct if variant == 'official' else jnp.ones_like(clean_correct)
-    _, survived = attacked_at(0, radius)
-    _, survived_more = attacked_at(1, radius + gamma)
-    target = jnp.where(survived_more, radius + gamma, jnp.where(survived, radius, radius - gamma))
-    target = jnp.maximum(target * asked, 0)
-    moved = (1 - beta) * radius + beta * target
-    epsilon = stored = jnp.where(warming, warmup_epsilon * asked, moved)
-    images, _ = attacked_at(2, epsilon)
+    counted = clean_right if variant == 'official' else jnp.ones_like(clean_right)
+    withstands = is_right(attack_at(0, radius))
+    withstands_more = is_right(attack_at(1, radius + gamma))
+    target = jnp.where(withstands_more, radius + gamma,
+                       jnp.where(withstands, radius, radius - gamma))
+    moved = (1 - beta) * radius + beta * jnp.maximum(target * counted, 0)
+    epsilon = new_radius = jnp.where(warming, warmup_epsilon * counted, moved)
+    images = attack_at(2, epsilon)
   if variant == 'algorithm1':
-    images = jnp.where(clean_correct.reshape((-1,) + (1,) * (images.ndim - 1)), images,
-                       batch.images)
-  metrics = {'clean_accuracy': clean_correct.astype(jnp.float32), 'epsilon': epsilon}
-  return jax.lax.stop_gradient(_Attacked(images, stored.astype(radius.dtype), metrics))
+    images = jnp.where(clean_right.reshape((-1,) + (1,) * (images.ndim - 1)), images, batch.images)
+  metrics = {'clean_accuracy': clean_right.astype(jnp.float32), 'epsilon': epsilon}
+  return jax.lax.stop_gradient(_Adapted(images, new_radius.astype(radius.dtype), metrics))

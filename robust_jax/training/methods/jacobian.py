@@ -13,7 +13,7 @@ from robust_jax.types import Fraction, Index, MethodOutput, NonNegative
 Output = Literal['probabilities', 'logits']
 
 
-def jacobian_penalty(key, network, params, batch_stats, batch, memory, progress, *,
+def jacobian_penalty(key, network, params, batch_stats, batch, progress, *,
                      weight: NonNegative = 0.1, output: Output = 'probabilities',
                      num_projections: Index = 0, label_smoothing: Fraction = 0.):
   """Cross-entropy and contractive penalty: L(x, y) + beta ||d o(x) / d x||_F^2.
@@ -49,17 +49,17 @@ def jacobian_penalty(key, network, params, batch_stats, batch, memory, progress,
     scale = classes / num_projections
   rows = jax.vmap(lambda v: pull(v)[0])(cotangents)
   penalty = scale * jnp.sum(jnp.square(rows), axis=(0, *range(2, rows.ndim)))
-  return _penalised(key, network, params, batch_stats, batch, memory, progress, penalty, weight,
+  return _penalised(key, network, params, batch_stats, batch, progress, penalty, weight,
                     label_smoothing)
 
 
-def tangent_penalty(key, network, params, batch_stats, batch, memory, progress, *,
+def tangent_penalty(key, network, params, batch_stats, batch, progress, *,
                     weight: NonNegative = 0.1, output: Output = 'probabilities',
                     label_smoothing: Fraction = 0.):
   """Cross-entropy and tangent penalty: L(x, y) + beta sum_u ||<u, d_x o(x)>||^2.
 
-  The sum is over the tangent directions u of the image, batch.tangents, and over the outputs;
-  each u costs one forward derivative. In evaluation mode, as for `jacobian_penalty`.
+  The sum is over the tangent directions u of the image, batch.aux['tangents'], and over the
+  outputs; each u costs one forward derivative. In evaluation mode, as for `jacobian_penalty`.
 
   Args:
     weight: beta.
@@ -80,7 +80,7 @@ def tangent_penalty(key, network, params, batch_stats, batch, memory, progress, 
   directions = jnp.moveaxis(basis, -1, 0).reshape(-1, *batch.images.shape)
   _, push = jax.linearize(outputs, batch.images)
   penalty = jnp.sum(jnp.square(jax.vmap(push)(directions)), axis=(0, 2))
-  return _penalised(key, network, params, batch_stats, batch, memory, progress, penalty, weight,
+  return _penalised(key, network, params, batch_stats, batch, progress, penalty, weight,
                     label_smoothing)
 
 
@@ -91,10 +91,10 @@ def _outputs(network, params, batch_stats, output):
   return lambda images: jax.nn.softmax(logits_fn(images))
 
 
-def _penalised(key, network, params, batch_stats, batch, memory, progress, penalty, weight,
+def _penalised(key, network, params, batch_stats, batch, progress, penalty, weight,
                label_smoothing):
   model_key = keys.uses(key, len(batch.images), 2)[0]
-  plain = standard(model_key, network, params, batch_stats, batch, memory, progress,
+  plain = standard(model_key, network, params, batch_stats, batch, progress,
                    label_smoothing=label_smoothing)
   return MethodOutput(plain.loss + weight * penalty, plain.batch_stats,
-                      {**plain.metrics, 'penalty': penalty}, memory)
+                      {**plain.metrics, 'penalty': penalty})

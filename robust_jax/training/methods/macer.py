@@ -5,15 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, smoothing
-from robust_jax.training.methods import noisy
+from robust_jax import keys, losses, smoothing
+from robust_jax.training.methods import passes
 from robust_jax.types import Count, Index, MethodOutput, NonNegative, Positive
 
 # Added to a probability before its logarithm is taken, as in the authors' code.
 _LEAST = 1e-10
 
 
-def macer(key, network, params, batch_stats, batch, memory, progress, *, sigma: Positive,
+def macer(key, network, params, batch_stats, batch, progress, *, sigma: Positive,
           num_noise: Count = 16, weight: NonNegative = 12., beta: Positive = 16.,
           gamma: Positive = 8., start_epoch: Index = 0):
   """-log(Fm_y + 1e-10) + lambda (sigma / 2) max(0, gamma - xi).
@@ -41,8 +41,8 @@ def macer(key, network, params, batch_stats, batch, memory, progress, *, sigma: 
   """
   noise_key, model_key = keys.uses(key, len(batch.images), 2)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
-  logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, batch.images,
-                                           noise)
+  logits, batch_stats = passes.noisy_train_logits(model_key, network, params, batch_stats,
+                                                  batch.images, noise)
   log_mean = smoothing.log_mean_probs(jax.nn.log_softmax(logits))
   label_log_prob = jnp.take_along_axis(log_mean, batch.labels[:, None], axis=-1)[:, 0]
   loss = -jnp.logaddexp(label_log_prob, math.log(_LEAST))
@@ -52,7 +52,7 @@ def macer(key, network, params, batch_stats, batch, memory, progress, *, sigma: 
   others = jnp.where(is_label, -jnp.inf, log_votes)
   # 1 - Gm_y as a sum, because float32 has no value between 1 - 6e-8 and 1.
   tail, runner_up = jax.nn.logsumexp(others, axis=-1), jnp.max(others, axis=-1)
-  correct = jnp.argmax(log_votes, axis=-1) == batch.labels
+  correct = losses.predicted(log_votes) == batch.labels
   xi = jax.lax.stop_gradient(_gap(tail, runner_up))
   counts = correct & (jnp.abs(xi) <= gamma)
   # Chosen before the quantile function as well as after: its slope at 0 is infinite, times 0 NaN.
@@ -63,7 +63,7 @@ def macer(key, network, params, batch_stats, batch, memory, progress, *, sigma: 
   loss = loss + weight * sigma / 2 * (gamma - gap)
   metrics = {'accuracy': correct.astype(jnp.float32),
              'soft_radius': jnp.where(counts, sigma / 2 * gap, 0.)}
-  return MethodOutput(loss, batch_stats, metrics, memory)
+  return MethodOutput(loss, batch_stats, metrics)
 
 
 def _gap(log_tail, log_runner_up):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from robust_jax import keys, losses, smoothing
 from robust_jax.training import schedules
-from robust_jax.training.methods import noisy
+from robust_jax.training.methods import passes
 from robust_jax.types import Attack, Count, Fraction, Index, MethodOutput, NonNegative
 
 
-def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+def smoothadv(key, network, params, batch_stats, batch, progress, *, attack: Attack,
               epsilon: NonNegative, sigma: NonNegative, num_noise: Count = 2,
               train_noise: Literal['all', 'first'] = 'all',
               loss: Literal['mean', 'plugin'] = 'mean', epsilon_warmup_epochs: Index = 0,
@@ -44,26 +44,19 @@ def smoothadv(key, network, params, batch_stats, batch, memory, progress, *, att
   attack_key, noise_key, model_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
-  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
-  attacked = jax.lax.stop_gradient(
-      attack(attack_key, network.eval_logits(variables), batch.images, batch.labels,
-             epsilon=epsilon, noise=noise).images)
-
+  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
+                                    epsilon=epsilon, noise=noise)
   if train_noise == 'first':
     noise = noise[:1]
-  logits, batch_stats = noisy.train_logits(model_key, network, params, batch_stats, attacked, noise)
+  logits, batch_stats = passes.noisy_train_logits(model_key, network, params, batch_stats, attacked,
+                                                  noise)
   if loss == 'plugin':
     # Log-probabilities are logits too: softmax changes nothing in them.
     log_probs = jax.nn.log_softmax(logits)
     example_loss = losses.cross_entropy(smoothing.log_mean_probs(log_probs), batch.labels,
                                         label_smoothing=label_smoothing)
   else:
-    copy_losses = jax.vmap(lambda z: losses.cross_entropy(
-        z, batch.labels, label_smoothing=label_smoothing))(logits)
-    example_loss = jnp.mean(copy_losses, axis=0)
-  correct = jnp.argmax(logits, axis=-1) == batch.labels
-  metrics = {
-      'accuracy': jnp.mean(correct, axis=0),
-      'epsilon': jnp.full_like(example_loss, epsilon),
-  }
-  return MethodOutput(example_loss, batch_stats, metrics, memory)
+    example_loss = passes.mean_cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
+             'epsilon': jnp.full_like(example_loss, epsilon)}
+  return MethodOutput(example_loss, batch_stats, metrics)

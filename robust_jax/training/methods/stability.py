@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses, smoothing
-from robust_jax.training.methods import noisy
+from robust_jax.training.methods import passes
 from robust_jax.types import Fraction, MethodOutput, NonNegative, Positive
 
 
-def stability(key, network, params, batch_stats, batch, memory, progress, *, sigma: Positive,
+def stability(key, network, params, batch_stats, batch, progress, *, sigma: Positive,
               weight: NonNegative = 2., label_smoothing: Fraction = 0.):
   """CE(f(x), y) + lambda (-sum_c F(x)_c log F(x + n)_c), n ~ N(0, sigma^2 I), one draw per image.
 
@@ -29,12 +29,12 @@ def stability(key, network, params, batch_stats, batch, memory, progress, *, sig
   del progress
   noise_key, model_key = keys.uses(key, len(batch.images), 2)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)
-  (clean_logits, logits), batch_stats = noisy.train_logits(
+  (clean_logits, logits), batch_stats = passes.noisy_train_logits(
       model_key, network, params, batch_stats, batch.images,
       jnp.concatenate([jnp.zeros_like(noise), noise]))
   difference = -jnp.sum(jax.nn.softmax(clean_logits) * jax.nn.log_softmax(logits), axis=-1)
   clean_loss = losses.cross_entropy(clean_logits, batch.labels, label_smoothing=label_smoothing)
-  correct = lambda z: (jnp.argmax(z, axis=-1) == batch.labels).astype(jnp.float32)
-  metrics = {'accuracy': correct(logits), 'clean_accuracy': correct(clean_logits),
+  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
+             'clean_accuracy': passes.accuracy(clean_logits, batch.labels),
              'stability': difference}
-  return MethodOutput(clean_loss + weight * difference, batch_stats, metrics, memory)
+  return MethodOutput(clean_loss + weight * difference, batch_stats, metrics)

@@ -8,14 +8,14 @@ from robust_jax.training.methods.adversarial import adversarial
 from robust_jax.types import Count, Fraction, Index, NonNegative, Positive
 
 
-def tangent(key, network, params, batch_stats, batch, memory, progress, *, epsilon: NonNegative,
+def tangent(key, network, params, batch_stats, batch, progress, *, epsilon: NonNegative,
             num_steps: Count = 1, step_ratio: Positive = 1., random_start: bool = False,
             epsilon_warmup_epochs: Index = 0, clean_share: Fraction = 0.,
             label_smoothing: Fraction = 0.):
   """Adversarial training on perturbations along the data: x' in {x + B a: ||a||_2 <= epsilon}.
 
   One step is x + epsilon B B^T g / ||B^T g||, with g the gradient of the loss and B the tangent
-  directions of the image, batch.tangents (config.data.tangents). There is no box.
+  directions of the image, batch.aux['tangents'] (config.data.tangents). There is no box.
 
   Args:
     epsilon: l2 radius in pixel units.
@@ -42,18 +42,17 @@ def tangent(key, network, params, batch_stats, batch, memory, progress, *, epsil
         num_steps=num_steps, random_start=random_start,
         success_fn=lambda x: victim.predict(x) != labels)
 
-  return adversarial(key, network, params, batch_stats, batch, memory, progress, attack=attack,
+  return adversarial(key, network, params, batch_stats, batch, progress, attack=attack,
                      epsilon=epsilon, epsilon_warmup_epochs=epsilon_warmup_epochs,
                      clean_share=clean_share, label_smoothing=label_smoothing)
 
 
 def basis_of(batch):
-  """The tangent directions of a `types.TangentBatch`, [batch, d, k].
+  """The tangent directions of a batch, [batch, d, k].
 
   Raises:
     ValueError: it has none.
   """
-  if not hasattr(batch, 'tangents'):
-    raise ValueError('the images have no tangent directions; config.data.tangents of 1 or more is '
-                     'allowed')
-  return jax.lax.stop_gradient(batch.tangents)
+  if 'tangents' not in batch.aux:
+    raise ValueError("batch.aux has no 'tangents': config.data.tangents must be at least 1")
+  return jax.lax.stop_gradient(batch.aux['tangents'])

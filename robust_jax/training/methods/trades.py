@@ -1,14 +1,14 @@
 """TRADES: the clean loss, and how far the prediction moves within the perturbation set."""
 
-import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses
 from robust_jax.training import schedules
+from robust_jax.training.methods import passes
 from robust_jax.types import Attack, Fraction, Index, MethodOutput, NonNegative
 
 
-def trades(key, network, params, batch_stats, batch, memory, progress, *, attack: Attack,
+def trades(key, network, params, batch_stats, batch, progress, *, attack: Attack,
            epsilon: NonNegative, beta: NonNegative = 6., epsilon_warmup_epochs: Index = 0,
            label_smoothing: Fraction = 0.):
   """Trades accuracy off against robustness: CE(f(x), y) + beta KL(F(x) || F(x')).
@@ -35,18 +35,14 @@ def trades(key, network, params, batch_stats, batch, memory, progress, *, attack
   """
   attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
-  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
-  attacked = jax.lax.stop_gradient(
-      attack(attack_key, network.eval_logits(variables), batch.images, batch.labels,
-             epsilon=epsilon).images)
-  both_logits, batch_stats = network.train_logits(
-      params, batch_stats, jnp.concatenate([attacked, batch.images]),
-      jnp.concatenate([model_key, clean_key]))
-  logits, clean_logits = jnp.split(both_logits, 2)
+  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
+                                    epsilon=epsilon)
+  (logits, clean_logits), batch_stats = passes.train_logits(
+      network, params, batch_stats, [attacked, batch.images], [model_key, clean_key])
   divergence = losses.kl_divergence(clean_logits, logits)
   clean_loss = losses.cross_entropy(clean_logits, batch.labels, label_smoothing=label_smoothing)
   loss = clean_loss + beta * divergence
-  correct = lambda z: (jnp.argmax(z, axis=-1) == batch.labels).astype(jnp.float32)
-  metrics = {'accuracy': correct(logits), 'clean_accuracy': correct(clean_logits),
+  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
+             'clean_accuracy': passes.accuracy(clean_logits, batch.labels),
              'divergence': divergence, 'epsilon': jnp.full_like(loss, epsilon)}
-  return MethodOutput(loss, batch_stats, metrics, memory)
+  return MethodOutput(loss, batch_stats, metrics)

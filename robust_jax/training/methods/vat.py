@@ -5,10 +5,11 @@ import jax.numpy as jnp
 
 from robust_jax import keys, losses
 from robust_jax.attacks import threat_models
+from robust_jax.training.methods import passes
 from robust_jax.types import Count, Fraction, MethodOutput, NonNegative
 
 
-def vat(key, network, params, batch_stats, batch, memory, progress, *, epsilon: NonNegative,
+def vat(key, network, params, batch_stats, batch, progress, *, epsilon: NonNegative,
         weight: NonNegative = 1., num_iterations: Count = 1, label_smoothing: Fraction = 0.):
   """Cross-entropy and virtual adversarial loss: L(x, y) + lambda KL(F(x) || F(x + epsilon d)).
 
@@ -29,19 +30,16 @@ def vat(key, network, params, batch_stats, batch, memory, progress, *, epsilon: 
   """
   del progress
   direction_key, model_key, moved_key = keys.uses(key, len(batch.images), 3)
-  variables = jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats})
   direction = jax.lax.stop_gradient(virtual_direction(
-      direction_key, network.eval_logits(variables), batch.images, num_iterations=num_iterations))
+      direction_key, passes.fixed_classifier(network, params, batch_stats), batch.images,
+      num_iterations=num_iterations))
   moved = batch.images + threat_models.column(epsilon, batch.images) * direction
-  both = jnp.concatenate([batch.images, moved])
-  both_keys = jnp.concatenate([model_key, moved_key])
-  both_logits, batch_stats = network.train_logits(params, batch_stats, both, both_keys)
-  logits, moved_logits = jnp.split(both_logits, 2)
+  (logits, moved_logits), batch_stats = passes.train_logits(
+      network, params, batch_stats, [batch.images, moved], [model_key, moved_key])
   divergence = losses.kl_divergence(jax.lax.stop_gradient(logits), moved_logits)
   loss = losses.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-  metrics = {'accuracy': (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32),
-             'kl': divergence}
-  return MethodOutput(loss + weight * divergence, batch_stats, metrics, memory)
+  metrics = {'accuracy': passes.accuracy(logits, batch.labels), 'kl': divergence}
+  return MethodOutput(loss + weight * divergence, batch_stats, metrics)
 
 
 def virtual_direction(key, logits_fn, images, *, num_iterations=1):

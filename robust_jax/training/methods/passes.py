@@ -1,0 +1,85 @@
+"""Passes of a batch through the network, which the methods share: to attack, to train, to score."""
+
+import jax
+import jax.numpy as jnp
+
+from robust_jax import keys, losses
+
+
+def fixed_classifier(network, params, batch_stats):
+  """The network in evaluation mode as a LogitsFn; no gradient flows to its parameters."""
+  return network.eval_logits(jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats}))
+
+
+def attacked_images(key, attack, network, params, batch_stats, batch, **kwargs):
+  """x' = attack(x), the inner maximisation.
+
+  The attack sees the network in evaluation mode. Its result is held fixed (Danskin's theorem): the
+  gradient of a loss at x' does not flow through the attack.
+
+  Args:
+    key: [batch] keys.
+    attack: `types.Attack`, hyper-parameters bound.
+    network: `types.Network`.
+    params: parameters.
+    batch_stats: BatchNorm statistics.
+    batch: `types.Batch`.
+    **kwargs: epsilon and, to attack the smoothed classifier, noise.
+
+  Returns:
+    [batch, ...].
+  """
+  logits_fn = fixed_classifier(network, params, batch_stats)
+  return jax.lax.stop_gradient(attack(key, logits_fn, batch.images, batch.labels, **kwargs).images)
+
+
+def train_logits(network, params, batch_stats, images, image_keys):
+  """Training-mode logits of m images of each example, in one pass: BatchNorm sees all together.
+
+  Args:
+    network: `types.Network`.
+    params: parameters.
+    batch_stats: BatchNorm statistics.
+    images: [m, batch, ...], an array or a list.
+    image_keys: [m, batch] keys for dropout, an array or a list.
+
+  Returns:
+    ([m, batch, classes], the updated batch statistics).
+  """
+  logits, batch_stats = network.train_logits(
+      params, batch_stats, jnp.concatenate(images), jnp.concatenate(image_keys))
+  return logits.reshape(len(images), -1, logits.shape[-1]), batch_stats
+
+
+def noisy_train_logits(key, network, params, batch_stats, images, noise):
+  """`train_logits` of the noisy copies x + n_i.
+
+  Args:
+    key: [batch] keys for dropout; copy i uses fold_in(key, i).
+    images: [batch, ...].
+    noise: [num_noise, batch, ...].
+
+  The other arguments and the result as `train_logits`, with m = num_noise.
+  """
+  copy_keys = jax.vmap(lambda i: keys.fold_in(key, i))(jnp.arange(len(noise)))
+  return train_logits(network, params, batch_stats, images + noise, copy_keys)
+
+
+def mean_cross_entropy(logits, labels, *, label_smoothing):
+  """The mean over m copies of `losses.cross_entropy`: logits [m, batch, classes] -> [batch]."""
+  each = jax.vmap(lambda z: losses.cross_entropy(z, labels, label_smoothing=label_smoothing))
+  return jnp.mean(each(logits), axis=0)
+
+
+def accuracy(logits, labels):
+  """1 where the class is the label, 0 elsewhere; of several copies their mean.
+
+  Args:
+    logits: [batch, classes] or [m, batch, classes].
+    labels: [batch] int.
+
+  Returns:
+    [batch] float32.
+  """
+  correct = (losses.predicted(logits) == labels).astype(jnp.float32)
+  return jnp.mean(correct.reshape(-1, len(labels)), axis=0)
