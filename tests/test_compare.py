@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
-from test_report import KINDS, Page, write_workdir
+from test_report import KINDS, Page, no_files, write_workdir  # noqa: F401
 
 from robust_jax import analysis, report
 from robust_jax.analysis import Best
@@ -209,6 +210,7 @@ def test_only_what_a_grid_has_decided_is_shown(runs, tmp_path):
       [run.certified for run in contents.load_all([runs[0], alone])]))
 
 
+@pytest.mark.usefixtures('no_files')
 def test_nothing_certified_has_an_axis_all_the_same(runs, tmp_path):
   folders = [make(tmp_path / name, num_noise=m, better=-9.) for name, m in (('a', 2), ('b', 4))]
   page, _ = report.compare(folders, tmp_path / 'compare.html')
@@ -231,6 +233,7 @@ def test_another_attack_is_another_column(runs, tmp_path):
   assert any('The attacks measured different radii' in note for note in panel.notes)
 
 
+@pytest.mark.usefixtures('no_files')
 def test_missing_and_unfinished_stages(runs, tmp_path):
   plain = make(tmp_path / 'plain', smoothed=False, method='standard')
   half = make(tmp_path / 'half', num_noise=8, seed=9)
@@ -259,6 +262,43 @@ def test_missing_and_unfinished_stages(runs, tmp_path):
     (half / name).write_bytes(content)
   with pytest.raises(UserError, match='nothing is measured yet'):
     report.compare([tmp_path / 'empty'])
+
+
+def test_rows_of_a_sweep_are_named_by_their_experiments(tmp_path):
+  """As in the table of methods: plain networks are attacked, their smoothed versions certified."""
+  points = [('trades', 'configs/digits.py:trades', {'num_noise': 4}),
+            ('robust-1', 'configs/digits.py:robust', {'num_noise': 1}),
+            ('robust-2', 'configs/digits.py:robust', {'num_noise': 2}),
+            ('shaham', 'configs/shaham.py', {'num_noise': 4})]
+  runs = []
+  for name, config, fields in points:
+    for seed in range(2):
+      folder = make(tmp_path / f'{name}{seed}', method=name, seed=seed, **fields)
+      lines = (folder / 'attack.jsonl').read_text().replace('"smoothed": true', '"smoothed": false')
+      (folder / 'attack.jsonl').write_text(lines)
+      runs.append({'workdir': folder.name, 'point': {'config': config, 'seed': seed}})
+  (tmp_path / 'sweep.json').write_text(json.dumps({'runs': runs}))
+  panel = panel_of(tmp_path)
+  assert [group.label for group in panel.groups] == [
+      'trades', 'robust, robust-1, num_noise=1', 'robust, robust-2, num_noise=2', 'shaham']
+  assert all(len(group.runs) == 2 for group in panel.groups)
+  assert [each.title for each in panel.columns] == [
+      'clean', 'PGD ℓ₂ 0.25', 'PGD ℓ₂ 0.5', 'PGD ℓ₂ 0.75', 'PGD ℓ₂ 1', 'certified 0',
+      'certified 0.25', 'certified 0.5', 'certified 0.75', 'ACR', 's / epoch']
+  both = [tmp_path / f'shaham{seed}' for seed in range(2)]
+  for title, values in (
+      ('clean', [analysis.clean_accuracy(one) for one in attacks(both)]),
+      ('certified 0', [analysis.certified_accuracy(one, 0.) for one in logs(both)])):
+    mean, half = analysis.mean_interval(100 * np.array(values))
+    assert column(panel, title)['shaham'].rstrip('*') == f'{mean:.1f} ± {half:.1f}'
+  page, printed = report.compare([tmp_path])
+  assert page == tmp_path / 'sweep.html' and 'robust, robust-1' in printed
+  assert 'is the network itself; certified is its smoothed' in page.read_text()
+  with Image.open(tmp_path / 'sweep.png') as image:
+    assert image.width > 2000
+  assert {f'sweep{name}' for name in ('.csv', '.md', '.tex', '_runs.csv', '_certified.svg',
+                                      '_certified.pdf', '_attack.svg')} <= {
+      path.name for path in tmp_path.iterdir()}
 
 
 def test_only_training_metrics(runs, tmp_path):
@@ -376,6 +416,7 @@ def test_many_configs_share_one_legend_and_look_different(tmp_path):
   assert len(keys) == 10 + 2 * 10  # Beside the table, and above both groups of charts.
 
 
+@pytest.mark.usefixtures('no_files')
 def test_the_command(runs, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   command_line.main(['runs', str(runs[1])])

@@ -121,6 +121,12 @@ def workdir(request, tmp_path_factory):
   return path
 
 
+@pytest.fixture
+def no_files(monkeypatch):
+  """Figures beside the pages are empty files, which takes less time."""
+  monkeypatch.setattr(charts, 'render', lambda figure, kind: b'')
+
+
 class Page(html.parser.HTMLParser):
   """Text, tags and addresses of a page; every tag must be closed in order."""
 
@@ -218,7 +224,7 @@ def test_the_page_does_not_change_when_built_again(workdir):
   assert (workdir / 'report.html').read_bytes() == before
 
 
-def test_every_missing_part_is_said(tmp_path):
+def test_every_missing_part_is_said(tmp_path, no_files):
   page = report.build(tmp_path)
   text = read_page(tmp_path).text
   for stage in ('train', 'attack', 'certify'):
@@ -239,7 +245,7 @@ def test_every_missing_part_is_said(tmp_path):
   assert page.name == 'report.html'
 
 
-def test_what_verify_found_is_told(tmp_path):
+def test_what_verify_found_is_told(tmp_path, no_files):
   write_workdir(tmp_path, **KINDS['smoothed'], num_images=20, num_epochs=2)
   record = {'finished': '2026-11-21T10:00:00+00:00', 'images': 20, 'drawn_again': 5, 'problems': {},
             'problems_in_table': {}}
@@ -257,7 +263,7 @@ def test_what_verify_found_is_told(tmp_path):
     report.build(tmp_path)
 
 
-def test_unfinished_stages_and_empty_logs(tmp_path):
+def test_unfinished_stages_and_empty_logs(tmp_path, no_files):
   path = write_workdir(tmp_path / 'run', **KINDS['smoothed'], num_images=20, num_epochs=2)
   stages = json.loads((path / 'stages.json').read_text())
   for stage in stages.values():
