@@ -10,12 +10,12 @@ project has need no function: give config.weights to the config of that network.
 """
 
 from configs import base
-from robust_jax.config.configuration import component
+from configs.base import attack, model
 
 
 def get_config():
   config = base.get_config()
-  config.model = component('model', 'external', function='')
-  config.attack = component('attack', 'pgd', norm='l2', num_steps=20, step_ratio=2.)
+  config.model = model('external', function='')
+  config.attack = attack('pgd', norm='l2', num_steps=20, step_ratio=2.)
   config.certify_images.stride = 20
   return config

@@ -13,7 +13,7 @@ it was trained with.
 
 from configs import digits
 from configs.base import attack, certify
-from robust_jax.config import configuration
+from robust_jax.config import sections
 
 
 def get_config(name='smoothadv'):
@@ -21,9 +21,9 @@ def get_config(name='smoothadv'):
   config = digits.get_config(name)
   config.train.update(num_epochs=20., num_steps=0, eval_every_epochs=5., log_every=23)
   config.attack = attack('pgd', norm='l2', num_steps=20, random_start=True)
-  config.evaluation = configuration.section(
-      configuration.EvaluationSettings, sigma=0., epsilons=(0.25, 0.5), gallery=0)
+  config.evaluation = sections.section(
+      sections.EvaluationSettings, sigma=0., epsilons=(0.25, 0.5), stride=1, gallery=0)
   # The largest radius that 1,000 draws can certify is 0.616.
   config.certify = certify('fixed', sigma=0.25, n=1000)
-  config.certify_images = configuration.section(configuration.ImagesSettings)
+  config.certify_images = sections.section(sections.ImagesSettings)
   return config

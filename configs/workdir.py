@@ -3,8 +3,8 @@
 The launcher uses it by itself where --workdir names a run and --config is not given.
 """
 
-from robust_jax.config import configuration
+from robust_jax.config import sections
 
 
 def get_config(workdir):
-  return configuration.saved_config(workdir)
+  return sections.saved_config(workdir)

@@ -3,7 +3,7 @@
 from launch import flags, process, sweep
 from robust_jax import backend, errors, stages, workdir
 from robust_jax.config import experiment
-from robust_jax.config.configuration import resolve
+from robust_jax.config.sections import check_workdir, resolve
 from robust_jax.devices.choose import choose_devices
 
 
@@ -31,7 +31,7 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
   Stages in redo run anew; num_devices is as the flag, the command's words are kept in the record.
   """
   with workdir.locked(folder):
-    workdir.check(folder, config, redo)
+    check_workdir(folder, config, redo)
     backend.tune()  # Settings of this process, before it computes anything.
     devices = choose_devices(num_devices, experiment.batch_sizes(config))
     run = experiment.build(config, devices)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import experiments, sweep
 from robust_jax import stages
 from robust_jax.config import schema
-from robust_jax.config.configuration import TABLES, component
+from robust_jax.config.sections import TABLES, component
 from robust_jax.errors import UserError
 
 # Sections whose name chooses what their fields are of.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from configs import base
 from launch import experiments, flags, process, sweep
 from robust_jax import stages, workdir
-from robust_jax.config import configuration
+from robust_jax.config import sections
 from robust_jax.errors import UserError, suggest
 from robust_jax.studies import methods
 from robust_jax.workdir import interrupts
@@ -102,7 +102,7 @@ def read_rows(name, num_seeds, words):
   """
   config = flags.parse(['launch', f'--config={SETTINGS}:{name}', *words]).config
   try:
-    configuration.resolve(config)
+    sections.resolve(config)
   except UserError as error:  # What is wrong with the config itself is no matter of a point.
     raise UserError(f'{EXPERIMENTS}:{name}: {error}') from error
   points = []
@@ -139,7 +139,7 @@ def run(folder, rows, num_devices):
             for place, config in zip(row.folders(folder), row.configs)]
     for _, place, config in todo:
       with workdir.locked(place):
-        workdir.check(place, config)
+        sections.check_workdir(place, config)
     failed = {}
     for number, (name, place, config) in enumerate(todo, 1):
       title = f'[{number}/{len(todo)}] {name}, seed {config["seed"]}'

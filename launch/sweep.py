@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from robust_jax import report, stages, workdir
-from robust_jax.config import configuration
+from robust_jax.config import sections
 from robust_jax.errors import UserError
 from robust_jax.workdir import interrupts
 
@@ -63,7 +63,7 @@ def expand(config, points, overridden=()):
       _check_not_overridden(field, overridden)
       _set(changed, field, value.item() if isinstance(value, np.generic) else value, number)
     try:
-      resolved = configuration.resolve(changed)
+      resolved = sections.resolve(changed)
     except UserError as error:
       raise UserError(f'sweep() point {number} ({describe(point)}): {error}') from None
     if resolved in configs:
@@ -171,7 +171,7 @@ def _prepare(folder, folders, points, configs, wanted, redo):
     workdir.write_json(folder / report.SWEEP, record)
   for place, config in zip(folders, configs):
     with workdir.locked(place):
-      workdir.check(place, config, redo)
+      sections.check_workdir(place, config, redo)
   workdir.write_json(folder / report.SWEEP, record)
   for place, config in zip(folders, configs):
     with workdir.locked(place):

@@ -8,8 +8,8 @@ import pytest
 
 from configs import base
 from robust_jax import models, stages, training, workdir
-from robust_jax.config import configuration, experiment
-from robust_jax.config.configuration import component
+from robust_jax.config import experiment, sections
+from robust_jax.config.sections import component
 from robust_jax.errors import UserError
 from robust_jax.stages import weights
 from robust_jax.workdir import checkpoint
@@ -29,7 +29,7 @@ def make_run(data_dir, model=None, **fields):
   with config.ignore_type():
     config.update_from_flattened_dict(
         {name.replace('__', '.'): value for name, value in fields.items()})
-  return experiment.build(configuration.resolve(config), jax.devices()[:1])
+  return experiment.build(sections.resolve(config), jax.devices()[:1])
 
 
 def save(run, folder, *, seed=0, step=3, done=True, **info):
@@ -129,7 +129,7 @@ def test_a_function_is_judged_as_it_is(data_dir, tmp_path, monkeypatch):
 
 
 def test_the_best_checkpoint_is_judged_where_it_was_asked_for(data_dir, tmp_path):
-  with pytest.raises(UserError, match="config.checkpoint is 'best'"):
+  with pytest.raises(UserError, match="config.checkpoint must be 'last' .* got 'best'"):
     make_run(data_dir, checkpoint='best')
   run = make_run(data_dir, checkpoint='best', train__keep_best=True)
   variables = models.init(jax.random.key(0), run.model, (8, 8, 1))
@@ -148,6 +148,6 @@ def test_the_best_checkpoint_is_judged_where_it_was_asked_for(data_dir, tmp_path
 def test_of_a_folder_of_images_the_place_is_the_name(data_dir):
   config = make_run(data_dir).config
   elsewhere = {**config, 'data': {**config['data'], 'data_dir': '/elsewhere'}}
-  assert configuration.changed_fields(config, elsewhere, 'certify') == []
+  assert sections.changed_fields(config, elsewhere, 'certify') == []
   config, elsewhere = ({**c, 'data': {**c['data'], 'name': 'folder'}} for c in (config, elsewhere))
-  assert 'config.data.data_dir' in configuration.changed_fields(config, elsewhere, 'certify')[0]
+  assert 'config.data.data_dir' in sections.changed_fields(config, elsewhere, 'certify')[0]

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from robust_jax import data
-from robust_jax.config import configuration
+from robust_jax.config import sections
 from robust_jax.data import decode, digits, tfds_files
 from robust_jax.errors import UserError
 
@@ -244,7 +244,7 @@ def test_a_tiny_imagenet_in_the_files_of_the_real_one(imagenet_dir):
   assert part.split == 'validation[25%:50%]'
   np.testing.assert_array_equal(part.images, test.images[3:6])
   np.testing.assert_array_equal(part.labels, test.labels[3:6])
-  settings = configuration.DataSettings('imagenet2012', imagenet_dir, image_size=16,
+  settings = sections.DataSettings('imagenet2012', imagenet_dir, image_size=16,
                                         train_split='train[:10]', mean=(0.5,))
   assert settings.load('train').num_examples == 10 and settings.load('test').mean == (0.5,)
   assert 'tensorflow' not in sys.modules
@@ -278,7 +278,7 @@ def test_images_decoded_on_the_way_are_those_in_memory(keeps, how, data_dir):
 
 
 def test_runs_decode_images_when_they_are_asked_for(data_dir):
-  settings = configuration.DataSettings('digits', data_dir)
+  settings = sections.DataSettings('digits', data_dir)
   extra = data.extra.load('digits', data_dir=data_dir, like=settings.load('train'))
   for dataset in (settings.load('train'), settings.load('test'), extra):
     assert dataset.images.keeps

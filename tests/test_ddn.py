@@ -10,8 +10,8 @@ import pytest
 
 from robust_jax import attacks, keys, losses, smoothing
 from robust_jax.attacks import objectives, threat_models
-from robust_jax.config import configuration
-from robust_jax.config.configuration import component
+from robust_jax.config import sections
+from robust_jax.config.sections import component
 
 KEY = jax.random.key(3)
 
@@ -285,4 +285,4 @@ def test_ddn_is_a_component():
   config = component('attack', 'ddn', num_steps=2)
   assert (config.init_norm, config.gamma, config.rounding) == (1., 0.05, 'inside')
   assert component('attack', 'ddn', init_norm=0., gamma=0.).gamma == 0
-  assert configuration.TABLES['attack']['ddn'] is attacks.ddn
+  assert sections.TABLES['attack']['ddn'] is attacks.ddn

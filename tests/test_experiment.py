@@ -11,7 +11,7 @@ import pytest
 
 from launch import flags
 from robust_jax import attacks, data, workdir
-from robust_jax.config import configuration, experiment
+from robust_jax.config import experiment, sections
 from robust_jax.devices.choose import choose_devices
 from robust_jax.errors import UserError
 from robust_jax.training import methods
@@ -31,7 +31,7 @@ def in_the_checkout(monkeypatch):
 
 def parse(*words):
   """The resolved config of a command line."""
-  return configuration.resolve(flags.parse(['launch', *words]).config)
+  return sections.resolve(flags.parse(['launch', *words]).config)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_without_a_name_a_config_file_gives_its_default():
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'configs/external.py'])
 def test_config_loads_validates_and_builds(name, no_data):
   parsed = flags.parse(['launch', f'--config={name}'])
-  config = configuration.resolve(parsed.config)
+  config = sections.resolve(parsed.config)
   run = experiment.build(config, jax.devices()[:2])
   assert (run.certify is None) == (run.sigma == 0)
   assert run.learning_rate()(0) > 0
@@ -147,19 +147,21 @@ def test_overrides_reach_nested_attacks(no_data):
     (['--config.nosuch=1'], 'config.nosuch is not a field'),
     (['--config.method.num_noize=3'], 'config.method.num_noize is not a field; did you mean '
                                       'num_noise?'),
-    (['--config.train.batch_size=0'], r'config.train.batch_size is 0; an integer in \[1, inf\)'),
+    (['--config.train.batch_size=0'], r'config.train.batch_size must be .*\[1, inf\), got 0'),
     (['--config.train.batch_size=many'], 'config.train.batch_size=many: invalid literal'),
     (['--config.method=trades'], "--config.method has fields, got 'trades'"),
-    (['--config.method.name=madry'], "config.method.name is 'madry'; one of standard, gaussian"),
-    (['--config.method.attack.norm=l7'], "config.method.attack.norm is 'l7'; one of linf, l2, l1"),
-    (['--config.model.name=vgg99'], "config.model.name is 'vgg99'; one of"),
-    (['--config.certify.alpha=1.5'], r'config.certify.alpha is 1.5; a number in \(0, 1\)'),
-    (['--config.certify.alpha=nan'], 'config.certify.alpha is nan'),
-    (['--config.sigma=-1.0'], r'config.sigma is -1.0; a number in \[0, inf\)'),
-    (['--config.seed=-1'], 'config.seed is -1; an integer in'),
-    (['--config.seed=4294967296'], 'config.seed is 4294967296'),
-    (['--config.epsilon=inf'], 'config.epsilon is inf'),
-    (['--config.evaluation.epsilons=(0.5, -1.0)'], 'config.evaluation.epsilons is'),
+    (['--config.method.name=madry'], "config.method.name must be one of standard, .* got 'madry'"),
+    (['--config.method.attack.norm=l7'],
+     "config.method.attack.norm must be one of linf, l2, l1, got 'l7'"),
+    (['--config.model.name=vgg99'], "config.model.name must be one of .* got 'vgg99'"),
+    (['--config.certify.alpha=1.5'], r'config.certify.alpha must be .*\(0, 1\), got 1.5'),
+    (['--config.certify.alpha=nan'], 'config.certify.alpha .* got nan'),
+    (['--config.sigma=-1.0'], r'config.sigma must be .*\[0, inf\), got -1.0'),
+    (['--config.seed=-1'], 'config.seed must be an integer .* got -1'),
+    (['--config.seed=4294967296'], 'config.seed .* got 4294967296'),
+    (['--config.epsilon=inf'], 'config.epsilon .* got inf'),
+    (['--config.evaluation.epsilons=(0.5, -1.0)'],
+     r'config.evaluation.epsilons .* got \[0.5, -1.0\]'),
     (['--config=configs/nope.py'], '--config: there is no file configs/nope.py'),
     (['--config=Makefile'], '--config: Makefile has no get_config'),
     (['--stages=train,fly'],
@@ -180,14 +182,14 @@ def test_leftover_fields_of_another_method_are_named():
   config = flags.parse(['launch']).config
   config.unlock()
   config.method = {'name': 'gaussian', 'sigma': 0.5, 'num_noise': 3}
-  with pytest.raises(UserError, match='config.method.num_noise is not a field; allowed: sigma'):
-    configuration.resolve(config)
+  with pytest.raises(UserError, match='config.method.num_noise is not a field.* sigma'):
+    sections.resolve(config)
   config.method = {'name': 'gaussian'}
   with pytest.raises(UserError, match='config.method.sigma is missing'):
-    configuration.resolve(config)
+    sections.resolve(config)
   del config.certify
   with pytest.raises(UserError, match='config.certify is missing'):
-    configuration.resolve(config)
+    sections.resolve(config)
 
 
 @pytest.mark.parametrize('words, line', [
@@ -205,7 +207,7 @@ def test_leftover_fields_of_another_method_are_named():
 ])
 def test_the_headline_has_what_is_used(words, line):
   config = flags.parse(['launch', '--config=configs/smoothadv_digits.py', *words]).config
-  run = experiment.build(configuration.resolve(config))
+  run = experiment.build(sections.resolve(config))
   assert run.summary().startswith(f'{line}, ')
 
 
@@ -246,7 +248,7 @@ def test_too_many_devices_are_refused():
      "config.attack: .*'margin'.*'naive'"),
     (['--config.method.attack.loss=kl', '--config.method.attack.target=random'],
      "config.method.attack: loss .*'kl'"),
-    (['--config.evaluation.epsilons=()'], r'config.evaluation.epsilons is \(\)'),
+    (['--config.evaluation.epsilons=()'], 'config.evaluation.epsilons .* got '),
     (['--config.certify_images.images_per_call=1000000'], 'config.certify and'),
 ])
 def test_combinations_are_checked_before_any_work(words, message, no_data):
@@ -277,8 +279,8 @@ def test_a_workdir_of_a_method_that_is_gone_is_one_line(tmp_path):
   workdir.write_json(tmp_path / 'config.json', config)
   with pytest.raises(UserError) as raised:
     parse(f'--workdir={tmp_path}', '--stages=report')
-  assert str(raised.value).startswith(
-      f"{tmp_path}/config.json: config.method.name is 'mine'; one of standard, ")
+  assert str(raised.value).startswith(f'{tmp_path}/config.json: config.method.name ')
+  assert "'mine'" in str(raised.value)
   assert '\n' not in str(raised.value) and 'Traceback' not in str(raised.value)
 
 
@@ -293,18 +295,18 @@ def test_a_new_function_is_configured_by_its_signature(monkeypatch, no_data):
   def shift(key, logits_fn, images, labels, *, epsilon, noise=None, amount: Count = 3):
     return attacks.no_attack(key, logits_fn, images + amount, labels, epsilon=epsilon, noise=noise)
 
-  monkeypatch.setitem(configuration.TABLES['method'], 'mine', mine)
-  monkeypatch.setitem(configuration.TABLES['attack'], 'shift', shift)
+  monkeypatch.setitem(sections.TABLES['method'], 'mine', mine)
+  monkeypatch.setitem(sections.TABLES['attack'], 'shift', shift)
   config = flags.parse(['launch']).config
   config.unlock()
-  config.method = configuration.component('method', 'mine', attack=configuration.component(
+  config.method = sections.component('method', 'mine', attack=sections.component(
       'attack', 'shift', amount=5))
-  run = experiment.build(configuration.resolve(config), jax.devices()[:2])
+  run = experiment.build(sections.resolve(config), jax.devices()[:2])
   assert run.method.keywords['weight'] == 2. and run.method.keywords['sigma'] == 0.25
   assert run.method.keywords['attack'].keywords == {'amount': 5}
   config.method.weight = -1.
-  with pytest.raises(UserError, match='config.method.weight is -1.0'):
-    configuration.resolve(config)
+  with pytest.raises(UserError, match='config.method.weight .* got -1.0'):
+    sections.resolve(config)
 
 
 def test_the_launchers_main_is_short():

@@ -11,8 +11,8 @@ import pytest
 from configs import base
 from robust_jax import data, models, stages, training
 from robust_jax import workdir as workdirs
-from robust_jax.config import configuration, experiment
-from robust_jax.config.configuration import component
+from robust_jax.config import experiment, sections
+from robust_jax.config.sections import component
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.stages import weights as stage_weights
@@ -283,7 +283,7 @@ def make_run(data_dir, num_devices=1, method=None, **fields):
   with config.ignore_type():
     config.update_from_flattened_dict(
         {name.replace('__', '.'): value for name, value in fields.items()})
-  return experiment.build(configuration.resolve(config), jax.devices()[:num_devices])
+  return experiment.build(sections.resolve(config), jax.devices()[:num_devices])
 
 
 def train(run, folder):

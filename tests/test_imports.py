@@ -77,7 +77,7 @@ def test_one_module_each_says_pmap_reads_configs_and_imports_the_versions_for_cp
   for path in PACKAGE.rglob('*.py'):
     text = path.read_text()
     assert 'pmap(' not in text or path.name == 'parallel.py', path
-    assert 'ml_collections' not in text or path.name == 'configuration.py', path
+    assert 'ml_collections' not in text or path.name == 'sections.py', path
     assert 'robust_jax.cpu' not in text or 'cpu' in path.parts or path.name == 'backend.py', path
 
 

@@ -17,7 +17,7 @@ from test_report import read_page
 from launch import flags
 from robust_jax import attacks, data, keys, models, training
 from robust_jax import report as reports
-from robust_jax.config import configuration, experiment
+from robust_jax.config import experiment, sections
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.stages import STAGES, memory
@@ -292,7 +292,7 @@ def build(*words, config='digits.py:iaat', devices=2):
            '--config.train.num_epochs=3.0', '--config.train.checkpoint_every=1000',
            '--config.evaluation.gallery=3', *words]
   config = flags.parse(['launch', *words]).config
-  return experiment.build(configuration.resolve(config), jax.devices()[:devices])
+  return experiment.build(sections.resolve(config), jax.devices()[:devices])
 
 
 @pytest.fixture(scope='module')
@@ -348,7 +348,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               '--config.model.widths=(4,)', '--config.model.dense=8',
                               '--config.train.num_steps=1']).config
-  STAGES['train'](experiment.build(configuration.resolve(plain), jax.devices()[:2]),
+  STAGES['train'](experiment.build(sections.resolve(plain), jax.devices()[:2]),
                   tmp_path / 'plain')
   capsys.readouterr()
   memory.initial(build(f'--config.weights={tmp_path / "plain"}'))
@@ -362,7 +362,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   plain = flags.parse(['launch', '--config=configs/digits.py:pgd',
                               f'--config.weights={trained}',
                               '--config.data.train_split=train[:50%]']).config
-  assert memory.initial(experiment.build(configuration.resolve(plain))) == {}
+  assert memory.initial(experiment.build(sections.resolve(plain))) == {}
 
 
 def test_a_damaged_memory_is_one_line(trained, monkeypatch):

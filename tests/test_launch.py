@@ -19,7 +19,7 @@ import tiny_imagenet
 from launch import flags
 from robust_jax import models, stages, training, workdir
 from robust_jax.certification import log
-from robust_jax.config import configuration, experiment
+from robust_jax.config import experiment, sections
 from robust_jax.errors import NonFiniteLossError, UserError
 from robust_jax.workdir import checkpoint, interrupts
 
@@ -175,9 +175,9 @@ def test_mistakes_end_with_status_2_and_change_nothing(words, message, environme
 def test_foreign_folders_are_refused(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(UserError, match='which holds thesis.tex but no config.json'):
-    workdir.check(tmp_path, {})
+    sections.check_workdir(tmp_path, {})
   (tmp_path / 'thesis.tex').unlink()
-  workdir.check(tmp_path, {})
+  sections.check_workdir(tmp_path, {})
   with pytest.raises(UserError, match='has no checkpoint'):
     checkpoint.load(tmp_path)
 
@@ -188,7 +188,7 @@ def run(monkeypatch, data_dir):
   config = flags.parse(['launch', '--config.train.num_epochs=1', *SMALL[1:]]).config
   config.data.data_dir = str(data_dir)
   config.train.checkpoint_every = 5
-  return experiment.build(configuration.resolve(config), jax.devices()[:2])
+  return experiment.build(sections.resolve(config), jax.devices()[:2])
 
 
 def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):

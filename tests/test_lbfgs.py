@@ -128,13 +128,13 @@ def test_it_says_that_it_cannot_be_compiled(mlp_fn, images, labels):
 def test_a_run_is_attacked_with_it(tmp_path):
   from launch import flags
   from robust_jax import stages, workdir
-  from robust_jax.config import configuration, experiment
+  from robust_jax.config import experiment, sections
   config = flags.parse([
       'launch', '--config=configs/digits.py:robust', '--config.train.num_steps=20',
       '--config.attack.name=lbfgs', '--config.attack.num_constants=3',
       '--config.evaluation.epsilons=(0.5,)', '--config.evaluation.num_images=6',
       '--config.evaluation.batch_size=6']).config
-  run = experiment.build(configuration.resolve(config), jax.devices()[:2])
+  run = experiment.build(sections.resolve(config), jax.devices()[:2])
   workdir.describe(run, tmp_path, [])
   for stage in ('train', 'attack'):
     stages.run_stage(stage, run, tmp_path)

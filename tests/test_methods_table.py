@@ -165,7 +165,7 @@ def test_rows_are_points_of_sweeps_but_for_seeds():
 @pytest.mark.parametrize('words, message', [
     (['--configs=vatt'], "--configs has 'vatt'; attack_then_noise, "),
     (['--configs=trade'], '; did you mean trades?'),
-    (['--config.train.batch_size=0'], 'config.train.batch_size is 0; an integer'),
+    (['--config.train.batch_size=0'], 'config.train.batch_size must be an integer'),
     (['--seeds=0'], '--seeds is 0; 1 or more is allowed'),
     (['--stages=train'], "command line: '--stages=train' is no flag; --workdir"),
     (['--config.train.num_epoch=3'], 'config.train.num_epoch is not a field'),

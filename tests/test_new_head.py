@@ -11,8 +11,8 @@ from PIL import Image
 from configs import base
 from robust_jax import data, models, stages
 from robust_jax import workdir as workdirs
-from robust_jax.config import configuration, experiment
-from robust_jax.config.configuration import component
+from robust_jax.config import experiment, sections
+from robust_jax.config.sections import component
 from robust_jax.errors import UserError
 from robust_jax.models import resnet, torch_weights
 from robust_jax.stages import weights
@@ -31,7 +31,7 @@ def make_run(data_dir, model=None, **fields):
   with config.ignore_type():
     config.update_from_flattened_dict(
         {name.replace('__', '.'): value for name, value in fields.items()})
-  return experiment.build(configuration.resolve(config), jax.devices()[:1])
+  return experiment.build(sections.resolve(config), jax.devices()[:1])
 
 
 def train(run, folder):

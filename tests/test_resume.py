@@ -18,7 +18,7 @@ import pytest
 
 from configs import base
 from robust_jax import models, training, workdir
-from robust_jax.config import configuration
+from robust_jax.config import sections
 from robust_jax.errors import UserError
 from robust_jax.workdir import checkpoint, interrupts
 
@@ -194,7 +194,7 @@ def test_a_workdir_survives_a_full_disk_at_its_first_file(full_disk, tmp_path):
     full_disk()
     workdir.write_json(tmp_path / 'config.json', ['x' * 5000])
   with workdir.locked(tmp_path):
-    workdir.check(tmp_path, {})
+    sections.check_workdir(tmp_path, {})
 
 
 def test_an_interrupted_redo_is_finished_by_the_next_run(tmp_path, monkeypatch):
@@ -219,14 +219,14 @@ def test_an_interrupted_redo_is_finished_by_the_next_run(tmp_path, monkeypatch):
 
 
 def test_a_stage_without_results_binds_nothing(tmp_path):
-  old, new = ({**json.loads(json.dumps(configuration.resolve(base.get_config()))), 'seed': seed}
+  old, new = ({**json.loads(json.dumps(sections.resolve(base.get_config()))), 'seed': seed}
               for seed in (0, 1))
   workdir.write_json(tmp_path / 'config.json', old)
   workdir.write_json(tmp_path / 'stages.json', {'certify': {'status': 'running', 'config': old}})
-  workdir.check(tmp_path, new)
+  sections.check_workdir(tmp_path, new)
   (tmp_path / 'certify.jsonl').touch()
   with pytest.raises(UserError, match='config.seed: 0 there, 1 now'):
-    workdir.check(tmp_path, new)
+    sections.check_workdir(tmp_path, new)
 
 
 def test_a_workdir_is_used_by_one_run(tmp_path):
@@ -240,7 +240,7 @@ def test_a_workdir_is_used_by_one_run(tmp_path):
   assert not folder.exists()  # Nothing came of it.
   folder.mkdir()
   with workdir.locked(folder):
-    workdir.check(folder, {})  # The lock alone does not make it a foreign folder.
+    sections.check_workdir(folder, {})  # The lock alone does not make it a foreign folder.
   assert folder.exists()
   file = tmp_path / 'file'
   file.touch()

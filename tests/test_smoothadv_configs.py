@@ -8,7 +8,7 @@ import pytest
 
 from launch import flags
 from robust_jax import attacks, data
-from robust_jax.config import configuration, experiment
+from robust_jax.config import experiment, sections
 from robust_jax.errors import UserError
 from robust_jax.training import methods
 
@@ -31,7 +31,7 @@ def no_data(monkeypatch):
 
 def build(name, *words):
   config = flags.parse(['launch', f'--config=configs/{name}', *words]).config
-  return experiment.build(configuration.resolve(config), jax.devices()[:2])
+  return experiment.build(sections.resolve(config), jax.devices()[:2])
 
 
 def test_ddn_begins_at_the_warmed_up_epsilon():
@@ -51,7 +51,7 @@ def test_ddn_as_the_attack_of_the_evaluation():
   assert run.attack.func is attacks.ddn
   assert run.attack.keywords == {'norm': 'l2', 'num_steps': 20, 'init_norm': 1., 'gamma': 0.,
                                  'rounding': 'inside'}
-  with pytest.raises(UserError, match="config.attack.norm is 'linf'; one of l2 is allowed"):
+  with pytest.raises(UserError, match="config.attack.norm must be one of l2, got 'linf'"):
     build('cifar10.py:pgd', '--config.attack.name=ddn')
 
 
@@ -108,6 +108,6 @@ def test_self_training_mixes_what_it_names(monkeypatch):
   assert seen[0]['name'] == 'digits' and seen[0]['split'] == 'train[300:]'
   assert seen[0]['labels'].endswith('.tsv') and seen[0]['data_dir'] == '/there'
   changed = dict(run.config, extra=dict(run.config['extra'], weight=1.))
-  assert configuration.changed_fields(run.config, changed, 'train') == [
+  assert sections.changed_fields(run.config, changed, 'train') == [
       'config.extra.weight: 0.5 there, 1.0 now']
-  assert not configuration.changed_fields(run.config, changed, 'certify')
+  assert not sections.changed_fields(run.config, changed, 'certify')

@@ -15,7 +15,7 @@ import pytest
 
 from launch import flags, sweep
 from robust_jax import report, workdir
-from robust_jax.config.configuration import component
+from robust_jax.config.sections import component
 from robust_jax.errors import UserError
 from robust_jax.workdir import interrupts
 
@@ -125,8 +125,8 @@ def test_a_whole_section_can_be_swept(tmp_path):
      'point 1: config.method.num_nose is not a field; did you mean num_noise?'),
     ("[{'seed.x': 1}]", 'config.seed.x is not a field; allowed: none'),
     ("[{'seed': 'one'}]", "config.seed is 'one'; the type that the config has, int, is allowed"),
-    ("[{'seed': 0}, {'seed': -1}]", 'point 1 (seed=-1): config.seed is -1; an integer in [0'),
-    ("[{'method.name': 'magic'}]", "(method.name=magic): config.method.name is 'magic'; one of"),
+    ("[{'seed': 0}, {'seed': -1}]", 'point 1 (seed=-1): config.seed must be an integer'),
+    ("[{'method.name': 'magic'}]", '(method.name=magic): config.method.name must be one of'),
     ("[{'seed': 1}, {}, {'seed': 0}]", 'points 1 and 2 are the same config (seed=0)'),
     ('[]', 'has no sweep()'),
     ("{'seed': [1, 2]}", "gives the point 'seed'; a dict of field names and values"),

@@ -10,7 +10,7 @@ import pytest
 
 from launch import flags
 from robust_jax import attacks, keys, losses
-from robust_jax.config import configuration, experiment
+from robust_jax.config import experiment, sections
 from robust_jax.training import methods
 from robust_jax.types import Batch, Network, Progress
 
@@ -98,6 +98,6 @@ def test_their_configs_say_so(monkeypatch):
   monkeypatch.chdir(ROOT)
   for name, field, value in (('pgd_restarts', 'restarts', 4), ('pgd_targeted', 'target', 'random')):
     config = flags.parse(['launch', f'--config=configs/digits.py:{name}']).config
-    run = experiment.build(configuration.resolve(config), jax.devices()[:2])
+    run = experiment.build(sections.resolve(config), jax.devices()[:2])
     assert run.method.keywords['attack'].keywords[field] == value
     assert run.method.keywords['clean_share'] == (0.3 if name == 'pgd_restarts' else 0)

@@ -1,27 +1,32 @@
-"""From a resolved config to a run: every function of it with its hyper-parameters bound."""
+"""From a resolved config to a run: its functions with their hyper-parameters bound, and checked."""
 
 import dataclasses
 import functools
 import hashlib
+import importlib.util
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import data, keys, models
-from robust_jax.config import schema, validate
-from robust_jax.config.configuration import (
-  SECTIONS,
-  SHARED,
-  TABLES,
-  DataSettings,
-  EvaluationSettings,
-  ExtraSettings,
-  ImagesSettings,
-  LabelSettings,
-  TrainSettings,
-  VerifySettings,
-  with_tuples,
+from robust_jax import attacks, certification, data, keys, models
+from robust_jax.certification import noise_sources, rules
+from robust_jax.config import schema
+from robust_jax.config.sections import (
+    SECTIONS,
+    SHARED,
+    TABLES,
+    DataSettings,
+    EvaluationSettings,
+    ExtraSettings,
+    ImagesSettings,
+    LabelSettings,
+    TrainSettings,
+    VerifySettings,
+    flat,
+    with_tuples,
 )
 from robust_jax.devices import parallel
 from robust_jax.devices.choose import check_divisible
@@ -36,6 +41,8 @@ class Run:
 
   Attributes:
     config: the resolved config, plain nested dicts.
+    components: of it the sections with a name, such as 'method', where every epsilon and sigma has
+      its value: {kind: {'name': ..., **keyword arguments}}.
     devices: the devices that it runs on.
     test_data: the test split.
     model: the Flax module.
@@ -50,6 +57,7 @@ class Run:
   """
 
   config: dict[str, Any]
+  components: dict[str, dict[str, Any]]
   devices: list
   test_data: Any
   model: Any
@@ -69,7 +77,7 @@ class Run:
 
   @property
   def trainable(self):
-    """Whether the model has parameters of its own; a function that was brought has none."""
+    """Whether the model has parameters of its own; a user's function has none."""
     return not getattr(self.model, 'takes_pixels', False)
 
   @property
@@ -80,20 +88,20 @@ class Run:
   @property
   def training_noise(self):
     """Standard deviation of the noise that the method trains with, pixel units; 0 without any."""
-    return self.method.keywords.get('sigma', 0.)
+    return self.components['method'].get('sigma', 0.)
 
   def summary(self):
     """What is about to run, on one line."""
-    config, values = self.config, self.method.keywords
+    config, method = self.config, self.components['method']
     phrases = [f'{config["model"]["name"]} on {self.data.name}']
     if self.trainable:
-      attack = config['method'].get('attack') or {}
+      attack = method.get('attack', {})
       by = f' by {attack["norm"]} {attack["name"]}' if 'norm' in attack else ''
-      taken = [f'{name} {values[name]:.4g}' for name in SHARED if name in values]
-      phrases.append(f'{config["method"]["name"]} training{by}'
+      taken = [f'{name} {method[name]:.4g}' for name in SHARED if name in method]
+      phrases.append(f'{method["name"]} training{by}'
                      + (f' ({", ".join(taken)})' if taken else ''))
       if self.extra.share:
-        split = '' if self.extra.name.endswith('.npz') else f' {config["extra"]["split"]}'
+        split = '' if self.extra.name.endswith('.npz') else f' {self.extra.split}'
         phrases.append(f'{100 * self.extra.share:.4g}% of each batch from {self.extra.name}{split}')
     if self.sigma:
       phrases.append(f'smoothed by sigma {self.sigma:.4g}')
@@ -152,47 +160,51 @@ class Run:
 
   def learning_rate(self):
     """The optax schedule, step -> learning rate."""
-    return _bind('schedule', self.config)(
+    return bind('schedule', self.components['schedule'])(
         steps_per_epoch=self.steps_per_epoch, num_epochs=self.train.num_epochs)
 
   def optimizer(self):
     """The optax transformation."""
-    return _bind('optimizer', self.config)(self.learning_rate())
+    return bind('optimizer', self.components['optimizer'])(self.learning_rate())
 
 
 def build(config, devices=None):
   """Everything that the stages need, from a resolved config.
 
   Args:
-    config: nested dicts from `configuration.resolve`.
+    config: nested dicts from `sections.resolve`.
     devices: list of devices; all local ones if None.
 
   Raises:
-    UserError: a dataset that is not there, or a batch that does not divide by the devices.
+    UserError: a dataset that is not there, a batch that does not divide by the devices, or fields
+      that do not go together.
   """
   devices = devices or jax.local_devices()
   settings = {name: kind(**with_tuples(config[name])) for name, kind in SECTIONS.items()}
-  train = settings['train']
-  check_divisible('config.train.batch_size', train.batch_size, devices,
-                           train.accumulation)
+  train, evaluation = settings['train'], settings['evaluation']
+  check_divisible('config.train.batch_size', train.batch_size, devices, train.accumulation)
   check_divisible('config.train.eval_batch_size', train.eval_batch_size, devices)
-  check_divisible('config.evaluation.batch_size', settings['evaluation'].batch_size,
-                           devices)
+  check_divisible('config.evaluation.batch_size', evaluation.batch_size, devices)
   test_data = settings['data'].load('test')
   data.take(test_data, [0])  # Refuses a split without labels, or of images of other sizes.
-  model = _bind('model', config)(test_data.num_classes)
-  sigma, own = smoothing_sigma(config), settings['evaluation'].sigma
-  attacked_sigma = sigma if own is None else own
+  components = complete(config)
+  model = bind('model', components['model'])(test_data.num_classes)
+  sigma = smoothing_sigma(config)
   run = Run(
-      config=config, devices=devices, test_data=test_data, model=model,
+      config=config, components=components, devices=devices, test_data=test_data, model=model,
       network=models.network(model, mean=test_data.mean, std=test_data.std,
                              axis_name=parallel.AXIS),
-      method=_bind('method', config),
-      attack=_bind_section('attack', config['attack'],
-                           {**_shared(config), 'sigma': attacked_sigma}),
+      method=bind('method', components['method']), attack=bind('attack', components['attack']),
       certify=certifier(config) if sigma > 0 else None, sigma=sigma,
-      attacked_sigma=attacked_sigma, **settings)
-  validate.check(run)
+      attacked_sigma=attacked_sigma(config), **settings)
+  _check_fields(run)
+  if not run.trainable:
+    models.external.check(
+        models.external.load(model.function), test_data.image_shape, test_data.num_classes,
+        target=f'config.model.function is {model.function!r}, which')
+  _check_attacks(run)
+  if run.certify is not None:
+    _check_certify(run)
   return run
 
 
@@ -209,6 +221,12 @@ def smoothing_sigma(config):
   return config['sigma'] if own is None else own
 
 
+def attacked_sigma(config):
+  """The noise of the classifier that is attacked: config.evaluation.sigma, or the certified."""
+  own = config['evaluation']['sigma']
+  return smoothing_sigma(config) if own is None else own
+
+
 def certifier(config):
   """The `certification.Rule` of config.certify.
 
@@ -216,29 +234,105 @@ def certifier(config):
     UserError: values that cannot be together.
   """
   try:
-    return _bind('certify', config)()
+    return bind('certify', complete(config)['certify'])()
   except ValueError as error:
     raise UserError(f'config.certify.{error}') from error
 
 
-def _bind(kind, config):
-  """partial(function, **section), nested attacks bound and shared fields filled in."""
-  return _bind_section(kind, config[kind], _shared(config))
+def complete(config):
+  """`Run.components`: an epsilon or sigma that a section leaves out is the experiment's.
+
+  The sigma of config.attack is that of the classifier that is attacked. A method's own sigma is
+  that of its attack too.
+  """
+  shared = {name: config[name] for name in SHARED}
+  attacked = {**shared, 'sigma': attacked_sigma(config)}
+  return {kind: _complete(config[kind], attacked if kind == 'attack' else shared)
+          for kind in TABLES}
 
 
-def _shared(config):
-  return {name: config[name] for name in SHARED}
+def _complete(values, shared):
+  shared = {name: shared[name] if values.get(name) is None else values[name] for name in SHARED}
+  return {name: _complete(value, shared) if isinstance(value, dict) else shared.get(name, value)
+          for name, value in values.items()}
 
 
-def _bind_section(kind, values, shared):
-  function = TABLES[kind][values['name']]
-  shared = {name: shared[name] if values.get(name) is None else values[name] for name in shared}
-  kwargs = {}
-  for name, field in schema.fields(function).items():
-    value = values.get(name)
-    if field.hint == Attack:
-      value = _bind_section('attack', value, shared)
-    elif name in SHARED:
-      value = shared[name]
-    kwargs[name] = value
-  return functools.partial(function, **with_tuples(kwargs))
+def bind(kind, values):
+  """partial(function, **keyword arguments) of a section of `Run.components`, attacks bound too."""
+  kwargs = {name: bind('attack', value) if isinstance(value, dict) else value
+            for name, value in values.items() if name != 'name'}
+  return functools.partial(TABLES[kind][values['name']], **with_tuples(kwargs))
+
+
+def _check_fields(run):
+  """Raises UserError where fields of several sections do not go together."""
+  fields, method = flat(run.config), run.config['method']
+  by = f'for config.method.name {method["name"]!r}'
+
+  def require(holds, field, value):
+    if not holds:
+      raise UserError(f'config.{field} must be {value}, got {fields[field]!r}')
+
+  require(not run.config['new_head'] or (run.config['weights'] is not None and run.trainable),
+          'new_head', 'False without config.weights, whose last layer it initialises anew')
+  require(run.config['checkpoint'] != 'best' or run.train.keep_best,
+          'checkpoint', "'last' without config.train.keep_best")
+  require(not run.extra.share or run.extra.name, 'extra.share', '0 without config.extra.name')
+  require(not run.train.tensorboard or importlib.util.find_spec('tensorboardX'),
+          'train.tensorboard', "False without tensorboardX (pip install -e '.[tensorboard]')")
+  require(run.evaluation.epsilons, 'evaluation.epsilons', 'one radius or more')
+  if run.needs.tangents:
+    require(run.data.tangents, 'data.tangents', f'1 or more {by}')
+    require(run.data.augment == 'none', 'data.augment',
+            f"'none' {by}, whose tangents are those of the images as they are")
+    require(not run.extra.share, 'extra.share', f'0 {by}, as extra examples have no tangents')
+  if 'attack' in method:
+    attack, loss = method['attack'], run.needs.attack_loss
+    inside = [name for name in attacks.ATTACKS if name not in attacks.ON_HOST]
+    require(attack['name'] in inside, 'method.attack.name',
+            f'one of {", ".join(inside)}, which run on devices')
+    require(attack['name'] != 'none' or not run.needs.memory, 'method.attack.name',
+            f'another attack {by}, which learns what an attack of each radius does')
+    require(loss != 'kl' or attack.get('target', 'none') == 'none', 'method.attack.target',
+            f"'none' {by}, whose loss 'kl' leads away from every class")
+    if loss is not None:
+      require('loss' in attack, 'method.attack.name', f"'pgd' with loss {loss!r} {by}")
+      require(attack['loss'] == loss, 'method.attack.loss', f'{loss!r} {by}')
+  for name, field in schema.fields(TABLES['method'][method['name']]).items():
+    if name in SHARED and method[name] is None:
+      schema.check_value(f'config.{name} {by}', run.config[name], field.hint)
+
+
+def _check_attacks(run):
+  """The attacks of config and method say themselves which of their values do not go together."""
+  inner, made = run.components['method'].get('attack'), []
+  if run.config['attack']['name'] not in attacks.ON_HOST:
+    made.append(('config.attack', run.attack,
+                 run.evaluation.num_noise if run.attacked_sigma > 0 else None))
+  if inner is not None:
+    made.append(('config.method.attack', bind('attack', inner),
+                 run.components['method'].get('num_noise')))
+  images = jax.ShapeDtypeStruct((1, *run.test_data.image_shape), jnp.float32)
+  num_classes = run.test_data.num_classes
+  logits_fn = lambda x: jnp.zeros((len(x), num_classes)) + x.mean()
+  for path, attack, num_noise in made:
+    noise = num_noise and jax.ShapeDtypeStruct((num_noise, *images.shape), jnp.float32)
+    try:
+      jax.eval_shape(
+          lambda x, n, attack=attack: attack(keys.root(0), logits_fn, x, jnp.zeros(1, jnp.int32),
+                                             epsilon=0.1, noise=n), images, noise)
+    except ValueError as error:
+      raise UserError(f'{path}: {error}') from error
+
+
+def _check_certify(run):
+  settings = run.components['certify']
+  try:
+    certification.check_draws(run.certify_images.images_per_call, 0,
+                              rules.most_draws(run.certify), run.certify.batch_size)
+    noise_sources.make(settings['noise'], run.sigma)
+    noise_sources.check_alpha(
+        settings['alpha'], settings['noise'], sigma=run.sigma, n=settings['n'],
+        pixels=math.prod(run.test_data.image_shape))
+  except ValueError as error:
+    raise UserError(f'config.certify and config.certify_images: {error}') from error

@@ -1,19 +1,22 @@
 """A function's signature as the schema of a config section.
 
-The annotated keyword-only arguments of a function (all those of a NamedTuple) are its fields. An
-annotation gives the type and, by `types.Interval`, the range: `Count`, `Positive | None`,
-`tuple[int, ...]`, `Literal['all', 'first']`.
+The annotated keyword-only arguments of a function (all those of a NamedTuple or dataclass) are its
+fields. An annotation gives the type and, by `types.Interval`, the range: `Count`,
+`Positive | None`, `tuple[int, ...]`, `Literal['all', 'first']`.
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import types as python_types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple
 
-from robust_jax.errors import UserError
+from robust_jax.errors import UserError, suggest
+from robust_jax.types import Interval
+
+_NAMES = {float: 'a number', int: 'an integer', bool: 'True or False', str: 'a string',
+          type(None): 'None'}
 
 
 class Field(NamedTuple):
@@ -28,8 +31,7 @@ def fields(function):
   """{name: Field} of a function, NamedTuple or dataclass."""
   annotated = function
   if inspect.isclass(function):
-    is_dataclass = dataclasses.is_dataclass(function)
-    annotated = function.__init__ if is_dataclass else function.__new__
+    annotated = function.__init__ if dataclasses.is_dataclass(function) else function.__new__
   hints = typing.get_type_hints(annotated, include_extras=True)
   return {
       name: Field(hints[name], parameter.default)
@@ -38,14 +40,13 @@ def fields(function):
                             or parameter.kind is inspect.Parameter.KEYWORD_ONLY)}
 
 
-def check_names(path, values, allowed):
-  """Raises UserError unless `values`, the section at `path`, has exactly the allowed names."""
+def check_names(path, values, names):
+  """Raises UserError unless `values`, the section at `path`, has exactly the `names`."""
   for name in values:
-    if name not in allowed:
-      near = difflib.get_close_matches(name, allowed, 1)
-      hint = f'; did you mean {near[0]}?' if near else f'; allowed: {", ".join(allowed) or "none"}'
+    if name not in names:
+      hint = suggest(name, names) or f'; the fields are {", ".join(names) or "none"}'
       raise UserError(f'{path}.{name} is not a field{hint}')
-  for name in allowed:
+  for name in names:
     if name not in values:
       raise UserError(f'{path}.{name} is missing')
 
@@ -53,46 +54,47 @@ def check_names(path, values, allowed):
 def check_value(path, value, hint):
   """Raises UserError unless `value`, the field at `path`, fits the annotation."""
   if not _fits(value, hint):
-    raise UserError(f'{path} is {value!r}; {_describe(hint)} is allowed')
+    raise UserError(f'{path} must be {_describe(hint)}, got {value!r}')
+
+
+def plain_type(hint):
+  """The type of a field that may be None, for a config's placeholder."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if _is_union(origin):
+    return plain_type(next(arg for arg in args if arg is not type(None)))
+  if origin is Annotated:
+    return plain_type(args[0])
+  return tuple if origin is tuple else hint
+
+
+def _is_union(origin):
+  return origin in (typing.Union, python_types.UnionType)
 
 
 def _fits(value, hint):
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is Annotated:
-    return _fits(value, args[0]) and value in args[1]
+    return _fits(value, args[0]) and all(value in arg for arg in args if isinstance(arg, Interval))
   if origin is Literal:
     return value in args
-  if origin in (typing.Union, python_types.UnionType):
+  if _is_union(origin):
     return any(_fits(value, arg) for arg in args)
   if origin is tuple:
-    return isinstance(value, (list, tuple)) and all(_fits(entry, args[0]) for entry in value)
-  if hint is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  if hint is int:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, list | tuple) and all(_fits(entry, args[0]) for entry in value)
+  if hint in (int, float):
+    return isinstance(value, (int, hint)) and not isinstance(value, bool)
   return isinstance(value, hint)
 
 
 def _describe(hint):
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is Annotated:
-    return f'{_describe(args[0])} in {args[1]}'
+    ranges = [f' in {arg}' for arg in args if isinstance(arg, Interval)]
+    return ''.join([_describe(args[0]), *ranges])
   if origin is Literal:
     return 'one of ' + ', '.join(map(str, args))
-  if origin in (typing.Union, python_types.UnionType):
-    return ' or '.join(_describe(arg) for arg in args)
+  if _is_union(origin):
+    return ' or '.join(map(_describe, args))
   if origin is tuple:
-    return f'a tuple, each entry {_describe(args[0])},'
-  names = {float: 'a number', int: 'an integer', bool: 'True or False', str: 'a string',
-           type(None): 'None'}
-  return names[hint]
-
-
-def plain_type(hint):
-  """The type of a field that may be None, for a config's placeholder."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin in (typing.Union, python_types.UnionType):
-    return plain_type(next(arg for arg in args if arg is not type(None)))
-  if origin is Annotated:
-    return plain_type(args[0])
-  return tuple if origin is tuple else hint
+    return f'a tuple of {_describe(args[0])} each'
+  return _NAMES[hint]

@@ -14,10 +14,11 @@ import numpy as np
 from robust_jax import analysis
 from robust_jax.analysis import Best, Table
 from robust_jax.analysis.comparison import Column, differing_settings, other_label
+from robust_jax.config.sections import flat
 from robust_jax.errors import UserError
 from robust_jax.report import charts, groups, pages, run
 from robust_jax.report.charts import Chart, Line
-from robust_jax.report.contents import Contents, flat
+from robust_jax.report.contents import Contents
 from robust_jax.report.groups import Group
 
 _MAX_RADII = 8

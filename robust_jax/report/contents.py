@@ -112,17 +112,6 @@ def load_all(folders) -> list[Contents]:
   return [load(path)._replace(experiment=names[path]) for path in reversed(once.values())]
 
 
-def flat(section, prefix='') -> dict:
-  """{dotted field: value} of a nested config."""
-  values = {}
-  for key, value in section.items():
-    if isinstance(value, dict) and value:
-      values |= flat(value, f'{prefix}{key}.')
-    else:
-      values[f'{prefix}{key}'] = value
-  return values
-
-
 def _json(path):
   value = read_json(path) if path.exists() else {}
   if not isinstance(value, dict):

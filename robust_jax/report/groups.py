@@ -3,9 +3,9 @@
 import json
 from typing import NamedTuple
 
-from robust_jax.config.configuration import FREE_FIELDS
+from robust_jax.config.sections import FREE_FIELDS, flat
 from robust_jax.report import pages
-from robust_jax.report.contents import Contents, flat
+from robust_jax.report.contents import Contents
 
 # A label has this many fields where fewer tell the groups apart.
 _LABEL_FIELDS = 3

@@ -7,9 +7,10 @@ import numpy as np
 
 from robust_jax import analysis
 from robust_jax.analysis import Table
+from robust_jax.config.sections import flat
 from robust_jax.report import charts, gallery, pages
 from robust_jax.report.charts import Chart, Line
-from robust_jax.report.contents import Contents, flat
+from robust_jax.report.contents import Contents
 from robust_jax.report.pages import duration, percent
 
 # The size of the charts that are a figure of a paper too.

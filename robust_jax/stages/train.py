@@ -80,10 +80,10 @@ def train(run, workdir):
 def _print_unused_fields(run):
   """Says which of config.sigma and config.epsilon the method does not train with."""
   method, config = run.config['method']['name'], run.config
-  if config['sigma'] > 0 and 'sigma' not in run.method.keywords:
+  if config['sigma'] > 0 and 'sigma' not in run.components['method']:
     print(f'train: {method!r} trains without noise; config.sigma {config["sigma"]:.4g} is that of '
           'the tests, attacks and certificates', flush=True)
-  if config['epsilon'] > 0 and 'epsilon' not in run.method.keywords:
+  if config['epsilon'] > 0 and 'epsilon' not in run.components['method']:
     print(f'train: {method!r} trains within no radius; config.epsilon {config["epsilon"]:.4g} is '
           'not used', flush=True)
 

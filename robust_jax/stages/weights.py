@@ -10,7 +10,7 @@ import numpy as np
 
 from robust_jax import models
 from robust_jax import workdir as workdirs
-from robust_jax.config import configuration
+from robust_jax.config import sections
 from robust_jax.errors import UserError
 from robust_jax.models import torch_weights
 from robust_jax.types import LogitsFn
@@ -175,7 +175,7 @@ def _load_workdir(run, path):
                     'training is not finished')
   _, variables, info = checkpoint.load(path, step=step)
   # A model field that is younger than the other run is at its default there.
-  model = json.loads(configuration.component('model', **info['model']).to_json())
+  model = json.loads(sections.component('model', **info['model']).to_json())
   _check_equal(run, 'model', _without_computation(model),
                _without_computation(run.config['model']))
   _check_equal(run, 'num_classes', info['num_classes'], dataset.num_classes)

@@ -20,7 +20,7 @@ import numpy as np
 
 from robust_jax import analysis, keys, losses, report, workdir
 from robust_jax.attacks import threat_models
-from robust_jax.config import configuration, experiment
+from robust_jax.config import experiment, sections
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.report import charts, gallery, pages
@@ -54,12 +54,12 @@ class Net(NamedTuple):
   @property
   def attack(self):
     """The hyper-parameters of the one-step attack of its training, {name: value}."""
-    return self.run.method.keywords['attack'].keywords
+    return self.run.components['method']['attack']
 
   @property
   def epsilon(self):
     """The radius of its training, in pixel units."""
-    return self.run.method.keywords['epsilon']
+    return self.run.components['method']['epsilon']
 
 
 class AdversarialSet(NamedTuple):
@@ -151,7 +151,7 @@ def load(folder, devices):
   """
   record = workdir.read_json(Path(folder) / report.SWEEP)
   places = [Path(folder) / entry['workdir'] for entry in record['runs']]
-  configs = [configuration.resolve(configuration.saved_config(place)) for place in places]
+  configs = [sections.resolve(sections.saved_config(place)) for place in places]
   nets = []
   for name, config, place in zip(names(configs), configs, places):
     run = experiment.build(config, devices)
@@ -176,7 +176,7 @@ def adversarial_set(baseline, robust, batches):
   key, parts = baseline.run.key('attack'), []
   classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), baseline.run.devices)
   for net in robust:
-    attack = net.run.method.keywords['attack']
+    attack = experiment.bind('attack', net.attack)
 
     def find(replicated, batch, attack=attack):
       logits_fn, epsilon = replicated

@@ -7,16 +7,16 @@ from robust_jax.workdir.folder import (
     REDO,
     add_time,
     begin,
-    check,
     describe,
     environment,
     locked,
     now,
+    results,
     set_aside,
     stages,
 )
 from robust_jax.workdir.records import read_json, write_bytes, write_json
 
-__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'add_time', 'begin', 'check', 'describe', 'environment',
-           'load', 'locked', 'now', 'read_json', 'set_aside', 'stages', 'write_bytes',
+__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'add_time', 'begin', 'describe', 'environment',
+           'load', 'locked', 'now', 'read_json', 'results', 'set_aside', 'stages', 'write_bytes',
            'write_json']

@@ -44,33 +44,21 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ten
              'numpy', 'scipy')
 
 
-def check(workdir, config, redo=()):
-  """Makes sure that a folder is empty or a workdir of the same experiment.
-
-  Args:
-    workdir: the folder.
-    config: the resolved config.
-    redo: names of the stages that are to run anew.
+def results(workdir):
+  """The records of the stages that have results in a folder: {stage: record}.
 
   Raises:
-    UserError: it holds something else, or has results of another stage with a config that
-      differs in a field they depend on.
+    UserError: the folder holds something else than a run.
   """
-  from robust_jax.config import configuration
   workdir = Path(workdir)
   names = [path.name for path in workdir.iterdir()
            if path.name != LOCK and path.suffix != '.new']
   if names and 'config.json' not in names:
-    raise UserError(f'--workdir is {workdir}, which holds {min(names)} but no config.json; a new '
-                    'or empty folder, or one that this launcher made, is allowed')
-  for stage, record in stages(workdir).items():
-    if not any((workdir / name).exists() for name in OUTPUTS[stage]):
-      continue  # It ended before it had any result.
-    changed = configuration.changed_fields(record['config'], config, stage)
-    if changed and stage not in redo and record['status'] != REDO:
-      raise UserError(f'{workdir}: the {stage} stage ran with another config '
-                      f'({"; ".join(changed)}); the same values, another --workdir, or '
-                      f'--redo={stage} are allowed')
+    raise UserError(f'--workdir must be a new or empty folder, or one that this launcher made, got '
+                    f'{workdir}, which holds {min(names)} but no config.json')
+  # One without outputs ended before it had any result.
+  return {stage: record for stage, record in stages(workdir).items()
+          if any((workdir / name).exists() for name in OUTPUTS[stage])}
 
 
 @contextlib.contextmanager

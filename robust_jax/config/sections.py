@@ -1,0 +1,383 @@
+"""What a config may say: its sections with their defaults, and configs that were saved.
+
+Every section of a config holds the keyword arguments of one function, found by `name` in a table
+where there is a choice. The function's signature is the schema (see `schema`). So a new method,
+attack or model is configured, and checked, by the signature it has anyway. Lengths and radii are in
+[0, 1] pixel units.
+"""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import ml_collections
+
+from robust_jax import attacks, certification, data, models, training, workdir
+from robust_jax.config import schema
+from robust_jax.errors import UserError, suggest
+from robust_jax.training import methods
+from robust_jax.types import (
+    Attack,
+    Count,
+    Fraction,
+    Index,
+    Interval,
+    NonNegative,
+    Positive,
+    Probability,
+)
+
+TABLES = {
+    'model': models.MODELS,
+    'method': methods.METHODS,
+    'attack': attacks.ATTACKS,
+    'optimizer': training.OPTIMIZERS,
+    'schedule': training.SCHEDULES,
+    'certify': certification.CERTIFIERS,
+}
+# Fields of this name are given to every function that takes them, where its section has None.
+SHARED = ('epsilon', 'sigma')
+# Marks a field that changes no result, so that it may change between the runs of a stage.
+FREE = 'changes no result'
+
+
+class ExperimentSettings(NamedTuple):
+  """The fields of the config that are in no section."""
+
+  # Decides everything random: initialisation, order, augmentation, noise, attacks, certificates. A
+  # jax key holds 32 bits of it.
+  seed: Annotated[int, Interval(0, 2**32 - 1)] = 0
+  # Radius of the perturbations that training defends against; evaluation.epsilons has its own.
+  epsilon: NonNegative = 0.
+  # Standard deviation of the noise, in training, attack and certification; 0: no smoothing.
+  sigma: NonNegative = 0.
+  # What training starts from, and what is attacked and certified where nothing was trained: a
+  # workdir, or a PyTorch checkpoint (.safetensors, .pth); None: a fresh initialisation.
+  weights: str | None = None
+  # Initialise the last layer of `weights` anew and train from there: for other classes.
+  new_head: bool = False
+  # Which parameters are attacked and certified: the 'last', or the 'best' by test accuracy
+  # (train.keep_best).
+  checkpoint: Literal['last', 'best'] = 'last'
+
+
+class DataSettings(NamedTuple):
+  """config.data: the images that are trained and tested on."""
+
+  # A TFDS dataset of images with classes, as 'cifar100' or 'imagenet_resized/32x32', or 'folder':
+  # data_dir/SPLIT/CLASS/IMAGE.
+  name: str = 'digits'
+  # Folder of prepared TFDS datasets; None: TFDS's own.
+  data_dir: Annotated[str | None, FREE] = None
+  # 'none', 'crop' (pad 4 and crop), 'crop_flip' or 'resized_crop' (a random part, and flip).
+  augment: data.Augmentation = 'none'
+  # Height and width of the images in pixels; None: the dataset's own. Images of another size are
+  # resized (short side to image_size * 256 / 224) and their middle kept.
+  image_size: Count | None = None
+  # 1 (grey) or 3 (RGB); None: the dataset's own, 3 of a folder.
+  channels: Count | None = None
+  # Input normalisation (images - mean) / std, one number or one a channel; None: that of
+  # robust_jax.data.DATASETS, (0,) and (1,) for what is not there.
+  mean: tuple[Fraction, ...] | None = None
+  std: tuple[Positive, ...] | None = None
+  # Black pixels added on every side.
+  pad: Index = 0
+  # Tangent directions of each training image, for the methods that use them: the principal
+  # directions of its so many neighbours of the same class, or a .npy file [images, d, k] of
+  # orthonormal ones; 0: none.
+  tangents: Index = 0
+  tangent_neighbors: Count = 20
+  tangents_file: str | None = None
+  # What is trained on and tested on, as TFDS writes it: 'train[:90%]'. None: 'train'; 'test', or
+  # validation where there is no test split with labels.
+  train_split: str | None = None
+  test_split: str | None = None
+
+  @property
+  def reading(self):
+    """The keyword arguments with which `data.load` reads it."""
+    return {'data_dir': self.data_dir, 'image_size': self.image_size, 'channels': self.channels,
+            'mean': self.mean, 'std': self.std, 'pad': self.pad}
+
+  def load(self, use):
+    """The dataset that is for 'train' or 'test'."""
+    split = {'train': self.train_split, 'test': self.test_split}[use] or use
+    return data.load(self.name, split, **self.reading, at_once=False)
+
+
+class ExtraSettings(NamedTuple):
+  """config.extra: examples of a second source in every training batch, for self-training."""
+
+  # A dataset, as data.name, or a file .npz with arrays images and labels.
+  name: str | None = None
+  # Which split of the dataset, and the folder that it is in; None: data.data_dir.
+  split: str = 'train'
+  data_dir: str | None = None
+  # Pseudo-labels in place of the source's own: a file .npy, .txt (one a line) or .tsv (columns idx
+  # and label), as --stages=label writes it.
+  labels: str | None = None
+  # Their share of train.batch_size, 0: none; an epoch is one pass through the other examples.
+  share: Annotated[float, Interval(0, 1, open_high=True)] = 0.
+  # Of the loss of one of them, in the weighted mean that is minimised. The other metrics of
+  # training count every example alike.
+  weight: NonNegative = 1.
+
+  def mix(self, settings, dataset):
+    """The training split `dataset` of config.data, with these among them."""
+    if not self.share:
+      return dataset
+    found = data.extra.load(
+        self.name, split=self.split, labels=self.labels,
+        data_dir=self.data_dir or settings.data_dir, image_size=settings.image_size,
+        channels=settings.channels, pad=settings.pad, like=dataset)
+    return data.extra.mix(dataset, found, share=self.share, weight=self.weight)
+
+
+class TrainSettings(NamedTuple):
+  """config.train."""
+
+  # Images a step, over all devices.
+  batch_size: Count = 256
+  # Length of the training that schedules refer to.
+  num_epochs: Positive = 90.
+  # Stop after this many steps if that is sooner; 0: after num_epochs.
+  num_steps: Index = 0
+  # Parts that a batch goes through the network in, for less memory.
+  accumulation: Count = 1
+  # Of the moving average of parameters that is tested and certified; 0: none.
+  ema_decay: Annotated[float, Interval(0, 1, open_high=True)] = 0.
+  # Steps a line of metrics.jsonl.
+  log_every: Annotated[Count, FREE] = 50
+  # Epochs between evaluations on the test split.
+  eval_every_epochs: Positive = 1.
+  eval_batch_size: Annotated[Count, FREE] = 512
+  # Steps between checkpoints, and how many of the newest are kept.
+  checkpoint_every: Annotated[Count, FREE] = 500
+  keep_checkpoints: Annotated[Count, FREE] = 2
+  # Keep the one of the highest test accuracy too: every evaluation then saves one.
+  keep_best: Annotated[bool, FREE] = False
+  # Write TensorBoard events besides metrics.jsonl.
+  tensorboard: Annotated[bool, FREE] = False
+  # Steps to trace with jax.profiler, after the first ten; as --profile.
+  profile_steps: Annotated[Index, FREE] = 0
+
+
+class EvaluationSettings(NamedTuple):
+  """config.evaluation: the attack stage, accuracy under config.attack at each radius."""
+
+  epsilons: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.)
+  # Noise of the smoothed classifier that is attacked; None: that of certification, 0: the network
+  # itself is attacked.
+  sigma: NonNegative | None = None
+  # Noises that the attack on a smoothed classifier averages over.
+  num_noise: Count = 32
+  # Noises and error probability of the prediction that judges it.
+  n: Count = 1000
+  alpha: Probability = 0.001
+  # Every stride-th test image; of those the first num_images, 0: all.
+  stride: Count = 20
+  num_images: Index = 0
+  # Images attacked at once, over all devices.
+  batch_size: Annotated[Count, FREE] = 64
+  # Images shown in the report.
+  gallery: Annotated[Index, FREE] = 8
+
+
+class ImagesSettings(NamedTuple):
+  """config.certify_images: which test images are certified."""
+
+  # Every stride-th test image; of those the first num_images, 0: all.
+  stride: Count = 1
+  num_images: Index = 0
+  # How many are certified in one call.
+  images_per_call: Annotated[Count, FREE] = 50
+
+
+class VerifySettings(NamedTuple):
+  """config.verify: --stages=verify."""
+
+  # How many of the logged certificates are made again, 0: all.
+  sample: Index = 0
+
+
+class LabelSettings(NamedTuple):
+  """config.label: --stages=label, pseudo-labels of a dataset by this classifier."""
+
+  # As data.name and data.data_dir, whose values they have where None.
+  name: str | None = None
+  split: str = 'train'
+  data_dir: str | None = None
+  # The file .tsv that is written, for config.extra.labels.
+  output: str | None = None
+  # Noisy copies of each image that vote; 0: the image itself. None: 100 for a smoothed classifier
+  # whose network was trained with noise, else 0.
+  num_noise: Index | None = None
+
+
+SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
+            'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
+            'verify': VerifySettings, 'label': LabelSettings}
+# What a stage's results depend on.
+_CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'new_head', 'checkpoint')
+STAGE_FIELDS = {
+    'train': ('seed', 'epsilon', 'sigma', 'data', 'extra', 'model', 'weights', 'new_head',
+              'method', 'optimizer', 'schedule', 'train'),
+    'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
+    'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
+}
+# Of those, what changes no result.
+FREE_FIELDS = tuple(
+    f'{section}.{name}' for section, settings in SECTIONS.items()
+    for name, field in schema.fields(settings).items()
+    if FREE in getattr(field.hint, '__metadata__', ()))
+
+
+def component(kind, /, name, **kwargs):
+  """A config section {name, **keyword arguments}, with the function's own defaults filled in.
+
+  Args:
+    kind: a key of `TABLES`.
+    name: an entry of that table.
+    **kwargs: values that differ from the defaults.
+
+  Returns:
+    ConfigDict. Arguments named in `SHARED` are None unless given: the experiment's value.
+  """
+  return section(_find(kind, name, f'config.{kind}'), name=name, **kwargs)
+
+
+def section(function, /, **kwargs):
+  """A config section with the keyword defaults of `function`, updated by `kwargs`."""
+  values = {}
+  for name, field in schema.fields(function).items():
+    if field.default is None or (name in SHARED and field.default is inspect.Parameter.empty):
+      values[name] = ml_collections.config_dict.placeholder(schema.plain_type(field.hint))
+    elif field.default is not inspect.Parameter.empty:
+      values[name] = field.default
+  values.update({name: value for name, value in kwargs.items() if value is not None})
+  return ml_collections.ConfigDict(values)
+
+
+def resolve(config):
+  """The config as checked, plain nested dicts, with JSON's types.
+
+  Raises:
+    UserError: a field that is missing, unknown, of the wrong type or out of range.
+  """
+  config = json.loads(json.dumps(config.to_dict()))
+  top = schema.fields(ExperimentSettings)
+  schema.check_names('config', config, [*top, *SECTIONS, *TABLES])
+  for name, field in top.items():
+    schema.check_value(f'config.{name}', config[name], field.hint)
+  for name, settings in SECTIONS.items():
+    _check_section(f'config.{name}', config[name], settings)
+  for kind in TABLES:
+    _check_component(f'config.{kind}', kind, config[kind])
+  return config
+
+
+def _check_component(path, kind, values):
+  if not isinstance(values, dict) or 'name' not in values:
+    raise UserError(f'{path} must have a name and keyword arguments, got {values!r}')
+  function = _find(kind, values['name'], path)
+  _check_section(path, {name: value for name, value in values.items() if name != 'name'}, function)
+
+
+def _check_section(path, values, function):
+  fields = schema.fields(function)
+  schema.check_names(path, values, fields)
+  for name, field in fields.items():
+    if field.hint == Attack:
+      _check_component(f'{path}.{name}', 'attack', values[name])
+    elif name not in SHARED or values[name] is not None:
+      schema.check_value(f'{path}.{name}', values[name], field.hint)
+
+
+def _find(kind, name, path):
+  if name not in TABLES[kind]:
+    raise UserError(f'{path}.name must be one of {", ".join(TABLES[kind])}, got {name!r}'
+                    + suggest(name, TABLES[kind]))
+  return TABLES[kind][name]
+
+
+def saved_config(folder):
+  """The ConfigDict of a workdir, typed as when it was made, so that overrides are checked.
+
+  Raises:
+    UserError: there is no config.json that can be read, or it names what there is not any more.
+  """
+  path = Path(folder) / 'config.json'
+  try:
+    return _typed(json.loads(path.read_text(encoding='utf-8')))
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'{path} must be the config of a run, got {type(error).__name__}: '
+                    f'{error}') from error
+
+
+def _typed(saved):
+  """The ConfigDict of saved nested dicts; fields and sections younger than it are at defaults."""
+  config = section(ExperimentSettings, **{name: saved[name] for name in ExperimentSettings._fields
+                                          if name in saved})
+  for name, settings in SECTIONS.items():
+    config[name] = section(settings, **with_tuples(saved.get(name, {})))
+  for kind in TABLES:
+    config[kind] = _saved_component(kind, saved[kind])
+  return config
+
+
+def _saved_component(kind, saved):
+  nested = {name: _saved_component('attack', value)
+            for name, value in saved.items() if isinstance(value, dict)}
+  return component(kind, **with_tuples({**saved, **nested}))
+
+
+def check_workdir(folder, config, redo=()):
+  """Makes sure that a folder is empty or a workdir of the same experiment.
+
+  Args:
+    folder: the workdir.
+    config: the resolved config.
+    redo: names of the stages that are to run anew.
+
+  Raises:
+    UserError: it holds something else, or has results of another stage with a config that differs
+      in a field they depend on.
+  """
+  for stage, record in workdir.results(folder).items():
+    changed = changed_fields(record['config'], config, stage)
+    if changed and stage not in redo and record['status'] != workdir.REDO:
+      raise UserError(f'{folder}: the {stage} stage ran with another config '
+                      f'({"; ".join(changed)}); give the same values, another --workdir, or '
+                      f'--redo={stage}')
+
+
+def changed_fields(saved, config, stage):
+  """The fields that decide the results of `stage` and differ: ['name: saved, now', ...].
+
+  A field that an older version did not have counts as at its default.
+  """
+  old, new = flat(json.loads(json.dumps(_typed(saved).to_dict()))), flat(config)
+  # A TFDS dataset is the same wherever it is; of a folder of images the place is the name.
+  free = set(FREE_FIELDS) - ({'data.data_dir'} if config['data']['name'] == 'folder' else set())
+  return [f'config.{name}: {old.get(name)!r} there, {new.get(name)!r} now'
+          for name in sorted({*old, *new})
+          if any(f'{name}.'.startswith(f'{field}.') for field in STAGE_FIELDS[stage])
+          and name not in free and old.get(name) != new.get(name)]
+
+
+def flat(config, prefix=''):
+  """{dotted field: value} of a nested config."""
+  values = {}
+  for name, value in config.items():
+    values |= (flat(value, f'{prefix}{name}.') if isinstance(value, dict) and value
+               else {f'{prefix}{name}': value})
+  return values
+
+
+def with_tuples(values):
+  """JSON has lists where functions and configs have tuples."""
+  return {name: tuple(value) if isinstance(value, list) else value
+          for name, value in values.items()}
