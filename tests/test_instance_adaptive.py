@@ -368,7 +368,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
 def test_a_damaged_memory_is_one_line(trained, monkeypatch):
   monkeypatch.setattr(checkpoint, 'find_damage', lambda workdir, step: 'a bit')
   with pytest.raises(UserError, match='is damaged .a bit.'):
-    checkpoint.load_memory(trained, step=checkpoint.latest_step(trained))
+    checkpoint.read(trained, checkpoint.latest_step(trained))
 
 
 @pytest.mark.parametrize('largest, factor, digits', [(0.3, 1, 3), (8 / 255, 255, 2)])

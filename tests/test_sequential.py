@@ -213,7 +213,7 @@ def test_the_dynamic_program_equals_every_path(fields):
 def test_false_certificates_of_one_radius(schedule, n, alpha, p0):
   fields = false_certificates.SCHEDULES[schedule]
   if (0.8 * alpha) ** (1 / n) < p0:
-    with pytest.raises(ValueError, match='radii has'):
+    with pytest.raises(ValueError, match='radii .*, got'):
       false_certificates.plan_at(p0, n, alpha, **fields)
     return
   plan = false_certificates.plan_at(p0, n, alpha, **fields)
@@ -479,7 +479,7 @@ def anytime_with(**fields):
   (lambda: bounds.log_e_value(3, 2, 0.0), 'k .*, got 3'),
   (lambda: bounds.log_e_value(0, 0, 0.0), 'n .*, got 0'),
   (lambda: bounds.log_e_value(1, 2, 38.0), 'score .*, got 38.0'),
-  (lambda: bounds.log_e_value(1, 2, math.nan), 'score=nan'),
+  (lambda: bounds.log_e_value(1, 2, math.nan), 'score .*, got nan'),
   (lambda: bounds.confidence_sequence_lower(0.5, 2, 0.1), 'k .* float64'),
   (lambda: bounds.confidence_sequence_lower(1, 2, 0.0), 'alpha .*, got 0.0'),
   (lambda: plan_with(sigma=0.0), 'sigma .*, got 0.0'),

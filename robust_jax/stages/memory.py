@@ -22,7 +22,10 @@ def initial(run):
     return fresh
   # The step that the variables are taken from; of a folder of checkpoints alone the newest.
   step = weights.finished_step(path) or checkpoint.latest_step(path)
-  saved, examples = checkpoint.load_memory(path, step=step)
+  leaves, about = checkpoint.read(path, step)
+  saved = {name.removeprefix('memory/'): leaf for name, leaf in leaves.items()
+           if name.startswith('memory/')}
+  examples = about['info'].get('examples')
   norm = _attack_norm(workdirs.stages(path).get('train', {}).get('config', {}))
   reason = None
   if not fresh.keys() <= saved.keys():

@@ -32,9 +32,6 @@ class DamagedError(UserError):
   """The files of a checkpoint are not those that were saved."""
 
 
-# Saving.
-
-
 @contextlib.contextmanager
 def manager(workdir, *, keep=2, keep_best=False):
   """Opens DIR/checkpoints for saving and restoring; waits at the end for what is being written.
@@ -99,11 +96,7 @@ def save(checkpoints, state, info, *, progress=None, accuracy=None):
 
 
 def wait(checkpoints):
-  """Waits until everything that was saved is on the disk.
-
-  Raises:
-    UserError: it could not be written.
-  """
+  """Waits until everything that was saved is on the disk; UserError where it cannot be written."""
   with _writing(checkpoints):
     checkpoints.wait_until_finished()
 
@@ -119,9 +112,6 @@ def _writing(checkpoints):
         f'{checkpoints.directory}: a checkpoint cannot be written ({reason}); is the disk full? '
         f'The newest whole one is step {checkpoints.latest_step()}; the same command goes on from '
         'there') from error
-
-
-# Reading.
 
 
 def restore(checkpoints, state, *, examples=None):
@@ -229,24 +219,6 @@ def read(workdir, step):
   return _leaves(saved.state), saved.about
 
 
-def load_memory(workdir, *, step):
-  """The per-example memory of a checkpoint, for a training that starts from it.
-
-  Args:
-    workdir: folder given to the launcher.
-    step: which checkpoint.
-
-  Returns:
-    ({name: [num_train]}, info['examples'] of `save`, which says of which training examples).
-
-  Raises:
-    UserError: the checkpoint is damaged.
-  """
-  leaves, about = read(workdir, step)
-  memory = flax.traverse_util.unflatten_dict(leaves, sep='/').get('memory', {})
-  return memory, about['info'].get('examples')
-
-
 def describe_examples(examples):
   """info['examples'] of `save` in words."""
   if examples is None:
@@ -278,9 +250,6 @@ def best_step(workdir):
   if not accuracies:
     raise UserError(f'{workdir} has no best checkpoint; config.train.keep_best keeps one')
   return max(accuracies)[1]
-
-
-# Damage.
 
 
 def find_damage(workdir, step):

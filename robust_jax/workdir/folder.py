@@ -5,13 +5,14 @@ run.json          command, versions, devices, dataset, model
 stages.json       for each stage its status, times and the config it ran with
 metrics.jsonl     training, one JSON object a line
 radii.npz         of a training that learns them: the radius of each training example
-checkpoints/      see `checkpoint`; damaged/, those that were found to be so
+checkpoints/      see `checkpoint`; damaged/ has those whose files are not as they were saved
 tensorboard/      and profile/, where they were asked for
-attack.jsonl      the empirical stage, one line an image; gallery.npz, some of its images
-certify.jsonl     certificates, with the table certify.tsv; certify.progress.json, unfinished ones
-verify.json       whether they were found again, the last time this was asked
+attack.jsonl      the attack stage, one line an image; gallery.npz has some of its images
+certify.jsonl     certificates, one line an image; certify.progress.json has unfinished ones
+certify.tsv       the table made from certify.jsonl when the stage ends
+verify.json       what the last verification found
 report.html       and tables/, figures/
-previous/         what `--redo` has put aside
+previous/         results that `--redo` has moved away
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from robust_jax.errors import UserError
 from robust_jax.workdir.records import read_json, write_json
 
 LOCK = '.lock'
-# The status of a stage whose results are on their way to previous/.
+# The status of a stage whose results are being moved to previous/.
 REDO = 'redo'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'radii.npz', 'tensorboard'),
@@ -146,18 +147,18 @@ def stages(workdir):
 
 
 def begin(workdir, stage, run, *, again=False):
-  """Records that a stage runs, for the first time or again; False where it is done already.
+  """Records that a stage runs; returns False where it is done already.
 
   Args:
     workdir: the folder.
     stage: its name.
     run: the Run.
-    again: go on although it is done.
+    again: run although it is done.
   """
   record = stages(workdir).get(stage)
   if record and record['status'] == 'done' and not again:
     return False
-  # It will not have told of what now comes.
+  # The report would not cover what comes now.
   (Path(workdir) / 'report.html').unlink(missing_ok=True)
   spent = record['seconds'] if record else 0.
   _record(workdir, stage, {'status': 'running', 'started': now(), 'seconds': spent,
@@ -167,7 +168,7 @@ def begin(workdir, stage, run, *, again=False):
 
 
 def add_time(workdir, stage, seconds, facts):
-  """Adds to the time a stage has taken over all its runs, and records that it is done.
+  """Adds to the time that a stage has taken, and records whether it is done.
 
   Args:
     workdir: the folder.
@@ -183,9 +184,13 @@ def add_time(workdir, stage, seconds, facts):
 
 
 def set_aside(workdir, redo):
-  """Moves the results of stages, and the report on them, to previous/, so that they run anew.
+  """Moves the results of stages, and the report, to previous/, so that these stages run again.
 
-  What an interrupted call has begun to move, the next one moves, whatever is to be redone then.
+  Where a call was interrupted, the next one moves the rest, whatever stages are given to it.
+
+  Args:
+    workdir: the folder.
+    redo: names of the stages.
   """
   workdir = Path(workdir)
   records = stages(workdir)
@@ -208,7 +213,7 @@ def set_aside(workdir, redo):
 
 
 def now():
-  """The time of day, ISO 8601, UTC, whole seconds."""
+  """The time, ISO 8601, UTC, whole seconds."""
   return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
