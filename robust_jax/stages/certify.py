@@ -14,9 +14,10 @@ from robust_jax.workdir import monitoring
 
 
 def certify(run, workdir):
-  """Certifies the test images of config.certify_images; goes on after the last logged line.
+  """Certifies the test images of config.certify_images.
 
-  Images that are unfinished go on after their last call for votes.
+  Goes on where it was interrupted: after the last logged image, and for unfinished images after
+  the last draws that were saved.
   """
   if run.certify is None:
     print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset)')

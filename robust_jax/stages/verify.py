@@ -20,10 +20,9 @@ _LABELS = 64
 def verify(run, workdir):
   """Certifies logged images again, and all of them from their logged counts; says what differs.
 
-  Of every image the class, radius and p_lower are computed from the logged counts; a rule that
-  stops by itself goes through its looks again. Then config.verify.sample of the images, spread
-  over the log, are drawn for again from the parameters, config and seed; all of them for 0. What
-  was found is kept in verify.json.
+  For every image the rule goes through the logged looks again and concludes from them class,
+  radius and p_lower. Then config.verify.sample of the images, spread over the log (0: all), are
+  drawn for again from the parameters, config and seed. What differs is kept in verify.json.
 
   Raises:
     UserError: there is no log, it is malformed, or its settings are others.
@@ -31,14 +30,13 @@ def verify(run, workdir):
   """
   path = Path(workdir) / 'certify.jsonl'
   if run.certify is None or not path.exists():
-    raise UserError(f'--stages=verify: {workdir} has no {path.name}; a workdir with certificates '
-                    'is allowed')
+    raise UserError(f'--stages=verify: {workdir} has no {path.name}; run the certify stage first')
   loaded = weights.load(run, workdir)
   logged, entries = log.read(path), log.read_entries(path)
   _check_origin(path, logged.settings, loaded.origin)
   log.check_settings(path, logged.settings, settings(run, loaded))
   record = Path(workdir) / 'verify.json'
-  record.unlink(missing_ok=True)  # It tells of the last time.
+  record.unlink(missing_ok=True)  # Of the last verification.
   finished = workdirs.stages(workdir).get('certify', {}).get('status') == 'done'
   problems, in_table = {}, _check_table(path, finished)
   for entry, found in zip(entries, _from_counts(run.certify, run.test_data.num_classes, entries)):
@@ -95,8 +93,8 @@ def _sample(entries, num):
 def _check_origin(path, logged, origin):
   for name, now in origin.items():
     if logged.get(name) != now:
-      raise MismatchError(f'{path}: the log is of other parameters: {name} {logged.get(name)} '
-                          f'there, {now} now')
+      raise MismatchError(f'{path}: the log is of other parameters: {name} is {now} but '
+                          f'{logged.get(name)} in the log')
 
 
 def _check_table(path, finished):
