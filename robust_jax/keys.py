@@ -41,7 +41,7 @@ def per_example(key, batch):
   if key.ndim == 0:
     return fold_in(key, jnp.arange(batch))
   if key.shape != (batch,):
-    raise ValueError(f'key has shape {key.shape}; one key or ({batch},) keys are allowed')
+    raise ValueError(f'key must be one key or of shape ({batch},), got shape {key.shape}')
   return key
 
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import keys, losses
-from robust_jax.keys import standard_normal
 from robust_jax.types import Array, LogitsFn
 
 
@@ -42,7 +41,7 @@ def sample_noise(key, images, *, sigma, num_noise):
 def _unit_noise(example_keys, *, num_noise, shape):
   """Standard normals [num_noise, batch, *shape]; one flat vmap, which compiles fastest."""
   draw_keys = jax.vmap(lambda i: keys.fold_in(example_keys, i))(jnp.arange(num_noise))
-  unit = jax.vmap(lambda key: standard_normal(key, shape))(draw_keys.reshape(-1))
+  unit = jax.vmap(lambda key: keys.standard_normal(key, shape))(draw_keys.reshape(-1))
   return unit.reshape(num_noise, len(example_keys), *shape)
 
 

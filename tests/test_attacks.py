@@ -25,6 +25,9 @@ VARIANTS = {
     'pgd targeted': (pgd_attack, {'target': 'least_likely'}),
     'pgd raw gradient': (pgd_attack, {'direction': 'gradient', 'step_size': 0.1}),
     'pgd box first': (pgd_attack, {'order': 'box_then_ball'}),
+    'ddn': (attacks.ddn, {'num_steps': 4}),
+    'ddn authors': (attacks.ddn, {'num_steps': 4, 'init_norm': 0., 'gamma': 0.}),
+    'ddn unrounded': (attacks.ddn, {'num_steps': 4, 'init_norm': 0., 'rounding': 'none'}),
 }
 
 
@@ -35,8 +38,9 @@ def jitted(variant, norm):
   return jax.jit(functools.partial(attack, norm=norm, **kwargs))
 
 
-@pytest.mark.parametrize('norm', NORMS)
-@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('variant, norm', [
+    (variant, norm) for variant in VARIANTS for norm in NORMS
+    if norm == 'l2' or 'ddn' not in variant])
 def test_invariants(variant, norm, mlp_fn, images, labels):
   epsilon = jnp.asarray([0., 0.05, 0.3, 1., 5.])
   example_keys = keys.per_example(KEY, 5)
@@ -51,6 +55,9 @@ def test_invariants(variant, norm, mlp_fn, images, labels):
   if variant != 'pgd targeted':
     wrong = jnp.argmax(mlp_fn(result.images), -1) != labels
     np.testing.assert_array_equal(result.success, wrong)
+  if not VARIANTS[variant][1].keys() & {'loss', 'target'}:
+    np.testing.assert_allclose(
+        result.objective, losses.cross_entropy(mlp_fn(result.images), labels), rtol=1e-4)
   # An example's result depends on its own key, not on its place.
   order = jnp.asarray([3, 1, 4, 0, 2])
   shuffled = attack(example_keys[order], mlp_fn, images[order], labels[order],
@@ -63,7 +70,7 @@ def test_invariants(variant, norm, mlp_fn, images, labels):
   assert (threat_models.norms(flat - images, norm) <= epsilon + 2e-6).all()
 
 
-@pytest.mark.parametrize('variant', ['pgd', 'pgd random start'])
+@pytest.mark.parametrize('variant', ['pgd', 'pgd random start', 'ddn'])
 def test_batch_equals_loop_of_singles(variant, mlp_fn, images, labels):
   example_keys = keys.per_example(KEY, 5)
   attack = jitted(variant, 'l2')
@@ -186,7 +193,6 @@ def test_targets_are_never_the_label_and_are_reached(linear_fn, images, labels):
 
 EVERY_ATTACK = {
     **VARIANTS,
-    'ddn': (attacks.ddn, {'num_steps': 3}),
     'lbfgs': (attacks.lbfgs_attack, {'num_steps': 5, 'num_constants': 2}),
     'none': (attacks.no_attack, {}),
 }
@@ -237,11 +243,14 @@ def test_smoothed_objectives_ascend_in_the_one_loop(kind, mlp_fn, images, labels
   np.testing.assert_array_equal(result.success, victim.predict(result.images) != labels)
 
 
-def test_new_parameters_compile_nothing(images, labels):
+@pytest.mark.parametrize('variant', ['pgd', 'ddn'])
+def test_new_parameters_compile_nothing(variant, images, labels):
+  attack, kwargs = VARIANTS[variant]
+
   @jax.jit
   @chex.assert_max_traces(n=1)
   def run(key, logits_fn, epsilon):
-    return pgd_attack(key, logits_fn, images, labels, epsilon=epsilon).images
+    return attack(key, logits_fn, images, labels, epsilon=epsilon, **kwargs).images
 
   def logits(params, x):
     return x.reshape(len(x), -1) @ params

@@ -2,13 +2,12 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, keys, losses, smoothing
+from robust_jax import attacks, smoothing
 from robust_jax.attacks import objectives, threat_models
 from robust_jax.config import sections
 from robust_jax.config.sections import component
@@ -178,31 +177,6 @@ def test_where_nothing_is_found_nothing_is_changed(linear_fn, images):
   assert not result.success.any()
 
 
-@pytest.mark.parametrize('kwargs', [
-    {'init_norm': 0., 'gamma': 0.}, {}, {'gamma': 0.}, {'rounding': 'none', 'init_norm': 0.}])
-def test_invariants(kwargs, mlp_fn, images, labels):
-  epsilon = jnp.asarray([0., 0.05, 0.3, 1., 5.])
-  example_keys = keys.per_example(KEY, 5)
-  attack = jitted(num_steps=4, **kwargs)
-  result = attack(example_keys, mlp_fn, images, labels, epsilon=epsilon)
-  sizes = threat_models.norms(result.images - images, 'l2')
-  assert (result.images >= 0).all() and (result.images <= 1).all()
-  assert (sizes <= epsilon + 2e-6).all()
-  np.testing.assert_array_equal(result.images[0], images[0])
-  np.testing.assert_array_equal(result.success, jnp.argmax(mlp_fn(result.images), -1) != labels)
-  np.testing.assert_allclose(result.objective, losses.cross_entropy(mlp_fn(result.images), labels),
-                             rtol=1e-4)
-  # An example's result depends on its own key, not on its place.
-  order = jnp.asarray([3, 1, 4, 0, 2])
-  shuffled = attack(example_keys[order], mlp_fn, images[order], labels[order],
-                    epsilon=epsilon[order])
-  np.testing.assert_allclose(shuffled.images, result.images[order], atol=1e-5)
-  for i in range(5):
-    one = slice(i, i + 1)
-    alone = attack(example_keys[one], mlp_fn, images[one], labels[one], epsilon=epsilon[one])
-    np.testing.assert_allclose(alone.images[0], result.images[i], atol=1e-5)
-
-
 def test_at_a_zero_gradient_the_direction_is_drawn():
   # Constant logits: a gradient of zero, and class 0 everywhere.
   constant = jax.tree_util.Partial(lambda x: jnp.zeros((len(x), 3)) + 0 * x.sum())
@@ -258,18 +232,6 @@ def test_the_authors_choices_of_the_norm():
   gamma = 1 - (3 / 510 / np.asarray(epsilon)) ** (1 / 5)
   np.testing.assert_allclose(threat_models.norms(evaluation.images - images, 'l2'),
                              (1 + gamma) * (1 - gamma) ** 3, rtol=1e-3)
-
-
-def test_new_parameters_compile_nothing(images, labels):
-  @jax.jit
-  @chex.assert_max_traces(n=1)
-  def run(key, logits_fn, epsilon):
-    return attacks.ddn(key, logits_fn, images, labels, epsilon=epsilon, num_steps=3).images
-
-  logits = lambda params, x: x.reshape(len(x), -1) @ params
-  for seed in range(2):
-    params = jax.random.normal(jax.random.key(seed), (12, 4))
-    run(jax.random.key(seed), jax.tree_util.Partial(logits, params), 0.1 * (seed + 1))
 
 
 def test_bad_arguments_are_named(linear_fn, images, labels):

@@ -29,6 +29,8 @@ def cross_entropy(logits, labels):
     Salman et al., Provably robust deep learning via adversarially trained smoothed classifiers,
     2019, equation 5.
   """
+  if len(logits) == 1:
+    return losses.cross_entropy(logits[0], labels)
   return math.log(len(logits)) - jax.nn.logsumexp(_log_probs(logits, labels), axis=0)
 
 

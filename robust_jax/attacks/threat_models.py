@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import keys
-from robust_jax.keys import standard_normal
 from robust_jax.types import Array
 
 Norm = Literal['linf', 'l2', 'l1']
@@ -36,9 +35,10 @@ class ThreatModel:
     epsilon: radius in pixel units, scalar or [batch].
     norm: 'linf', 'l2' or 'l1'.
     order: which projection comes last, or that there is no box.
-    start_fn: (keys [batch], flat images, epsilon [batch, 1]) -> flat perturbations in the ball.
+    start_fn: (keys [batch], flat images, epsilon) -> flat perturbations in the ball; epsilon is a
+      scalar or [batch, 1].
     steepest_fn: (keys [batch], flat gradients) -> flat steps of norm one.
-    ball_fn: (flat perturbations, epsilon [batch, 1]) -> the closest perturbations in the ball.
+    ball_fn: (flat perturbations, epsilon) -> the closest perturbations in the ball.
   """
 
   epsilon: Array
@@ -54,7 +54,7 @@ class ThreatModel:
     Drawn in the ball (linf and l2 uniformly, l1 as in `l1`), then projected onto the box.
     """
     rows = _rows(images)
-    epsilon = _column(self.epsilon, rows)
+    epsilon = column(self.epsilon, rows)
     point = rows + self.start_fn(keys.per_example(key, len(rows)), rows, epsilon)
     if self.order != 'ball_only':
       point = jnp.clip(point, 0, 1)
@@ -73,13 +73,12 @@ class ThreatModel:
     """The projection of `adversarial` [batch, ...] onto the set around `images`."""
     center = _rows(images)
     point = _rows(adversarial)
-    epsilon = _column(self.epsilon, center)
+    epsilon = column(self.epsilon, center)
+    if self.order == 'box_then_ball':
+      point = jnp.clip(point, 0, 1)
+    point = center + self.ball_fn(point - center, epsilon)
     if self.order == 'ball_then_box':
-      point = jnp.clip(center + self.ball_fn(point - center, epsilon), 0, 1)
-    elif self.order == 'ball_only':
-      point = center + self.ball_fn(point - center, epsilon)
-    else:
-      point = center + self.ball_fn(jnp.clip(point, 0, 1) - center, epsilon)
+      point = jnp.clip(point, 0, 1)
     return point.reshape(images.shape)
 
 
@@ -157,7 +156,7 @@ class Tangent:
     """A random point for each image, [batch, ...]: uniform in the ball within span(B)."""
     rows = _rows(images)
     like = jnp.zeros((len(rows), self.basis.shape[-1]), rows.dtype)
-    own = _start_l2(keys.per_example(key, len(rows)), like, _column(self.epsilon, rows))
+    own = _start_l2(keys.per_example(key, len(rows)), like, column(self.epsilon, rows))
     return (rows + self._pixels(own)).reshape(images.shape)
 
   def steepest(self, key, gradient):
@@ -172,7 +171,7 @@ class Tangent:
   def project(self, adversarial, images):
     """The closest point of the set around `images`: onto span(B), then to norm epsilon at most."""
     center = _rows(images)
-    own = _ball_l2(self._coordinates(_rows(adversarial) - center), _column(self.epsilon, center))
+    own = _ball_l2(self._coordinates(_rows(adversarial) - center), column(self.epsilon, center))
     return (center + self._pixels(own)).reshape(images.shape)
 
   def _coordinates(self, rows):
@@ -218,10 +217,6 @@ def _rows(images):
   return images.reshape(len(images), -1)
 
 
-def _column(epsilon, rows):
-  return jnp.broadcast_to(jnp.asarray(epsilon, rows.dtype), (len(rows),))[:, None]
-
-
 def _unit(rows):
   """rows / ||rows||_2 and where that is defined.
 
@@ -235,7 +230,7 @@ def _unit(rows):
 
 
 def _random_units(key, rows):
-  return _unit(jax.vmap(lambda k: standard_normal(k, rows.shape[1:]))(key))[0]
+  return _unit(jax.vmap(lambda k: keys.standard_normal(k, rows.shape[1:]))(key))[0]
 
 
 def _start_linf(key, rows, epsilon):

@@ -56,10 +56,9 @@ def _attacker(run):
   def find(replicated, batch):
     key, logits_fn, epsilon = replicated
     example_keys = keys.fold_in(key, batch.index)
-    noise = None
-    if run.attacked_sigma > 0:
-      noise = smoothing.sample_noise(keys.fold_in(example_keys, 1), batch.images,
-                                     sigma=run.attacked_sigma, num_noise=run.evaluation.num_noise)
+    noise = smoothing.sample_noise(
+        keys.fold_in(example_keys, 1), batch.images, sigma=run.attacked_sigma,
+        num_noise=run.evaluation.num_noise) if run.attacked_sigma else None
     return run.attack(keys.fold_in(example_keys, 0), logits_fn, batch.images, batch.labels,
                       epsilon=epsilon, noise=noise).images
 
