@@ -37,9 +37,9 @@ def run_stage(stage, run, workdir):
     STAGES[stage](run, workdir)
     return
   if not workdirs.begin(workdir, stage, run,
-                        again=stage == 'train' and weights.lost(workdir)):
+                        again=stage == 'train' and weights.is_damaged(workdir)):
     if stage != 'train':
-      weights.check_same(run, workdir, stage)
+      weights.check_same_classifier(run, workdir, stage)
     print(f'{stage}: done already')
     return
   begun = time.monotonic()

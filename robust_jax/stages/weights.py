@@ -62,7 +62,7 @@ def check(run, workdir, wanted):
                     '--stages=train makes it again from the one before')
 
 
-def check_same(run, workdir, stage):
+def check_same_classifier(run, workdir, stage):
   """Raises UserError if a finished stage has judged another classifier than this one."""
   judged = workdirs.stages(workdir)[stage].get('origin')
   origin = load(run, workdir).origin
@@ -71,8 +71,8 @@ def check_same(run, workdir, stage):
                     f'{origin}); repeat it with --redo={stage}')
 
 
-def lost(workdir):
-  """Whether the last checkpoint of a finished training is gone or damaged; it is named."""
+def is_damaged(workdir):
+  """Whether the last checkpoint of a finished training is gone or damaged; one line says so."""
   step = finished_step(workdir)
   damage = step and checkpoint.find_damage(workdir, step)
   if damage:

@@ -20,8 +20,8 @@ def sgd(learning_rate, *, momentum: Fraction = 0.9, nesterov: bool = False,
     nesterov: look ahead along the momentum.
     weight_decay: its coefficient.
     decoupled: w <- w - learning_rate (v + weight_decay w) instead, without momentum on the decay.
-    decay_all: decay every parameter, as PyTorch code does; else not the biases and the scales of
-      normalisation, whose only axis is the channel.
+    decay_all: decay every parameter, as PyTorch code does; if False, not the biases and scales of
+      normalisation, which have one axis.
     clip_norm: largest l2 norm of the whole gradient; None for no limit.
 
   Reference:

@@ -12,7 +12,7 @@ def warm_up(value, epoch, warmup_epochs):
   Args:
     value: final value.
     epoch: whole epochs done, 0 in the first.
-    warmup_epochs: in that many epochs it is reached: in force from the last of them on.
+    warmup_epochs: epochs of the rise, in the last of which `value` is reached.
 
   Reference:
     The authors' code of Salman et al. 2019.
@@ -74,7 +74,10 @@ def cosine(*, steps_per_epoch, num_epochs, learning_rate: Positive,
 
 
 def _warmed(schedule, learning_rate, warmup_epochs, steps_per_epoch):
-  """A linear rise to `learning_rate`, reached with step warmup_steps - 1; then `schedule`."""
+  """A linear rise to `learning_rate`, reached with step warmup_steps - 1; then `schedule`.
+
+  Not optax.linear_schedule, whose values differ in the last bits.
+  """
   warmup_steps = round(warmup_epochs * steps_per_epoch)
   if warmup_steps == 0:
     return schedule

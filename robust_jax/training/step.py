@@ -1,4 +1,4 @@
-"""One training step: an ordinary function, mapped over devices by `parallel`."""
+"""One training step: a plain function, to be jitted, or mapped over devices by `parallel`."""
 
 import jax
 import jax.flatten_util
@@ -94,7 +94,7 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   # The mean of what is minimised, as often as there are examples: it is divided by `count`.
   sums['loss'] *= sums['count'] / weight
-  # ReLU and max-pools on CPU may lose what became NaN: the next loss need not show it.
+  # On CPU ReLU and max-pools may turn NaN into a number, so the next loss might not show it.
   sums['loss'] = jnp.where(all_finite(gradient), sums['loss'], jnp.nan)
   params = optax.apply_updates(state.params, updates)
   state = TrainState(
@@ -105,7 +105,7 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
 
 
 def _over_devices(tree, axis_name):
-  """The sums over devices, as one array: on CPU devices would meet for each array by itself."""
+  """The sums over devices, as one array: each collective makes all devices wait for each other."""
   if axis_name is None:
     return tree
   flat, restore = jax.flatten_util.ravel_pytree(tree)
