@@ -355,8 +355,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, mon
   assert capsys.readouterr().out == (
       f'train: the radius of each example begins anew: {tmp_path / "plain"} has none\n')
   # Within a training they cannot change.
-  with pytest.raises(UserError, match=r"step_\d+ is of a training on 1442 examples of 'digits' .*, "
-                     r"and the config now gives 721 .*; those there, or --redo=train, are allowed"):
+  with pytest.raises(UserError, match=r'step_\d+ .* 1442 examples .* 721 .*--redo=train'):
     STAGES['train'](build('--config.data.train_split=train[:50%]'), trained)
   # A method without radii has nothing to compare.
   plain = flags.parse(['launch', '--config=configs/digits.py:pgd',

@@ -179,7 +179,7 @@ def test_tangent_steps_are_defined_where_there_is_no_gradient_in_the_span(batch)
   again = threat_models.tangent(1., batch.aux['tangents'][order]).steepest(
       own[order], jnp.zeros_like(batch.images)).reshape(8, -1)
   close(again, step[order], atol=1e-6)
-  with pytest.raises(ValueError, match=r'basis has shape \(12, 3\)'):
+  with pytest.raises(ValueError, match=r'basis .*\(12, 3\)'):
     threat_models.tangent(1., batch.aux['tangents'][0])
 
 

@@ -235,7 +235,7 @@ def test_a_second_step_compiles_nothing(small_net, batch):
   network, variables = small_net
   devices, optimizer = jax.devices()[:2], training.OPTIMIZERS['sgd'](0.1)
   chex.clear_trace_counter()
-  method = chex.assert_max_traces(functools.partial(methods.gaussian, sigma=0.2), n=1)
+  method = functools.partial(chex.assert_max_traces(methods.gaussian, n=1), sigma=0.2)
   step = mapped_step(network, optimizer, method, 2)
   state = parallel.replicate(training.create_state(variables, optimizer), devices)
   for number in range(3):
@@ -442,7 +442,7 @@ def test_same_run_on_one_two_and_eight_devices(small_net, batch):
 
 def test_a_batch_that_does_not_divide_is_refused():
   step = parallel.map_train_step(lambda state, batch, key: (state, {}), jax.devices()[:4])
-  with pytest.raises(ValueError, match='10 rows; a multiple of the 4 devices'):
+  with pytest.raises(ValueError, match='rows .* 4.* got 10'):
     step({}, jnp.zeros((10, 2)), KEY)
 
 
