@@ -1,5 +1,9 @@
 """Robust optimisation (Shaham et al. 2015): sweeps of a baseline and of l1, l2, linf networks.
 
+  python -m launch --config=configs/shaham.py:mnist --sweep --workdir=runs/shaham_mnist
+
+trains them and makes the paper's tables 1 and 2, its curves and its single-pixel images.
+
 The radii in the paper are of globally standardised images. Here they are in pixel units and the
 network standardises, so each is times the standard deviation of the pixels: on MNIST an l1 step
 changes one pixel by 0.55 of the range from black to white. The paper has no box, and neither has
@@ -52,6 +56,8 @@ def cifar10():
                       stride=1, batch_size=512))
 
 
+# What a finished sweep is for (robust_jax.studies).
+STUDY = 'shaham'
 SWEEPS = {
     'digits': digits_configs.SWEEPS['robust'],
     'mnist': [{'method': method('standard')},

@@ -1,27 +1,33 @@
-"""Trains, attacks, certifies and reports: `python -m launch --config=configs/NAME.py`."""
+"""Trains, attacks, certifies and reports: `python -m launch --config=configs/FILE.py:NAME`."""
 
-from launch import flags, process, sweep
+import os
+import sys
+
+from absl import logging
+
+from launch import flags, sweep
 from robust_jax import backend, errors, stages, workdir
 from robust_jax.config import experiment
 from robust_jax.config.sections import check_workdir, resolve
 from robust_jax.devices.choose import choose_devices
+from robust_jax.workdir import interrupts
 
 
 def main(argv):
+  """Does what a command line asks for; returns the exit status."""
   given = flags.parse(argv)
-  config, folder, num_devices = resolve(given.config), given.workdir, given.devices
   wanted = {*given.stages, *given.redo}
   # Attacks and certificates of parameters that are trained anew are stale.
   redo = stages.KEPT if 'train' in given.redo else given.redo
-  if given.points is not None:
-    return sweep.run(folder, *zip(*given.points), wanted, redo, flags=[f'--devices={num_devices}'])
+  if given.sweep is not None:
+    return sweep.run(given.sweep, given.workdir, wanted, redo, num_devices=given.devices)
+  config = resolve(given.config)
   if wanted != {'report'}:
-    run_stages(config, folder, wanted, redo, num_devices, argv[1:])
-  elif workdir.stages(folder):
-    stages.report(None, folder)  # Also of a run that still goes on, and holds the lock.
+    run_stages(config, given.workdir, wanted, redo, given.devices, argv[1:])
+  elif workdir.stages(given.workdir):
+    stages.report(None, given.workdir)  # Also of a run that still goes on, and holds the lock.
   else:
-    raise errors.UserError(f'--workdir is {folder}, which has no results; a run that has begun is '
-                           'allowed for --stages=report')
+    raise errors.UserError(f'--workdir is {given.workdir}, which has no results to report')
   return 0
 
 
@@ -45,4 +51,17 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
 
 
 if __name__ == '__main__':
-  process.run(main)
+  # Orbax reports through absl what it does, and errors that it raises as well.
+  logging.set_verbosity(logging.FATAL)
+  interrupts.raise_interrupted()
+  try:
+    sys.exit(main(sys.argv))
+  except (errors.UserError, errors.NonFiniteLossError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(error.exit_status)
+  except interrupts.Interrupted as error:
+    print(f'interrupted: {error}; the same command, without --redo, goes on', file=sys.stderr,
+          flush=True)
+    sys.stdout.flush()
+    # At once: threads that still read or compute can crash the interpreter while it takes leave.
+    os._exit(error.exit_status)

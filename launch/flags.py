@@ -29,7 +29,7 @@ class CommandLine(NamedTuple):
     stages: names, of `stages.STAGES`.
     redo: names of the stages to run anew.
     devices: how many; 0 for all.
-    points: with --sweep, list of (point, resolved config); else None.
+    sweep: with --sweep, the `sweep.Sweep`; else None.
   """
 
   config: ConfigDict
@@ -37,7 +37,7 @@ class CommandLine(NamedTuple):
   stages: list[str]
   redo: list[str]
   devices: int
-  points: list[tuple[dict, dict]] | None
+  sweep: sweep.Sweep | None
 
 
 def parse(argv):
@@ -147,8 +147,8 @@ def _parse(file, argv):
   workdir = flags.DEFINE_string(
       'workdir', None, 'Folder of the run; runs/NAME if not given.', flag_values=values)
   chosen = flags.DEFINE_list(
-      'stages', [*stages.DEFAULT], f'Stages to run, of {",".join(stages.STAGES)}.',
-      flag_values=values)
+      'stages', None, f'Stages to run, of {",".join(stages.STAGES)}. Default: '
+      f'{",".join(stages.DEFAULT)}, or what the study of a sweep needs.', flag_values=values)
   redo = flags.DEFINE_list(
       'redo', [], f'Stages of {",".join(stages.DEFAULT)} to run anew; old results move to '
       'previous/.', flag_values=values)
@@ -176,18 +176,20 @@ def _parse(file, argv):
                     '--stages, --redo, --devices, --sweep, --profile are allowed')
   for name, value, allowed in (
       ('stages', chosen.value, stages.STAGES), ('redo', redo.value, stages.DEFAULT)):
-    for stage in value:
+    for stage in value or ():
       if stage not in allowed:
         raise UserError(f'--{name} has {stage!r}; {", ".join(allowed)} are allowed')
   if profile.value:
     config.value.train.profile_steps = profile.value
   folder = Path(workdir.value or f'runs/{file.title}{"_sweep" if swept.value else ""}')
-  points = None
+  found = None
   if swept.value:
-    points = sweep.read_points(file)
-    overridden = config_flags.get_override_values(values['config'])
-    points = list(zip(points, sweep.expand(config.value, points, overridden)))
-  return CommandLine(config.value, folder, chosen.value, redo.value, devices.value, points)
+    own = lambda name: _parse(experiments.read(name), [*argv, '--nosweep']).config
+    found = sweep.read(file, lambda name: own(name) if name else config.value,
+                       config_flags.get_override_values(values['config']))
+  default = found.study.STAGES if found and found.study else stages.DEFAULT
+  wanted = [*default] if chosen.value is None else chosen.value
+  return CommandLine(config.value, folder, wanted, redo.value, devices.value, found)
 
 
 def _unknown_field(error, argv):

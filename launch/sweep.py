@@ -1,25 +1,27 @@
 """Runs every point of a config file's sweep(), one after the other: `python -m launch --sweep`.
 
 Each point is an ordinary run in its own numbered folder, and is run by the ordinary launcher as a
-process of its own, as the number of simulated devices is fixed for the life of a process. This one
-computes nothing, so that it holds no accelerator.
+process of its own: the number of simulated devices is fixed for the life of a process, and memory
+that compiled programs leave behind goes with it. This process computes nothing until all are done,
+so that it holds no accelerator.
 """
 
-import collections
-import contextlib
-import difflib
+import importlib
 import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_jax import report, stages, workdir
+from robust_jax import backend, report, stages, workdir
 from robust_jax.config import sections
-from robust_jax.errors import UserError
+from robust_jax.errors import UserError, suggest
 from robust_jax.workdir import interrupts
 
 LAUNCHER = (sys.executable, '-m', 'launch')
@@ -27,72 +29,104 @@ LAUNCHER = (sys.executable, '-m', 'launch')
 _SIGNALS = (*interrupts.SIGNALS, signal.SIGHUP)
 
 
-def read_points(file):
-  """The {field: value} of every point, from the sweep() of an `experiments.ConfigFile`.
+class Sweep(NamedTuple):
+  """What is to be run.
 
-  Raises:
-    UserError: there is no sweep(), or it gives something else.
+  Attributes:
+    points: list of {field: value}.
+    configs: the resolved config of each.
+    study: the module of `robust_jax.studies` that is applied to the finished runs; None: they are
+      compared (`report.compare`).
   """
-  sweep, name = file.scope.get('sweep'), ':'.join([str(file.path), *file.names])
-  found = list(sweep(*file.names)) if sweep else []
-  if not found:
-    raise UserError(f'--sweep: {name} has no sweep() with {{field: value}} of every run')
-  for point in found:
-    if not isinstance(point, dict) or not all(isinstance(field, str) for field in point):
-      raise UserError(f'--sweep: {name} gives the point {point!r}; a dict of field names and '
-                      'values is needed')
-  return found
+
+  points: list[dict]
+  configs: list[dict]
+  study: ModuleType | None
 
 
-def expand(config, points, overridden=()):
-  """The resolved config of every point.
+def read(file, load, overridden=()):
+  """The Sweep of a config file.
 
   Args:
-    config: ConfigDict of get_config() with the overrides of the command line.
-    points: list of {field: value}, dotted names without `config.`.
-    overridden: the fields that the command line sets.
+    file: the `experiments.ConfigFile`. Its sweep() returns a list of points {field: value}, with
+      dotted names without `config.`; 'config', as 'configs/digits.py:trades', names another
+      experiment that the point is of. Its STUDY, if there is one, names a module of `robust_jax.studies`.
+    load: name of an experiment, or None for that of the file -> its ConfigDict with the overrides
+      of the command line.
+    overridden: the fields that these set.
 
   Raises:
-    UserError: a field or value that is not allowed, a field that the command line sets as well,
-      or two points that are the same.
+    UserError: there is no such sweep; a field or value that is not valid, or that the command line
+      sets as well; two points that are the same; or the study cannot be made of it.
   """
-  configs = []
+  name, sweep = ':'.join([str(file.path), *file.names]), file.scope.get('sweep')
+  points = list(sweep(*file.names) or ()) if sweep else []
+  if not points:
+    raise UserError(f'--sweep: {name} has no sweep() that returns {{field: value}} of every run')
+  configs, loaded = [], {}
   for number, point in enumerate(points):
-    changed = config.copy_and_resolve_references()
-    for field, value in point.items():
-      _check_not_overridden(field, overridden)
-      _set(changed, field, value.item() if isinstance(value, np.generic) else value, number)
+    if not isinstance(point, dict) or not all(isinstance(field, str) for field in point):
+      raise UserError(f'--sweep: {name}: a point must be {{field: value}}, got {point!r}')
+    experiment = point.get('config')
     try:
-      resolved = sections.resolve(changed)
+      if experiment not in loaded:
+        loaded[experiment] = load(experiment)
+      config = sections.resolve(_at(point, loaded[experiment], overridden))
     except UserError as error:
       raise UserError(f'sweep() point {number} ({describe(point)}): {error}') from None
-    if resolved in configs:
-      raise UserError(f'sweep() points {configs.index(resolved)} and {number} are the same config '
-                      f'({describe(point)}); different ones are allowed')
-    configs.append(resolved)
-  return configs
+    if config in configs:
+      raise UserError(f'sweep() points {configs.index(config)} and {number} are the same config '
+                      f'({describe(point)})')
+    configs.append(config)
+  study = file.scope.get('STUDY')
+  if study:  # Imported for it alone, as it draws: that takes half a second.
+    study = importlib.import_module(f'robust_jax.studies.{study}')
+    study.check(configs)
+  return Sweep(points, configs, study)
+
+
+def _at(point, config, overridden):
+  """The ConfigDict of a point."""
+  config = config.copy_and_resolve_references()
+  for field, value in point.items():
+    if field == 'config':
+      continue
+    for other in overridden:
+      if f'{field}.'.startswith(f'{other}.') or f'{other}.'.startswith(f'{field}.'):
+        raise UserError(f'--config.{other} is given, but sweep() sets config.{field} of each run')
+    section = config
+    for name in field.split('.'):
+      names = list(section) if isinstance(section, ConfigDict) else []
+      if name not in names:
+        raise UserError(f'config.{field} is not a field' + suggest(name, names))
+      parent, section = section, section[name]
+    try:
+      parent[name] = value.item() if isinstance(value, np.generic) else value
+    except (TypeError, ValueError) as error:
+      raise UserError(f'config.{field} must be of type {type(section).__name__}, got '
+                      f'{value!r}') from error
+  return config
 
 
 def describe(point):
-  """A point on one line: `method.num_noise=4, seed=1`."""
+  """A point on one line: `configs/digits.py:trades, method.attack=pgd, seed=1`."""
   # Of a section, such as component('method', ...), its name.
   show = lambda value: value.get('name', value) if isinstance(value, dict | ConfigDict) else value
-  return ', '.join(f'{field}={" ".join(str(show(value)).split())}'
+  return ', '.join(str(value) if field == 'config' else
+                   f'{field}={" ".join(str(show(value)).split())}'
                    for field, value in point.items()) or 'the config as it is'
 
 
-def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER, compared=True):
-  """Runs what is not finished of a sweep, and writes and prints the summary of all.
+def run(sweep, folder, wanted, redo=(), *, num_devices=0, launcher=LAUNCHER):
+  """Runs what is not finished of a sweep, and writes and prints what is made of all.
 
   Args:
-    folder: of the sweep; its runs are in 000, 001, ...
-    points: list of {field: value}.
-    configs: the resolved config of each.
-    wanted: names of the stages to run, 'report' included.
+    sweep: Sweep.
+    folder: its runs are in 000, 001, ... of this one.
+    wanted: names of the stages to run.
     redo: of these, the ones that are to run anew.
-    flags: further words for the launcher of each run.
+    num_devices: as the flag.
     launcher: words of the command that runs one.
-    compared: whether the summary is written and printed.
 
   Returns:
     The exit status: 0, or 1 if a run failed.
@@ -102,81 +136,57 @@ def run(folder, points, configs, wanted, redo=(), *, flags=(), launcher=LAUNCHER
     Interrupted: a signal came, to this process or to the run; what it ran is stopped.
   """
   folder = Path(folder)
-  with workdir.locked(folder):
-    return _run(folder, points, configs, wanted, redo, flags, launcher, compared)
-
-
-def _run(folder, points, configs, wanted, redo, flags, launcher, compared):
-  folders = [folder / f'{number:03d}' for number in range(len(points))]
-  _prepare(folder, folders, points, configs, wanted, redo)
-  order = [stage for stage in stages.STAGES if stage in wanted]
+  folders = [folder / f'{number:03d}' for number in range(len(sweep.points))]
+  words = [f'--stages={",".join(stage for stage in stages.STAGES if stage in wanted)}',
+           f'--devices={num_devices}']
   failed = []
-  for number, (place, point) in enumerate(zip(folders, points), 1):
-    title = f'[{number}/{len(points)}] {place}: {describe(point)}'
-    if finished(place, wanted):
-      print(f'{title}: done already')
-      continue
-    print(title, flush=True)
-    status = run_child([*launcher, f'--workdir={place}', f'--stages={",".join(order)}', *flags])
-    if status == interrupts.Interrupted.exit_status:
-      raise interrupts.Interrupted(str(place))
-    if status:
-      failed.append(f'{place} (exit status {status})')
-      print(f'{failed[-1]} failed; the sweep goes on', file=sys.stderr, flush=True)
-  if compared and len(failed) < len(points):
-    page, summary = report.compare([folder])
-    print('', summary, f'report: {page}', sep='\n')
-  if failed:
-    print(f'error: {len(failed)} of {len(points)} runs failed: {", ".join(failed)}; the same '
-          'command tries them again', file=sys.stderr)
-  return 1 if failed else 0
+  with workdir.locked(folder):
+    _prepare(sweep, folder, folders, wanted, redo)
+    for number, (place, point) in enumerate(zip(folders, sweep.points), 1):
+      title = f'[{number}/{len(folders)}] {place}: {describe(point)}'
+      if _finished(place, wanted):
+        print(f'{title}: done already')
+        continue
+      print(title, flush=True)
+      status = _run_child([*launcher, f'--workdir={place}', *words])
+      if status == interrupts.Interrupted.exit_status:
+        raise interrupts.Interrupted(str(place))
+      if status:
+        failed.append(f'{place} (exit status {status})')
+        print(f'{failed[-1]} failed; the sweep goes on', file=sys.stderr, flush=True)
+    page = None
+    if sweep.study and not failed:
+      backend.tune()  # Settings of this process, before it computes anything.
+      page, summary = sweep.study.compare(folder, num_devices)
+    elif not sweep.study and len(failed) < len(folders):
+      page, summary = report.compare([folder])
+    if page:
+      print('', summary, f'report: {page}', sep='\n')
+    if failed:
+      print(f'error: {len(failed)} of {len(folders)} runs failed: {", ".join(failed)}; the same '
+            'command tries them again', file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _check_not_overridden(field, overridden):
-  for other in overridden:
-    if f'{field}.'.startswith(f'{other}.') or f'{other}.'.startswith(f'{field}.'):
-      raise UserError(f'--config.{other} is given, but sweep() sets {field} of each run; one of '
-                      'the two is allowed')
-
-
-def _set(config, field, value, number):
-  """Sets a dotted field of a ConfigDict, as --config.FIELD=VALUE would."""
-  section, path = config, f'sweep() point {number}: config.{field}'
-  *sections, last = field.split('.')
-  for name in [*sections, last]:
-    fields = list(section) if isinstance(section, ConfigDict) else []
-    if name not in fields:
-      near = difflib.get_close_matches(name, fields, 1)
-      raise UserError(f'{path} is not a field; ' + (
-          f'did you mean {near[0]}?' if near else f'allowed: {", ".join(fields) or "none"}'))
-    parent, section = section, section[name]
-  try:
-    parent[last] = value
-  except (TypeError, ValueError) as error:
-    raise UserError(f'{path} is {value!r}; the type that the config has, '
-                    f'{type(section).__name__}, is allowed') from error
-
-
-def _prepare(folder, folders, points, configs, wanted, redo):
+def _prepare(sweep, folder, folders, wanted, redo):
   """Checks every folder, then makes them ready, so that nothing runs before a refusal."""
   names = [path.name for path in folder.iterdir()
            if path.name != workdir.LOCK and path.suffix != '.new']
   if names and report.SWEEP not in names:
-    raise UserError(f'--workdir is {folder}, which holds {min(names)} but no {report.SWEEP}; a '
-                    'new or empty folder, or one of a sweep, is allowed')
-  record = {'runs': [{'workdir': place.name,
-                      'point': json.loads(json.dumps(point, default=_plain))}
-                     for place, point in zip(folders, points)]}
-  if not names:  # Before it holds anything else, by which it would not be known any more.
-    workdir.write_json(folder / report.SWEEP, record)
-  for place, config in zip(folders, configs):
-    with workdir.locked(place):
-      sections.check_workdir(place, config, redo)
-  workdir.write_json(folder / report.SWEEP, record)
-  for place, config in zip(folders, configs):
+    raise UserError(f'--workdir is {folder}, which must be empty, new or of a sweep; it holds '
+                    f'{min(names)} but no {report.SWEEP}')
+  for place, config in zip(folders, sweep.configs):
+    if place.exists():
+      with workdir.locked(place):
+        sections.check_workdir(place, config, redo)
+  # Before the folders: without it this one would not be known as a sweep's.
+  workdir.write_json(folder / report.SWEEP, {'runs': [
+      {'workdir': place.name, 'point': json.loads(json.dumps(point, default=_plain))}
+      for place, point in zip(folders, sweep.points)]})
+  for place, config in zip(folders, sweep.configs):
     with workdir.locked(place):
       workdir.set_aside(place, redo)
-      if not finished(place, wanted):
+      if not _finished(place, wanted):
         workdir.write_json(place / 'config.json', config)
 
 
@@ -185,7 +195,7 @@ def _plain(value):
   return value.item() if isinstance(value, np.generic) else value.to_dict()
 
 
-def finished(place, wanted):
+def _finished(place, wanted):
   """Whether a run has all the wanted stages behind it; verify and label never are."""
   done = {stage for stage, record in workdir.stages(place).items() if record['status'] == 'done'}
   if (place / 'report.html').exists():
@@ -193,46 +203,29 @@ def finished(place, wanted):
   return wanted <= done
 
 
-def run_child(words):
+def _run_child(words):
   """The exit status of a process; what this one is signalled meanwhile, that one is too.
 
   Raises:
     Interrupted: there was a signal.
   """
-  process, received, waiting = None, [], collections.deque()
-
-  def pass_on():
-    with contextlib.suppress(IndexError):  # Each signal once, also when interrupted by the next.
-      while True:
-        number = waiting.popleft()
-        # A run saves on those that it handles.
-        process.send_signal(number if number in interrupts.SIGNALS else signal.SIGTERM)
-
-  def handle(number, frame):
-    del frame
-    received.append(number)
-    waiting.append(number)
-    if process is not None:
-      pass_on()
-
-  with _handling(handle):
+  received, passed_on = [], 0
+  # A signal that is ignored, as under nohup, stays ignored.
+  before = {number: signal.signal(number, lambda number, frame: received.append(number))
+            for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+  try:
     # In a group of its own: a Ctrl-C in a terminal would otherwise reach it twice, from there and
     # from here, and the second signal ends a run without saving.
     process = subprocess.Popen(words, process_group=0)
-    pass_on()
-    status = process.wait()
+    while process.poll() is None:
+      for number in received[passed_on:]:
+        # A run saves on those that it handles.
+        process.send_signal(number if number in interrupts.SIGNALS else signal.SIGTERM)
+        passed_on += 1
+      time.sleep(0.05)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
   if received:
     raise interrupts.Interrupted(signal.Signals(received[0]).name)
-  return status
-
-
-@contextlib.contextmanager
-def _handling(handler):
-  # A signal that is ignored, as under nohup, stays ignored.
-  before = {number: signal.signal(number, handler) for number in _SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN}
-  try:
-    yield
-  finally:
-    for number, old in before.items():
-      signal.signal(number, old)
+  return process.returncode

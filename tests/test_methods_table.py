@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,24 +11,28 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from launch import methods as command
-from launch import sweep
+from configs import base, digits
+from launch import flags, sweep
 from robust_jax.config import experiment
 from robust_jax.errors import UserError
 from robust_jax.training.methods import METHODS
-from robust_jax.workdir import interrupts
 
-# Of two networks trained for a few steps; the third config lacks its labels.
-SMALL = ['--seeds=2', '--devices=2', '--configs=vat,smoothadv,self_training',
+# Of two networks trained for a few steps; the third row lacks its labels.
+SMALL = ['--config=configs/methods.py:vat,smoothadv,self_training,seeds=2',
          '--config.model.name=linear', '--config.train.num_steps=30', '--config.train.log_every=5',
          '--config.evaluation.num_images=96', '--config.certify.n=500',
          '--config.certify_images.num_images=96', '--config.extra.labels=nowhere.tsv']
+STAGES = {'train', 'attack', 'certify'}
+
+
+def read(*words):
+  return flags.parse(['launch', '--sweep', *words]).sweep
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp('methods')
-  assert command.main(['methods', f'--workdir={path}', *SMALL]) == 1
+  assert sweep.run(read(*SMALL), path, STAGES, num_devices=2) == 1
   return path
 
 
@@ -69,10 +73,10 @@ def figures(place):
 
 
 def test_figures_are_those_of_the_logs(folder):
-  rows = rows_of(folder / 'table.csv')
+  rows = rows_of(folder / 'sweep.csv')
   assert [row['config'] for row in rows] == ['vat', 'smoothadv']
-  for row in rows:
-    runs = [figures(folder / row['config'] / str(seed)) for seed in range(2)]
+  for number, row in enumerate(rows):
+    runs = [figures(folder / f'00{2 * number + seed}') for seed in range(2)]
     assert list(row)[2:] == list(runs[0]) and row['n'] == '2'
     for column in runs[0]:
       values = [run[column] for run in runs]
@@ -83,113 +87,91 @@ def test_figures_are_those_of_the_logs(folder):
   assert float(rows[0]['clean'].split()[0]) > 50
 
 
+def test_what_fails_is_no_row_and_the_others_are_in_every_format(folder):
+  page = (folder / 'sweep.html').read_text()
+  for words in ('<b>PGD ℓ₂</b>', 'Certified accuracy', 'href="sweep.csv"', '004', '005'):
+    assert words in page, words
+  for end in ('md', 'tex'):
+    text = (folder / f'sweep.{end}').read_text()
+    assert 'smoothadv' in text and 'self' not in text
+  assert [(row['config'], row['seed']) for row in rows_of(folder / 'sweep_runs.csv')] == [
+      ('vat', '0'), ('vat', '1'), ('smoothadv', '0'), ('smoothadv', '1')]
+  image = np.asarray(Image.open(folder / 'sweep.png').convert('L'))
+  assert image.shape[1] > 1500 and np.ptp(image) > 200
+
+
 def test_every_row_is_judged_alike(folder):
-  configs = [json.loads((folder / name / str(seed) / 'config.json').read_text())
-             for name in ('vat', 'smoothadv') for seed in range(2)]
+  configs = [json.loads((folder / f'00{i}' / 'config.json').read_text()) for i in range(4)]
   for section in ('attack', 'evaluation', 'certify', 'certify_images'):
     assert all(config[section] == configs[0][section] for config in configs)
+  assert [config['method']['name'] for config in configs] == ['vat'] * 2 + ['smoothadv'] * 2
   assert [config['seed'] for config in configs] == [0, 1, 0, 1]
   assert [config['sigma'] for config in configs] == [0, 0, 0.25, 0.25]
   assert {config['train']['num_epochs'] for config in configs} == {20}
   assert (configs[0]['evaluation']['sigma'], configs[0]['certify']['sigma']) == (0, 0.25)
 
 
-def test_what_fails_is_named_and_the_others_are_there(folder, capsys):
-  page = (folder / 'table.html').read_text()
-  for words in ('<b>PGD ℓ₂</b>', 'Certified accuracy', 'href="table.csv"'):
-    assert words in page, words
-  for end in ('md', 'tex'):
-    text = (folder / f'table.{end}').read_text()
-    assert 'smoothadv' in text and 'self' not in text
-  assert [(row['config'], row['seed']) for row in rows_of(folder / 'table_runs.csv')] == [
-      ('vat', '0'), ('vat', '1'), ('smoothadv', '0'), ('smoothadv', '1')]
-  image = np.asarray(Image.open(folder / 'table.png').convert('L'))
-  assert image.shape[1] > 1500 and np.ptp(image) > 200
-
-
-def test_the_same_command_goes_on(folder, capfd):
-  before = (folder / 'table.csv').read_text()
-  lost = folder / 'vat' / '1'
+def test_the_same_command_goes_on_with_what_is_not_finished(folder, capfd):
+  before, lost = (folder / 'sweep.csv').read_text(), folder / '001'
   records = json.loads((lost / 'stages.json').read_text())
   del records['certify']
   (lost / 'stages.json').write_text(json.dumps(records))
   for name in ('certify.jsonl', 'certify.tsv'):
     (lost / name).unlink()
-  assert command.main(['methods', f'--workdir={folder}', *SMALL]) == 1
+  assert sweep.run(read(*SMALL), folder, STAGES, num_devices=2) == 1
   printed = capfd.readouterr()
+  assert (folder / 'sweep.csv').read_text() == before
   assert printed.out.count('done already') == 3 + 2  # Runs, and the stages of the one.
   assert printed.out.count('certify: 96 images') == 1 and (lost / 'certify.jsonl').exists()
-  assert (folder / 'table.csv').read_text() == before
+  assert '[2/6] ' in printed.out and 'configs/methods.py:vat, seed=1' in printed.out
   # Of each seed, by its own process.
-  assert printed.err.count("error: config.extra.labels is 'nowhere.tsv', which") == 2
-  assert printed.err.count('self_training/0 failed: exit status 2') == 1
+  assert printed.err.count('error: config.extra.labels ') == 2
+  assert printed.err.count('error: 2 of 6 runs failed: ') == 1
+  for i in (4, 5):
+    assert f'{folder}/00{i} (exit status 2)' in printed.err
 
 
 def test_other_settings_are_refused_before_anything_runs(folder):
-  with pytest.raises(UserError, match='certify stage ran with another config .config.certify.n'):
-    command.main(['methods', f'--workdir={folder}', *SMALL, '--config.certify.n=300'])
-
-
-def test_any_end_of_a_run_costs_that_run_only(tmp_path, capsys, monkeypatch):
-  end = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-  monkeypatch.setattr(sweep, 'LAUNCHER', (sys.executable, '-c', end))
-  assert command.main(['methods', f'--workdir={tmp_path}', '--configs=vat']) == 1
-  error = capsys.readouterr().err
-  for seed in range(3):
-    assert f'error: {tmp_path}/vat/{seed} failed: exit status -11' in error
-  assert not (tmp_path / 'table.html').exists()
-
-
-def test_an_interruption_ends_them_all(tmp_path, capsys, monkeypatch):
-  end = f'raise SystemExit({interrupts.Interrupted.exit_status})'
-  monkeypatch.setattr(sweep, 'LAUNCHER', (sys.executable, '-c', end))
-  with pytest.raises(interrupts.Interrupted, match='vat/0'):
-    command.main(['methods', f'--workdir={tmp_path}', '--configs=vat'])
-  assert '[2/3]' not in capsys.readouterr().out
+  with pytest.raises(UserError, match='certify stage .*config.certify.n: 500 .*300'):
+    sweep.run(read(*SMALL, '--config.certify.n=300'), folder, STAGES)
 
 
 def test_rows_are_points_of_sweeps_but_for_seeds():
-  rows = [row for name in command.parse(['methods'])[0].configs
-          for row in command.read_rows(name, 2, ['--config.train.num_epochs=7.0'])]
-  names = [row.name for row in rows]
-  assert len({*names}) == len({row.folders('x')[0] for row in rows}) == len(rows)
-  assert {'smoothadv', 'smoothadv_ddn', 'robust, method=standard',
-          'robust, norm=l1, epsilon=1.0'} <= {*names}
-  for row in rows:
-    assert [config['seed'] for config in row.configs] == [0, 1]
-    assert row.configs[0]['train']['num_epochs'] == 7
-  # A method without a digits config would be missing in the table.
-  assert {row.configs[0]['method']['name'] for row in rows} == {*METHODS}
+  points, configs, study = read('--config=configs/methods.py', '--config.train.num_epochs=7.0')
+  assert study is None and len(points) == 3 * 26
+  assert [point['seed'] for point in points] == [0, 1, 2] * 26
+  rows = [{field: str(value) for field, value in point.items() if field != 'seed'}
+          for point in points[::3]]
+  names = [row['config'] for row in rows]
+  assert {*names} == {f'configs/methods.py:{name}' for name in base.experiments(vars(digits))}
+  assert len(rows) - len({*names}) == 3  # The l1, l2 and linf networks of robust.
+  assert all(config['train']['num_epochs'] == 7 for config in configs)
+  # A method without an experiment on digits would be missing in the table.
+  assert {config['method']['name'] for config in configs} == {*METHODS}
+  docs = Path('docs/methods.md').read_text(encoding='utf-8')
+  for name in names:
+    assert f'`{name.partition(":")[2]}`' in docs, name
 
 
-@pytest.mark.parametrize('words, message', [
-    (['--configs=vatt'], "--configs has 'vatt'; attack_then_noise, "),
-    (['--configs=trade'], '; did you mean trades?'),
-    (['--config.train.batch_size=0'], 'config.train.batch_size must be an integer'),
-    (['--seeds=0'], '--seeds is 0; 1 or more is allowed'),
-    (['--stages=train'], "command line: '--stages=train' is no flag; --workdir"),
-    (['--config.train.num_epoch=3'], 'config.train.num_epoch is not a field'),
-    (['--configs=vat', '--config.seed=3'], '--config.seed is given, but'),
-    (['--configs=robust', '--config.epsilon=0.3'], '--config.epsilon is given, but'),
+@pytest.mark.parametrize('rows, words, message', [
+    ('vatt', [], "'vatt' .*did you mean vat"),
+    ('trades,vatt', [], "'vatt' .*did you mean vat"),
+    ('seeds=0', [], "seeds .*'0'"),
+    ('seeds=many', [], "seeds .*'many'"),
+    ('trades,vat', ['--config.train.batch_size=0'], 'config.train.batch_size .*0'),
+    ('trades,vat', ['--config.train.num_epoch=3'], 'config.train.num_epoch .*num_epochs'),
+    ('vat', ['--config.seed=3'], '--config.seed '),
+    ('robust', ['--config.epsilon=0.3'], '--config.epsilon '),
 ])
-def test_mistakes_are_one_line(words, message, tmp_path):
-  with pytest.raises(UserError) as caught:
-    command.main(['methods', f'--workdir={tmp_path / "new"}', *words])
-  assert message in str(caught.value) and '\n' not in str(caught.value)
-  assert not (tmp_path / 'new').exists()
-
-
-def test_the_page_has_the_markers_and_every_config():
-  text = command.DOCS.read_text(encoding='utf-8')
-  assert text.count('<!-- measured -->\n') == text.count('<!-- end -->') == 1
-  for name in command.parse(['methods'])[0].configs:
-    assert f'`{name}`' in text, name
+def test_mistakes_are_one_line(rows, words, message):
+  with pytest.raises(UserError, match=message) as caught:
+    read(f'--config=configs/methods.py:{rows}', *words)
+  assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('own, sigma', [(None, 0.25), (0., 0.), (0.5, 0.5)])
 def test_the_attacked_noise_is_that_of_certification_unless_set(own, sigma):
-  row, = command.read_rows('gaussian', 1, [])
-  config = row.configs[0]
+  config = read('--config=configs/methods.py:gaussian').configs[0]
   config['evaluation']['sigma'] = own
   run = experiment.build(config, jax.devices()[:2])
   assert run.sigma == 0.25 and run.attacked_sigma == sigma

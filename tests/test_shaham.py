@@ -2,14 +2,14 @@
 
 import csv
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import flags
-from launch import shaham as command
+from launch import flags, sweep
 from robust_jax import attacks, keys, report, stages, workdir
 from robust_jax.config import experiment
 from robust_jax.errors import UserError
@@ -23,23 +23,30 @@ SMALL = ['--config.train.num_steps=60', '--config.evaluation.stride=3',
 def folder(tmp_path_factory):
   """The sweep on digits, with little training."""
   path = tmp_path_factory.mktemp('sweep')
-  points = flags.parse(
-      ['launch', '--config=configs/shaham.py', '--sweep', *SMALL]).points
-  for number, (_, config) in enumerate(points):
+  configs = flags.parse(['launch', '--config=configs/shaham.py', '--sweep', *SMALL]).sweep.configs
+  for number, config in enumerate(configs):
     run = experiment.build(config, jax.devices()[:2])
     place = path / f'{number:03d}'
     place.mkdir()
     workdir.describe(run, place, [])
     stages.run_stage('train', run, place)
   workdir.write_json(path / report.SWEEP, {
-      'runs': [{'workdir': f'{number:03d}', 'point': {}} for number in range(len(points))]})
+      'runs': [{'workdir': f'{number:03d}', 'point': {}} for number in range(len(configs))]})
   return path
 
 
 @pytest.fixture(scope='module')
 def result(folder):
-  summary, page = shaham.compare(folder, jax.devices()[:2])
-  return summary, page, shaham.load(folder, jax.devices()[:2])
+  page, summary = shaham.compare(folder, 2)
+  return summary, page, shaham.load(folder, 2)
+
+
+def batches(nets):
+  return list(shaham.images.batches(nets[0].run.test_data, chosen(nets[0].run)[2], 64, pad=True))
+
+
+def adversarial_set(nets):
+  return shaham.adversarial_set(nets, batches(nets))
 
 
 def rows_of(folder, name):
@@ -56,11 +63,11 @@ def chosen(run):
 def test_the_set_is_one_step_adversarials_that_fool_the_baseline(result):
   baseline, *robust = result[2]
   assert [net.name for net in robust] == ['l1', 'l2', 'linf']
-  found = shaham.adversarial_set(baseline, robust, list(shaham._test_batches(baseline.run)))
+  found = adversarial_set(result[2])
   f = jax.jit(baseline.logits_fn)
   assert (jnp.argmax(f(found.clean), -1) == found.labels).all()
   predicted = jnp.argmax(f(found.images), -1)
-  np.testing.assert_array_equal(predicted, found.predicted)
+  np.testing.assert_array_equal(predicted, found.predicted[:, 0])
   assert (predicted != found.labels).all()
   delta = (found.images - found.clean).reshape(len(found.labels), -1)
   flips, epsilon = found.norms == 'l1', {net.name: net.epsilon for net in robust}
@@ -85,7 +92,7 @@ def test_the_table_has_the_accuracies(folder, result):
       'baseline', 'robust, l1 1', 'robust, l2 0.75', 'robust, linf 0.1']
   assert rows[0]['A %'] == rows[0]['A, l1 %'] == rows[0]['A, linf %'] == '0.00'
   images, labels, _ = chosen(nets[0].run)
-  found = shaham.adversarial_set(nets[0], nets[1:], list(shaham._test_batches(nets[0].run)))
+  found = adversarial_set(nets)
   for net, row in zip(nets, rows):
     right = np.mean(np.argmax(net.logits_fn(images), -1) == labels)
     assert row['test %'] == f'{100 * right:.2f}'
@@ -127,14 +134,20 @@ def test_published_rows_and_standardised_radii(result, monkeypatch):
   nets = [net._replace(run=experiment.dataclasses.replace(
       net.run, data=net.run.data._replace(name='mnist'),
       test_data=net.run.test_data._replace(std=(0.25,)))) for net in nets]
-  batches = list(shaham._test_batches(nets[0].run))
-  found = shaham.adversarial_set(nets[0], nets[1:], batches)
-  classify = lambda f, x: np.argmax(f(x), -1)
-  table = shaham.accuracy_table(nets, batches, found, classify)
+  table = shaham.accuracy_table(nets, batches(nets), adversarial_set(nets))
   assert table.columns[-2:] == ['published test %', 'published A %']
   assert table.rows[3][-2:] == ['99.33', '79.96'] and table.rows[0][-1] == '0.00'
   curves = shaham._curve_table(nets, nets[1:], {net.name: np.zeros((4, 9)) for net in nets})
   assert curves.columns[2] == 'epsilon / std' and curves.rows[4][:3] == ['l1', '1', '4']
+
+
+def test_nan_is_no_class(result):
+  nan = jax.tree_util.Partial(lambda x: jnp.full((len(x), 10), jnp.nan))
+  broken = result[2][1]._replace(logits_fn=nan)
+  nets = [result[2][0], broken]
+  table = shaham.accuracy_table(nets, batches(nets), adversarial_set(nets))
+  assert table.rows[1][1:3] == ['0.00', '0.00']
+  assert (shaham.own_curves(nets, broken, batches(nets))[1] == 0).all()
 
 
 def test_other_sweeps_are_refused(folder, tmp_path):
@@ -142,52 +155,49 @@ def test_other_sweeps_are_refused(folder, tmp_path):
   for entry in runs:
     (tmp_path / entry['workdir']).symlink_to(folder / entry['workdir'])
   workdir.write_json(tmp_path / report.SWEEP, {'runs': runs[1:]})
-  with pytest.raises(UserError, match='its networks are l1, l2, linf; one baseline and one for'):
-    shaham.load(tmp_path, jax.devices()[:2])
+  with pytest.raises(UserError, match='baseline.* l1, l2, linf'):
+    shaham.compare(tmp_path, 2)
 
 
-def test_the_command_trains_the_sweep_and_compares(monkeypatch, capsys, tmp_path):
-  calls = []
-  monkeypatch.setattr(command.sweep, 'run', lambda folder, points, configs, wanted, redo, **_: (
-      calls.append((folder, len(points), wanted)), 0)[1])
-  monkeypatch.setattr(command, 'choose_devices', lambda number, sizes: [])
-  monkeypatch.setattr(command.shaham, 'compare', lambda folder, devices: ('the table', 'page'))
-  assert command.main(['shaham', f'--workdir={tmp_path}']) == 0
-  assert calls == [(tmp_path, 4, {'train'})]
-  assert 'the table' in capsys.readouterr().out
-  monkeypatch.setattr(command.sweep, 'run', lambda *args, **kwargs: 1)
-  assert command.main(['shaham', f'--workdir={tmp_path}']) == 1
+def test_the_launcher_trains_the_sweep_and_makes_the_study(monkeypatch, capsys, tmp_path):
+  given = flags.parse(['launch', '--config=configs/shaham.py', '--sweep', f'--workdir={tmp_path}'])
+  assert given.stages == ['train'] and given.sweep.study is shaham
+  assert len(given.sweep.points) == 4
+  monkeypatch.setattr(shaham, 'compare', lambda folder, devices: (folder / 'page', f'on {devices}'))
+  run = lambda status: sweep.run(given.sweep, tmp_path, {'train'}, num_devices=2,
+                                 launcher=(sys.executable, '-c', f'raise SystemExit({status})'))
+  assert run(0) == 0
+  assert f'on 2\nreport: {tmp_path}/page' in capsys.readouterr().out
+  assert run(1) == 1
+  assert 'report: ' not in capsys.readouterr().out
+  # Other stages run where they are asked for; a single network is a run like any other.
+  words = ['launch', '--config=configs/shaham.py']
+  assert flags.parse([*words, '--sweep', '--stages=train,attack']).stages == ['train', 'attack']
+  assert flags.parse(words).stages == [*stages.DEFAULT]
 
 
-@pytest.mark.parametrize('words, message', [
-    (['--config=configs/smoothadv_digits.py'], r"sweep\(\) point 0: its method is 'smoothadv'"),
-    (['--stages=attack'], 'command line: --stages is no flag of this experiment'),
-    (['--config={sweep}'], r"sweep\(\) point 1: its method is 'gaussian'; 'standard', and 'adv"),
+@pytest.mark.parametrize('points, message', [
+    ("{'seed': 1}", "point 0.* 'smoothadv'"),
+    ("{'method': method('standard')}, {'method': method('gaussian')}", "point 1.* 'gaussian'"),
+    ("{'method': method('standard')}", 'got baseline'),
 ])
-def test_other_sweeps_are_refused_before_they_are_trained(words, message, monkeypatch, tmp_path):
-  def train(*args, **kwargs):
-    raise AssertionError('it is trained')
-
-  sweep = tmp_path / 'gaussian.py'
-  sweep.write_text('from configs.digits import robust as get_config\n'
-                   'from configs.base import component\n'
-                   "sweep = lambda: [{'method': component('method', name, **kwargs)} for name, "
-                   "kwargs in (('standard', {}), ('gaussian', {'sigma': 0.5}))]\n")
-  monkeypatch.setattr(command.sweep, 'run', train)
+def test_other_sweeps_are_refused_before_they_are_trained(points, message, tmp_path):
+  path = tmp_path / 'other.py'
+  path.write_text('from configs.base import method\nfrom configs.digits import smoothadv\n'
+                  f"STUDY = 'shaham'\nget_config = smoothadv\nsweep = lambda: [{points}]\n")
   with pytest.raises(UserError, match=message):
-    command.main(['shaham', f'--workdir={tmp_path / "runs"}',
-                  *[word.format(sweep=sweep) for word in words]])
+    flags.parse(['launch', f'--config={path}', '--sweep'])
 
 
 @pytest.mark.parametrize('name', ['mnist', 'cifar10'])
 def test_published_hyper_parameters(name):
   parsed = flags.parse(['launch', f'--config=configs/shaham.py:{name}', '--sweep'])
-  config, points = parsed.config, parsed.points
+  config, configs = parsed.config, parsed.sweep.configs
   std = config.data.std[0]
-  radii = {c['method'].get('attack', {}).get('norm'): c['epsilon'] / std for _, c in points}
+  radii = {c['method'].get('attack', {}).get('norm'): c['epsilon'] / std for c in configs}
   del radii[None]
   expected = {'mnist': {'l1': 2., 'l2': 2., 'linf': 0.2}, 'cifar10': {'l2': 0.2}}
   np.testing.assert_allclose(list(radii.values()), list(expected[name].values()))
   assert list(radii) == list(expected[name])
   assert config.method.clean_share == 0 and config.method.attack.order == 'ball_only'
-  assert points[0][1]['method']['name'] == 'standard'
+  assert configs[0]['method']['name'] == 'standard'

@@ -11,6 +11,7 @@ Of a sweep with one baseline and networks trained on one-step adversarials of so
 - images that the baseline misclassifies when a single pixel changes (figure 1).
 """
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,13 @@ from robust_jax import analysis, keys, losses, report, workdir
 from robust_jax.attacks import threat_models
 from robust_jax.config import experiment, sections
 from robust_jax.devices import parallel
+from robust_jax.devices.choose import choose_devices
 from robust_jax.errors import UserError
 from robust_jax.report import charts, gallery, pages
 from robust_jax.stages import images, weights
 
+# Stages of each run of the sweep.
+STAGES = ('train',)
 BASELINE = 'baseline'
 # (accuracy on the test split, on the paper's own A), in per cent.
 PUBLISHED = {
@@ -42,7 +46,7 @@ class Net(NamedTuple):
   """One trained network of the sweep.
 
   Attributes:
-    name: 'baseline', or the norm that it was trained for.
+    name: 'baseline', or the norm of the one-step attack that it was trained with.
     run: its `experiment.Run`.
     logits_fn: images -> logits.
   """
@@ -53,7 +57,7 @@ class Net(NamedTuple):
 
   @property
   def attack(self):
-    """The hyper-parameters of the one-step attack of its training, {name: value}."""
+    """The config of the one-step attack of its training."""
     return self.run.components['method']['attack']
 
   @property
@@ -70,39 +74,63 @@ class AdversarialSet(NamedTuple):
     clean: [num, ...] the images they were made from.
     labels: [num].
     index: [num], in the test split.
-    predicted: [num], the baseline's class of the adversarial image.
     norms: [num], names of the norms.
+    predicted: [num, num_nets], the class of the adversarial image by each network.
   """
 
   images: np.ndarray
   clean: np.ndarray
   labels: np.ndarray
   index: np.ndarray
-  predicted: np.ndarray
   norms: np.ndarray
+  predicted: np.ndarray
 
 
-def compare(folder, devices):
+def check(configs):
+  """'baseline', or the norm of its one-step attack, of each network of a sweep.
+
+  Args:
+    configs: the resolved config of each point.
+
+  Raises:
+    UserError: there is not one baseline and at least one network for another norm each.
+  """
+  names = []
+  for number, config in enumerate(configs):
+    method = config['method']
+    inner = method.get('attack', {})
+    if method['name'] == 'standard':
+      names.append(BASELINE)
+    elif method['name'] == 'adversarial' and inner['name'] == 'fgsm':
+      names.append(inner['norm'])
+    else:
+      raise UserError(f"sweep() point {number}: config.method must be 'standard', or 'adversarial' "
+                      f"with the attack 'fgsm', got {method['name']!r}")
+  if len(names) < 2 or names.count(BASELINE) != 1 or len({*names}) < len(names):
+    raise UserError(f'sweep(): there must be one {BASELINE} and one network for each of some '
+                    f'norms, got {", ".join(names)}')
+  return names
+
+
+def compare(folder, num_devices):
   """Writes shaham.html and shaham/*.csv|.md|.tex|.svg|.pdf into the folder of a sweep.
 
   Args:
     folder: of the sweep, all of whose trainings are finished.
-    devices: list of devices.
+    num_devices: as --devices.
 
   Returns:
-    (summary for a terminal, path of the page).
+    (path of the page, summary for a terminal).
 
   Raises:
-    UserError: the sweep is no baseline and robust networks, or one is not trained.
+    UserError: the sweep is not a baseline and robust networks, or one is not trained.
   """
   folder = Path(folder)
-  nets = load(folder, devices)
-  baseline, robust = nets[0], nets[1:]
-  test = list(_test_batches(baseline.run))
-  found = adversarial_set(baseline, robust, test)
-  classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), devices)
-  table = accuracy_table(nets, test, found, classify)
-  lines = {net.name: own_curves(nets, net, test, devices) for net in robust}
+  nets = load(folder, num_devices)
+  robust, test = nets[1:], list(_test_batches(nets[0].run))
+  found = adversarial_set(nets, test)
+  table = accuracy_table(nets, test, found)
+  lines = {net.name: own_curves(nets, net, test) for net in robust}
   tables = {'accuracy': table, 'accuracy_against_epsilon': _curve_table(nets, robust, lines)}
   (folder / 'shaham').mkdir(exist_ok=True)
   for name, values in tables.items():
@@ -113,58 +141,33 @@ def compare(folder, devices):
   page = folder / 'shaham.html'
   workdir.write_bytes(page, _page(nets, test, found, tables, drawn, files).encode())
   count = sum(int(batch.mask.sum()) for batch in test)
-  return (f'{count} test images, {len(found.labels)} adversarials\n\n'
-          f'{analysis.to_text(table)}'), page
+  return page, (f'{count} test images, {len(found.labels)} adversarials\n\n'
+                f'{analysis.to_text(table)}')
 
 
-def names(configs):
-  """'baseline', or the norm that it is for, of each network of a sweep.
-
-  Args:
-    configs: the resolved config of each point.
-
-  Raises:
-    UserError: there is not one baseline and at least one network for another norm each.
-  """
-  found = []
-  for number, config in enumerate(configs):
-    method = config['method']
-    inner = method.get('attack', {})
-    if method['name'] == 'standard':
-      found.append(BASELINE)
-    elif method['name'] == 'adversarial' and inner['name'] == 'fgsm':
-      found.append(inner['norm'])
-    else:
-      raise UserError(f"sweep() point {number}: its method is {method['name']!r}; 'standard', and "
-                      "'adversarial' with the attack 'fgsm', are allowed in this experiment")
-  if len(found) < 2 or found.count(BASELINE) != 1 or len({*found}) < len(found):
-    raise UserError(f'sweep(): its networks are {", ".join(found)}; one {BASELINE} and one for '
-                    'each of some norms are allowed')
-  return found
-
-
-def load(folder, devices):
+def load(folder, num_devices):
   """The networks of a sweep, the baseline first, then in the order of the sweep.
 
   Raises:
-    UserError: there is not one baseline and at least one network for another norm each.
+    UserError: as `check`, or one is not trained.
   """
   record = workdir.read_json(Path(folder) / report.SWEEP)
   places = [Path(folder) / entry['workdir'] for entry in record['runs']]
   configs = [sections.resolve(sections.saved_config(place)) for place in places]
+  names = check(configs)
+  devices = choose_devices(num_devices, [configs[0]['evaluation']['batch_size']])
   nets = []
-  for name, config, place in zip(names(configs), configs, places):
+  for name, config, place in zip(names, configs, places):
     run = experiment.build(config, devices)
     nets.append(Net(name, run, weights.load(run, place).logits_fn))
   return sorted(nets, key=lambda net: net.name != BASELINE)
 
 
-def adversarial_set(baseline, robust, batches):
+def adversarial_set(nets, batches):
   """The set A of the module's docstring.
 
   Args:
-    baseline: the Net that is attacked.
-    robust: list of Nets, whose attacks and radii are used.
+    nets: list of Nets: the baseline, which is attacked, and those whose attacks and radii are used.
     batches: list of `types.Batch`.
 
   Returns:
@@ -173,54 +176,54 @@ def adversarial_set(baseline, robust, batches):
   Raises:
     UserError: it is empty.
   """
-  key, parts = baseline.run.key('attack'), []
-  classify = parallel.map_rows(lambda f, x: jnp.argmax(f(x), axis=-1), baseline.run.devices)
+  baseline, *robust = nets
+  devices, key, parts = baseline.run.devices, baseline.run.key('attack'), []
+  classify = _classify(tuple(devices))
   for net in robust:
     attack = experiment.bind('attack', net.attack)
 
-    def find(replicated, batch, attack=attack):
+    def perturb(replicated, batch, attack=attack):
       logits_fn, epsilon = replicated
       return attack(keys.fold_in(key, batch.index), logits_fn, batch.images, batch.labels,
                     epsilon=epsilon).images
 
-    find = parallel.map_rows(find, baseline.run.devices)
+    perturb = parallel.map_rows(perturb, devices)
     for batch in batches:
-      adversarial = find((baseline.logits_fn, net.epsilon), batch)
+      images = perturb((baseline.logits_fn, net.epsilon), batch)
       clean = classify(baseline.logits_fn, batch.images)
-      predicted = classify(baseline.logits_fn, adversarial)
-      kept = (batch.mask > 0) & (clean == batch.labels) & (predicted != batch.labels)
+      predicted = np.stack([classify(each.logits_fn, images) for each in nets], axis=-1)
+      kept = (batch.mask > 0) & (clean == batch.labels) & (predicted[:, 0] != batch.labels)
       parts.append(AdversarialSet(
-          adversarial[kept], batch.images[kept], batch.labels[kept], batch.index[kept],
-          predicted[kept], np.full(kept.sum(), net.name)))
+          images[kept], batch.images[kept], batch.labels[kept], batch.index[kept],
+          np.full(kept.sum(), net.name), predicted[kept]))
   found = AdversarialSet(*map(np.concatenate, zip(*parts)))
   if not len(found.labels):
-    raise UserError('no one-step attack changes a class of the baseline: the adversarial set is '
-                    'empty; a larger epsilon is needed')
+    raise UserError('config.epsilon: no one-step attack changes a class of the baseline, so that '
+                    'the adversarial set is empty')
   return found
 
 
-def accuracy_table(nets, batches, found, classify):
+def accuracy_table(nets, batches, found):
   """Tables 1 and 2: accuracies in per cent, with the published ones where there are any.
 
   Args:
     nets: list of Nets, the baseline first.
     batches: list of `types.Batch` of test images.
     found: AdversarialSet.
-    classify: (logits_fn, images) -> classes, for images of a batch's shape.
 
   Returns:
     `analysis.Table`, a row for each network.
   """
-  size = len(batches[0].mask)
+  classify = _classify(tuple(nets[0].run.devices))
   norms = [net.name for net in nets[1:]]
   published = PUBLISHED.get(nets[0].run.data.name, {})
   count = sum(batch.mask.sum() for batch in batches)
   rows = []
-  for net in nets:
-    right = sum((batch.mask * (classify(net.logits_fn, batch.images) == batch.labels)).sum()
-                for batch in batches)
-    on_set = _classes(net, found.images, size, classify) == found.labels
-    cells = [right / count, on_set.mean(),
+  for net, predicted in zip(nets, found.predicted.T):
+    correct = sum((batch.mask * (classify(net.logits_fn, batch.images) == batch.labels)).sum()
+                  for batch in batches)
+    on_set = predicted == found.labels
+    cells = [correct / count, on_set.mean(),
              *(on_set[found.norms == norm].mean() if (found.norms == norm).any() else None
                for norm in norms)]
     rows.append([_title(net), *(None if cell is None else f'{100 * cell:.2f}' for cell in cells),
@@ -231,14 +234,20 @@ def accuracy_table(nets, batches, found, classify):
   return analysis.Table(columns, rows)
 
 
-def own_curves(nets, robust, batches, devices):
+@functools.cache
+def _classify(devices):
+  """(logits_fn, images) -> classes."""
+  return parallel.map_rows(lambda logits_fn, images: losses.predicted(logits_fn(images)),
+                           list(devices))
+
+
+def own_curves(nets, robust, batches):
   """Accuracy against the radius of the one-step attack on each network's own parameters.
 
   Args:
     nets: the Nets that are attacked and judged.
     robust: the Net whose norm and radius they are; the radii are FACTORS times its own.
     batches: list of `types.Batch`.
-    devices: list of devices.
 
   Returns:
     [num_nets, len(FACTORS)].
@@ -260,9 +269,9 @@ def own_curves(nets, robust, batches, devices):
     logits_fn, epsilon = replicated
     batch, direction = rows
     moved = threat_model(epsilon).project(batch.images + epsilon * direction, batch.images)
-    return batch.mask * (jnp.argmax(logits_fn(moved), axis=-1) == batch.labels)
+    return batch.mask * (losses.predicted(logits_fn(moved)) == batch.labels)
 
-  steepest, correct = (parallel.map_rows(each, devices) for each in (steepest, correct))
+  steepest, correct = (parallel.map_rows(each, robust.run.devices) for each in (steepest, correct))
   sums, count = np.zeros((len(nets), len(FACTORS))), 0.
   for batch in batches:
     count += batch.mask.sum()
@@ -277,16 +286,6 @@ def _test_batches(run):
   settings = run.evaluation
   chosen = images.chosen(run.test_data, settings.stride, settings.num_images)
   return images.batches(run.test_data, chosen, settings.batch_size, pad=True)
-
-
-def _classes(net, pictures, size, classify):
-  """Classes of any number of images, in passes of `size` rows."""
-  found = []
-  for first in range(0, len(pictures), size):
-    part = pictures[first:first + size]
-    padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-    found.append(classify(net.logits_fn, padded)[:len(part)])
-  return np.concatenate(found)
 
 
 def _title(net):
@@ -320,7 +319,7 @@ def _page(nets, batches, found, tables, drawn, files):
   cards, _ = gallery.adversarial({
       'images': found.clean[flips], 'adversarial': found.images[flips],
       'index': found.index[flips], 'labels': found.labels[flips], 'clean': found.labels[flips],
-      'predicted': found.predicted[flips]}, run.test_data.class_names)
+      'predicted': found.predicted[flips, 0]}, run.test_data.class_names)
   return pages.render(
       'shaham.html', title='Robust optimisation', tables=tables, charts=drawn, files=files,
       cards=cards, published=run.data.name in PUBLISHED,
