@@ -50,7 +50,8 @@ def read(file, load, overridden=()):
   Args:
     file: the `experiments.ConfigFile`. Its sweep() returns a list of points {field: value}, with
       dotted names without `config.`; 'config', as 'configs/digits.py:trades', names another
-      experiment that the point is of. Its STUDY, if there is one, names a module of `robust_jax.studies`.
+      experiment that the point is of. Its STUDY, if there is one, names a module of
+      `robust_jax.studies`.
     load: name of an experiment, or None for that of the file -> its ConfigDict with the overrides
       of the command line.
     overridden: the fields that these set.
