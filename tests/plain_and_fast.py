@@ -1,5 +1,6 @@
 """A training, an attack and a certification, as arrays: `python plain_and_fast.py FILE.npz`."""
 
+import functools
 import sys
 
 import jax
@@ -33,8 +34,9 @@ def compute(name):
   network = models.network(model, mean=0.4, std=0.3, axis_name=parallel.AXIS)
   optimizer = training.OPTIMIZERS['sgd'](0.1, momentum=0.9)
   step = parallel.map_train_step(
-      training.make_train_step(network, optimizer, methods.standard, steps_per_epoch=10,
-                               axis_name=parallel.AXIS), devices)
+      functools.partial(training.train_step, network=network, optimizer=optimizer,
+                        method=methods.standard, steps_per_epoch=10, axis_name=parallel.AXIS),
+      devices)
   state = parallel.replicate(
       training.create_state(models.init(keys.root(0), model, images.shape[1:]), optimizer), devices)
   batch = Batch(images, labels, np.arange(16, dtype=np.int32), np.ones(16, np.float32))

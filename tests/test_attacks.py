@@ -246,6 +246,7 @@ def test_smoothed_objectives_ascend_in_the_one_loop(kind, mlp_fn, images, labels
 @pytest.mark.parametrize('variant', ['pgd', 'ddn'])
 def test_new_parameters_compile_nothing(variant, images, labels):
   attack, kwargs = VARIANTS[variant]
+  chex.clear_trace_counter()
 
   @jax.jit
   @chex.assert_max_traces(n=1)

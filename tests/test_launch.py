@@ -192,8 +192,8 @@ def run(monkeypatch, data_dir):
 
 
 def test_nan_loss_keeps_the_last_good_checkpoint(run, tmp_path):
-  def explode(key, network, params, batch_stats, batch, memory, progress, **_):
-    output = run.method(key, network, params, batch_stats, batch, memory, progress)
+  def explode(key, network, params, batch_stats, batch, progress, **_):
+    output = run.method(key, network, params, batch_stats, batch, progress)
     return output._replace(loss=output.loss * jnp.where(progress.step >= 12, jnp.nan, 1.))
 
   broken = dataclasses.replace(run, method=functools.partial(explode, **run.method.keywords))
