@@ -16,7 +16,7 @@ from robust_jax.analysis import __main__ as command_line
 from robust_jax.analysis.comparison import Column
 from robust_jax.certification import log
 from robust_jax.errors import UserError
-from robust_jax.report import comparison, contents, groups
+from robust_jax.report import comparison, comparison_page, contents, groups
 
 
 def make(path, *, smoothed=True, method='smoothadv', num_noise=4, certify=None, **more):
@@ -391,7 +391,7 @@ def test_page_is_whole_and_asks_for_nothing_else(runs, tmp_path):
   assert '**' in (tmp_path / 'compare.md').read_text() and '*' in printed
   # A thick line for each config, a thin one for each run, in each of six charts.
   panel = panel_of(*runs)
-  for chart in comparison.robustness_charts(panel) + comparison.training_charts(panel):
+  for chart in comparison_page.robustness_charts(panel) + comparison_page.training_charts(panel):
     assert [line.thin for line in chart.lines] == [True] * 6 + [False] * 2
     assert [name for name, _ in chart.legend] == ['num_noise=4 (3 runs)', 'num_noise=8 (3 runs)']
 
@@ -410,7 +410,7 @@ def test_many_configs_share_one_legend_and_look_different(tmp_path):
   paths = [make(tmp_path / str(i), num_noise=i, num_images=10) for i in range(1, 11)]
   page, _ = report.compare(paths, tmp_path / 'compare.html')
   parsed = Page(page.read_text())
-  charts = comparison.robustness_charts(panel_of(*paths))
+  charts = comparison_page.robustness_charts(panel_of(*paths))
   assert all(len({line.style for line in chart.lines}) == 10 for chart in charts)
   keys = [attrs['class'] for tag, attrs in parsed.tags if 'key ' in attrs.get('class', '')]
   assert len(keys) == 10 + 2 * 10  # Beside the table, and above both groups of charts.

@@ -81,7 +81,7 @@ def compare(workdirs, output=None) -> tuple[Path, str]:
 
 def compare_contents(runs, output: Path) -> tuple[Path, str]:
   """`compare` of runs that are read already."""
-  from robust_jax.report import charts, comparison
+  from robust_jax.report import charts, comparison, comparison_page
   panels, files = comparison.compare(runs), []
   try:
     for panel in panels:
@@ -93,11 +93,11 @@ def compare_contents(runs, output: Path) -> tuple[Path, str]:
       for name in {'figures', 'runs'} & tables.keys():
         write_table(output.parent / names[name], tables[name][1])
       write_bytes(output.parent / f'{stem}.png', charts.render(comparison.bars(panel), 'png'))
-      for chart in comparison.robustness_charts(panel):
+      for chart in comparison_page.robustness_charts(panel):
         written = write_figure(output.parent / f'{stem}_{chart.name}', chart)
         names[chart.name] = [path.name for path in written]
       files.append(names)
-    write_bytes(output, comparison.page(panels, output, files).encode())
+    write_bytes(output, comparison_page.page(panels, output, files).encode())
   except OSError as error:
     raise UserError(f'--output: {output} cannot be written ({error.strerror})') from error
   return output, _compare_summary(comparison.title(panels), [

@@ -6,7 +6,7 @@ import textwrap
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
@@ -126,7 +126,7 @@ def draw(chart: Chart, *, alone=True) -> Figure:
     chart: the description.
     alone: with title and legend, as a file needs them; a page has them in its HTML.
   """
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.style.context(['default', _STYLE]):
     width, height = chart.size
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width,
@@ -160,7 +160,7 @@ def draw_table(title, columns, rows, bars) -> Figure:
   widths = [20 + 7 * max(len(row[0]) for row in rows), *(
       104 if j in bars else 40 for j in range(1, len(columns)))]
   ends, row, top = np.cumsum(widths), 24, 1.4 + 0.7 * max(map(len, heads))
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.style.context(['default', _STYLE]):
     size = (ends[-1] + 12) / 72, row * (len(rows) + top) / 72
     figure = Figure(figsize=size, dpi=72)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, ends[-1] + 12), ylim=(len(rows), -top))
@@ -186,7 +186,7 @@ def render(figure: Figure, kind: str) -> bytes:
   undated = {'svg': {'Date': None, 'Creator': None}, 'png': {'Software': None},
              'pdf': {'CreationDate': None, 'Creator': None, 'Producer': None}}[kind]
   file = io.BytesIO()
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.style.context(['default', _STYLE]):
     figure.savefig(file, format=kind, dpi=200, bbox_inches='tight', metadata=undated)
   return file.getvalue()
 
@@ -194,7 +194,7 @@ def render(figure: Figure, kind: str) -> bytes:
 def inline_svg(chart: Chart) -> str:
   """The chart as an element of a page, whose style sheet has its colours and fonts."""
   file = io.BytesIO()
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.style.context(['default', _STYLE]):
     draw(chart, alone=False).savefig(file, format='svg')
   root = ElementTree.fromstring(file.getvalue())
   names = {light: f'var(--{name})' for name, (light, _) in PALETTE.items()}

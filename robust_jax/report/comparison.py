@@ -5,8 +5,6 @@ attack is another column.
 """
 
 import json
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +15,10 @@ from robust_jax.analysis.comparison import Column, differing_settings, other_lab
 from robust_jax.config.sections import flat
 from robust_jax.errors import UserError
 from robust_jax.report import charts, groups, pages, run
-from robust_jax.report.charts import Chart, Line
 from robust_jax.report.contents import Contents
 from robust_jax.report.groups import Group
 
 _MAX_RADII = 8
-# Points of all lines of a chart together, so that a page of many runs stays small.
-_MAX_POINTS = 12_000
-# With more configs than this, one legend stands above all charts, and the runs are folded away.
-_MANY = 6
 
 
 class Panel(NamedTuple):
@@ -91,7 +84,7 @@ def _panel(dataset, runs):
   certified, certified_alike = _on_common_images(logs['certified'], 'certified', notes)
   attacked, attacked_alike = _on_common_images(logs['attack'], 'attacked', notes)
   # Fewer draws certify smaller radii, whatever the network: such figures are not compared.
-  differing = differing_settings([log.settings for log in _present(certified)])
+  differing = differing_settings([log.settings for log in present(certified)])
   differing.pop('sigma', None)
   attacks = _by_attack(attacked)
   columns = [
@@ -117,21 +110,23 @@ def _finished(each, name, stage, notes):
   return log
 
 
-def _present(logs):
+def present(logs) -> list:
+  """Those of [group][run] logs, or anything else, that are there."""
   return [log for row in logs for log in row if log is not None]
 
 
-def _map(function, logs):
+def on_each(function, logs) -> list:
+  """[group][run] of what a function gives of logs; None where there is none."""
   return [[None if log is None else function(log) for log in row] for row in logs]
 
 
 def _on_common_images(logs, what, notes):
   """([group][run] logs on the images that all have, whether there are any)."""
-  present = _present(logs)
-  if not present:
+  there = present(logs)
+  if not there:
     return logs, False
-  idx = analysis.common_images(present)
-  sizes = sorted({len(log.idx) for log in present})
+  idx = analysis.common_images(there)
+  sizes = sorted({len(log.idx) for log in there})
   if not len(idx):
     notes.append(f'The runs have no {what} image in common: each figure is on the run\'s own '
                  'images, and they are not compared.')
@@ -140,8 +135,8 @@ def _on_common_images(logs, what, notes):
     notes.append(f'Of {_listed(f"{size:,}" for size in sizes)} {what} images, the figures are on '
                  f'the {len(idx):,} that all runs have in common; so they may differ from those '
                  'of the runs\' own pages.')
-  cut = _map(lambda log: analysis.on_images(log, idx), logs)
-  other = other_label(_present(cut))
+  cut = on_each(lambda log: analysis.on_images(log, idx), logs)
+  other = other_label(present(cut))
   if other:
     raise UserError(f'the runs differ in the labels of the {what} images, as of idx {other[2]}; '
                     'runs on the same dataset are needed')
@@ -155,10 +150,10 @@ def _notes(found, differing, certified, attacked):
                     for name, values in differing.items()])
     notes.append(f'The certificates differ in {each}, which alone changes what can be certified: '
                  'they stand side by side, without differences or a best value.')
-  if len({tuple(sorted(log.epsilons)) for log in _present(attacked)}) > 1:
+  if len({tuple(sorted(log.epsilons)) for log in present(attacked)}) > 1:
     notes.append('The attacks measured different radii. An image counts at ε if it is right at '
                  'every smaller ε measured as well, so a longer list is a little stricter.')
-  if any(analysis.decided_radii(log) is not None for log in _present(certified)):
+  if any(analysis.decided_radii(log) is not None for log in present(certified)):
     notes.append('Where only the radii of a grid were tested, the ACR is a lower bound: every '
                  'certified radius is rounded down to one of them.')
   devices = {run.device_text(each) for group in found for each in group.runs
@@ -182,7 +177,7 @@ def _listed(words):
 def _by_attack(attacked):
   """{what was done: [group][run] logs}; another norm or number of draws is another attack."""
   key = lambda log: json.dumps(_attack_settings(log), sort_keys=True)
-  logs, names = {key(log): log for log in _present(attacked)}, {}
+  logs, names = {key(log): log for log in present(attacked)}, {}
   for one, log in logs.items():
     names.setdefault(f'{run.attack_name(log)} {run.attack_norm(log)}', []).append(one)
   result = {}
@@ -212,30 +207,30 @@ def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_a
 
   Where the attacked network is not the smoothed one, clean accuracy is that of the attacked.
   """
-  logs = _present(certified)
-  smoothed = Column('clean', _map(lambda log: log.correct, certified), compared=certified_alike)
+  logs = present(certified)
+  smoothed = Column('clean', on_each(lambda log: log.correct, certified), compared=certified_alike)
   sources = [
       smoothed,
-      Column('clean', _map(lambda log: log.clean == log.label, attacked),
+      Column('clean', on_each(lambda log: log.clean == log.label, attacked),
              compared=attacked_alike),
       Column('test', [[_test_accuracy(each) for each in group.runs] for group in found])]
-  if not any(log.header.get('smoothed') for log in _present(attacked)):
+  if not any(log.header.get('smoothed') for log in present(attacked)):
     sources[:2] = sources[1::-1]
   count = lambda column: sum(map(bool, map(column.figures, range(len(found)))))
   clean = max(sources, key=count)  # The first of equals.
   columns = [clean] if count(clean) else []
   for name, of_one in attacks.items():
-    epsilons = np.unique(np.concatenate([log.epsilons for log in _present(of_one)]))
+    epsilons = np.unique(np.concatenate([log.epsilons for log in present(of_one)]))
     columns += [Column(f'{name} {pages.epsilon(epsilon)}',
-                       _map(lambda log, epsilon=epsilon: _robust_at(log, epsilon), of_one),
+                       on_each(lambda log, epsilon=epsilon: _robust_at(log, epsilon), of_one),
                        compared=attacked_alike) for epsilon in epsilons if epsilon > 0]
   if logs:
     shown = radii(logs) if clean is smoothed else [0., *radii(logs)]
-    columns += [Column(f'certified {radius:g}', _map(
+    columns += [Column(f'certified {radius:g}', on_each(
         lambda log, radius=radius: analysis.certified_images(log, radius)
         if radius == 0 or analysis.is_decided(log, radius) else None, certified),
         compared=certified_alike) for radius in shown]
-    columns.append(Column('ACR', _map(lambda log: log.correct * log.radius, certified), scale=1.,
+    columns.append(Column('ACR', on_each(lambda log: log.correct * log.radius, certified), scale=1.,
                           decimals=3, compared=certified_alike))
   return columns
 
@@ -282,7 +277,7 @@ def _epoch_time(found):
 
   column = Column('s / epoch', [[seconds(each) for each in group.runs] for group in found],
                   scale=1., decimals=2, compared=False)
-  return [column] if _present(column.values) else []
+  return [column] if present(column.values) else []
 
 
 # Tables.
@@ -365,130 +360,3 @@ def _fields(panel, fields):
   if len(fields) < len(labels):
     return Table(['config', *fields], [list(row) for row in zip(labels, *cells)])
   return Table(['field', *labels], [[field, *row] for field, row in zip(fields, cells)])
-
-
-# Charts.
-
-
-def robustness_charts(panel: Panel) -> list[Chart]:
-  """The certified curves, and those under each attack."""
-  in_legend, found = len(panel.groups) <= _MANY, []
-  logs = _present(panel.certified)
-  if logs:
-    curves = iter(charts.certified_curves(logs, _points(len(logs))))
-    found.append(run.accuracy_chart(
-        'certified', 'Certified accuracy', 'ℓ₂ radius of the perturbation',
-        _lines(panel, _map(lambda _: next(curves), panel.certified), steps=True),
-        in_legend=in_legend))
-  for number, (name, attacked) in enumerate(panel.attacks.items()):
-    scale, label = run.epsilon_axis(_present(attacked))
-    curves = _map(lambda log, scale=scale: (scale * analysis.attack_curve(log)[0],
-                                            analysis.attack_curve(log)[1]), attacked)
-    found.append(run.accuracy_chart(
-        f'attack{number or ""}', f'Accuracy under {name}', label,
-        _lines(panel, curves, marks=True), in_legend=in_legend))
-  return found
-
-
-def training_charts(panel: Panel) -> list[Chart]:
-  """Losses and accuracies over training."""
-  rows = [row for group in panel.groups for each in group.runs
-          for split in ('train', 'test') for row in each.metrics[split]]
-  if not rows:
-    return []
-  x_name = 'epoch' if all('epoch' in row for row in rows) else 'step'
-  found = []
-  for split, name in (('train', 'loss'), ('train', 'accuracy'), ('test', 'loss'),
-                      ('test', 'accuracy')):
-
-    def curve(each, split=split, name=name):
-      kept = [row for row in each.metrics[split] if row.get(name) is not None]
-      return np.array([row[x_name] for row in kept]), np.array([row[name] for row in kept])
-
-    lines = _lines(panel, [[curve(each) for each in group.runs] for group in panel.groups])
-    found.append(Chart(
-        f'{split}-{name}', f'{split.capitalize()} {name}', x_name, lines,
-        percent=name == 'accuracy', size=(520, 300), in_legend=len(panel.groups) <= _MANY))
-  return found
-
-
-def _lines(panel, curves, *, steps=False, marks=False):
-  """For each group the mean of its runs' curves, before it those of the single runs.
-
-  Args:
-    panel: the runs.
-    curves: [group][run] (x, y) or None.
-    steps, marks: of the lines; see `charts.Line`.
-  """
-  most = _points(sum(map(len, curves)))
-  # A step function is given in few enough points, and means would put it above itself.
-  thinned = lambda x, y: (x, y) if steps else charts.average(x, y, most)
-  behind, before = [], []
-  for i, (group, row) in enumerate(zip(panel.groups, curves)):
-    known = [curve for curve in row if curve is not None and len(curve[0])]
-    if not known:
-      continue
-    style = charts.style(i)
-    name = group.label + (f' ({len(known)} runs)' if len(known) > 1 else '')
-    shared = _mean_curve(known)
-    if len(shared[0]):
-      before.append(Line(name, style, *thinned(*shared), steps=steps, marks=marks))
-      name = ''
-    if len(known) > 1:
-      thin = [Line('', style, *thinned(*curve), steps=steps, thin=True) for curve in known]
-      # Runs that were logged at other steps have no mean, but a name.
-      behind += [thin[0]._replace(name=name), *thin[1:]]
-  return behind + before
-
-
-def _mean_curve(curves):
-  """(x, mean of y) at the x that all curves have: an unfinished run ends the mean of its group."""
-  x = curves[0][0]
-  for other, _ in curves[1:]:
-    x = np.intersect1d(x, other)
-  return x, np.mean([y[np.isin(its, x)] for its, y in curves], axis=0)
-
-
-def _points(num_lines):
-  return max(min(_MAX_POINTS // num_lines, charts.MAX_POINTS), 60)
-
-
-# The page.
-
-
-def page(panels, output: Path, files) -> str:
-  """The HTML of the page.
-
-  Args:
-    panels: from `compare`.
-    output: path of the page; its tables and figures lie beside it, and runs are linked from there.
-    files: [panel] {name of a table or figure: name of its files without an ending}.
-  """
-  facts = []
-  for panel in panels:
-    of = f' of {panel.dataset}' if len(panels) > 1 else ''
-    attacked = [row for logs in panel.attacks.values() for row in logs]
-    for logs, what in ((panel.certified, 'certified'), (attacked, 'attacked')):
-      sizes = {len(log.idx) for log in _present(logs)}
-      facts += [f'{size:,} images{of} {what}' for size in sizes if len(sizes) == 1]
-  every = [(group.label, each) for panel in panels for group in panel.groups
-           for each in group.runs]
-  rows = [[str(each.path), label, pages.text(each.config.get('seed', '')),
-           ', '.join(f'{name} {stage.get("status")}' for name, stage in each.stages.items()),
-           run.device_text(each) if 'device' in each.record else None,
-           each.record.get('versions', {}).get('robust_jax')] for label, each in every]
-  return pages.render(
-      'comparison.html', title=f'Comparison of {title(panels)}', facts=facts, panels=[
-          {'panel': panel, 'tables': tables(panel), 'files': names,
-           'styles': [charts.style(i) for i in range(len(panel.groups))],
-           'titles': [column.title for column in panel.columns],
-           'robustness': robustness_charts(panel), 'training': training_charts(panel)}
-          for panel, names in zip(panels, files)],
-      many=_MANY, plain_attack=not any(
-          log.header.get('smoothed') for panel in panels for logs in panel.attacks.values()
-          for log in _present(logs)), certified=any(_present(panel.certified) for panel in panels),
-      runs=Table(['workdir', 'config', 'seed', 'stages', 'device', 'version'], rows),
-      links={str(each.path): os.path.relpath(each.path / 'report.html', output.parent)
-             for _, each in every if (each.path / 'report.html').exists()},
-      commands=list(dict.fromkeys(each.record['command'] for _, each in every
-                                  if 'command' in each.record)))

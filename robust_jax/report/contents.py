@@ -66,22 +66,14 @@ def load(workdir) -> Contents:
   path = Path(workdir)
   if not path.is_dir():
     raise UserError(f'workdir {path}: no such folder')
-  certified = next((path / f'certify{end}' for end in ('.jsonl', '.tsv')
-                    if (path / f'certify{end}').exists()), None)
-  attack, gallery, radii = (path / name for name in ('attack.jsonl', 'gallery.npz', 'radii.npz'))
+  read = lambda name, reader: reader(path / name) if (path / name).exists() else None
+  certified = 'certify.jsonl' if (path / 'certify.jsonl').exists() else 'certify.tsv'
   return Contents(
-      path=path,
-      config=_json(path / 'config.json'),
-      record=_json(path / 'run.json'),
-      stages=_json(path / 'stages.json'),
+      path, *(_json(path / f'{name}.json') for name in ('config', 'run', 'stages')),
       metrics=_metrics(path / 'metrics.jsonl'),
-      attack=analysis.read_attack(attack) if attack.exists() else None,
-      certified=log.read(certified) if certified else None,
-      votes=log.read_votes(certified) if certified else None,
-      verified=_verified(path / 'verify.json'),
-      gallery=_arrays(gallery) if gallery.exists() else None,
-      radii=_arrays(radii) if radii.exists() else None,
-  )
+      attack=read('attack.jsonl', analysis.read_attack), certified=read(certified, log.read),
+      votes=read(certified, log.read_votes), verified=_verified(path / 'verify.json'),
+      gallery=read('gallery.npz', _arrays), radii=read('radii.npz', _arrays))
 
 
 def is_sweep(folder) -> bool:
