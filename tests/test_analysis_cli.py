@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -644,13 +645,12 @@ def test_simultaneous_on_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('change, part', [
-    ({'name': 'sequential'}, "the certifier is 'sequential'"), ({'name': None}, 'certifier'),
-    ({'n': 0}, 'n is 0; an integer >= 1'), ({'n0': 0}, 'n0 is 0; an integer >= 1'),
-    ({'n': 999}, 'votes; the setting n, 999'), ({'n': None}, 'n is None'),
-    ({'alpha': 1.5}, 'alpha is 1.5; (0, 1)'), ({'sigma': 'x'}, "sigma is 'x'"),
-    ({'bound': 'best'}, 'one_vs_rest or runner_up'), ({'alpha': 0.01}, 'its counts give'),
-    ({'sigma': 0.25}, 'its counts give'), ({'n': 2000}, 'its counts give'),
-])
+    ({'name': 'sequential'}, r"certifier.*'sequential'"), ({'name': None}, 'certifier.*None'),
+    ({'n': 0}, 'n .*got 0'), ({'n0': 0}, 'n0 .*got 0'), ({'n': None}, 'n .*got None'),
+    ({'n': 999}, 'idx .* 999 votes.* n, got '), ({'alpha': 1.5}, 'alpha .*got 1.5'),
+    ({'sigma': 'x'}, "sigma .*got 'x'"), ({'bound': 'best'}, "bound .*got 'best'"),
+    *(({field: value}, 'idx .*radius .*counts') for field, value in (
+        ('alpha', 0.01), ('sigma', 0.25), ('n', 2000)))])
 def test_simultaneous_is_refused_where_it_would_not_be_sound(tmp_path, capsys, change, part):
   path = write_run(tmp_path) / 'certify.jsonl'
   lines = path.read_text().splitlines()
@@ -658,7 +658,7 @@ def test_simultaneous_is_refused_where_it_would_not_be_sound(tmp_path, capsys, c
   header['header']['settings'] |= change
   path.write_text('\n'.join([json.dumps(header), *lines[1:]]) + '\n')
   message = refused(capsys, 'table', tmp_path, '--simultaneous')
-  assert message.startswith(f'error: {path}: ') and part in message
+  assert re.match(f'error: {path}: .*{part}', message)
   assert run(capsys, 'table', tmp_path)[0] == 0
 
 

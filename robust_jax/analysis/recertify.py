@@ -35,23 +35,23 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
   """
   settings = log.settings
   if settings.get('name') != 'fixed':
-    raise UserError(f'{path}: the certifier is {settings.get("name")!r}; a log of \'fixed\' is '
-                    'allowed, whose counts give certificates at any alpha')
-  for name, good, allowed in (
+    raise UserError(f"{path}: the certifier must be 'fixed', whose counts give certificates at any "
+                    f'alpha, got {settings.get("name")!r}')
+  for name, good, valid in (
       ('n', lambda value: type(value) is int and value >= 1, 'an integer >= 1'),
       ('n0', lambda value: type(value) is int and value >= 1, 'an integer >= 1'),
-      ('alpha', lambda value: type(value) is float and 0 < value < 1, '(0, 1)'),
-      ('sigma', lambda value: type(value) in (int, float) and 0 < value < np.inf, '(0, inf)'),
+      ('alpha', lambda value: type(value) is float and 0 < value < 1, 'in (0, 1)'),
+      ('sigma', lambda value: type(value) in (int, float) and 0 < value < np.inf, 'in (0, inf)'),
       ('bound', lambda value: value in ('one_vs_rest', 'runner_up'), 'one_vs_rest or runner_up'),
       ('noise', lambda value: value in (None, 'gaussian', 'integer'), 'gaussian or integer')):
     if not good(settings.get(name)):
-      raise UserError(f'{path}: the setting {name} is {settings.get(name)!r}; {allowed} is allowed')
+      raise UserError(f'{path}: the setting {name} must be {valid}, got {settings.get(name)!r}')
   for name, counts, num in (('n0', votes.counts0, settings['n0']),
                             ('n', votes.counts, settings['n'])):
     more = np.flatnonzero(counts.sum(axis=-1) > num)
     if len(more):
-      raise UserError(f'{path}: idx {log.idx[more[0]]} has {counts[more[0]].sum()} votes; the '
-                      f'setting {name}, {num}, or fewer are allowed')
+      raise UserError(f'{path}: idx {log.idx[more[0]]} must have at most {num} votes, the setting '
+                      f'{name}, got {counts[more[0]].sum()}')
   noise = settings.get('noise', 'gaussian')
   counted = noise_sources.counted_alpha(settings['alpha'], noise)
   _check(log, _certify(votes, settings, counted), path)
@@ -59,8 +59,8 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
   # What the draws of an image may be off by does not shrink with alpha.
   lost = 0. if noise == 'gaussian' else settings.get('noise_loss')
   if type(lost) is not float or not 0 <= lost < alpha:
-    raise UserError(f'{path}: the setting noise_loss is {lost!r}; [0, {alpha:.3g}), alpha over the '
-                    'number of images, is allowed')
+    raise UserError(f'{path}: the setting noise_loss must be in [0, {alpha:.3g}), alpha over the '
+                    f'number of images, got {lost!r}')
   predict, radius = _certify(votes, settings, alpha - lost)
   return log._replace(predict=predict, radius=radius, correct=predict == log.label,
                       settings={**settings, 'alpha': alpha})
@@ -78,6 +78,6 @@ def _check(log, certificates, path):
   other = np.flatnonzero((predict != log.predict) | ~np.isclose(radius, log.radius, atol=1e-6))
   if len(other):
     i = other[0]
-    raise UserError(f'{path}: idx {log.idx[i]} has class {log.predict[i]} and radius '
-                    f'{log.radius[i]:.6g}, its counts give {predict[i]} and {radius[i]:.6g}; '
-                    'certificates that follow from the counts are allowed')
+    raise UserError(f'{path}: idx {log.idx[i]} must have class {predict[i]} and radius '
+                    f'{radius[i]:.6g}, which its counts give, got {log.predict[i]} and '
+                    f'{log.radius[i]:.6g}')

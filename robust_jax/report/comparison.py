@@ -284,7 +284,7 @@ def _epoch_time(found):
 
 
 def tables(panel: Panel) -> dict[str, tuple[str, Table]]:
-  """{name: (caption, table)}: figures, and where they say more differences, runs, fields."""
+  """{name: (caption, table)}: figures; differences, runs, fields, own_fields if they say more."""
   several = any(len(group.runs) > 1 for group in panel.groups)
   result = {'figures': (
       'Mean ± 95% interval of the mean over n training runs, accuracies in %' if several
@@ -294,10 +294,14 @@ def tables(panel: Panel) -> dict[str, tuple[str, Table]]:
                              _differences(panel))
   if several:
     result['runs'] = ('Every run', _runs(panel))
-  # Most of what differs are often the own fields of one method: these come last.
-  fields = sorted(groups.differing([group.config for group in panel.groups]), key=lambda field: any(
-      field not in group.config for group in panel.groups))
-  return result | ({'fields': ('Fields that differ', _fields(panel, fields))} if fields else {})
+  fields = groups.differing([group.config for group in panel.groups])
+  shared = [field for field in fields if all(field in group.config for group in panel.groups)]
+  own = [field for field in fields if field not in shared]  # Often those of one method.
+  for name, caption, some in (('fields', 'Fields that differ', shared),
+                              ('own_fields', 'Fields that only some of them have', own)):
+    if some:
+      result[name] = caption, _fields(panel, some)
+  return result
 
 
 def bars(panel: Panel):
