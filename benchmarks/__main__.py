@@ -58,32 +58,33 @@ def parse(argv):
   options.suite = one_of('--suite', options.suite, CONTESTANTS)
   options.device = one_of('--device', options.device or options.suite, ('cpu', 'gpu'))
   suite = options.suite
-  for field, allowed, default in (
+  for field, known, default in (
       ('models', SIZES[suite], DEFAULT_MODELS[suite]), ('tasks', TASKS, TASKS),
       ('contestants', CONTESTANTS[suite], DEFAULT_CONTESTANTS[suite])):
     text = getattr(options, field)
     names = default if text is None else text.split(',')
-    setattr(options, field, [one_of(f'--{field}', name, allowed) for name in names])
+    setattr(options, field, [one_of(f'--{field}', name, known) for name in names])
   options.noises = counts('--noises', options.noises)
   options.steps = counts('--steps', options.steps)
   for flag, path in (('ours', options.python_ours), ('torch', options.python_torch)):
     if shutil.which(path) is None:
-      stop(f'--python-{flag} is {path!r}; an interpreter that can be run is allowed')
-  if options.rounds < 1 or options.seconds < 0:
-    stop(f'--rounds is {options.rounds} and --seconds {options.seconds:g}; at least 1 and at least '
-         '0 are allowed')
+      stop(f'--python-{flag} must be an interpreter that can be run, got {path!r}')
+  if options.rounds < 1:
+    stop(f'--rounds must be at least 1, got {options.rounds}')
+  if not options.seconds >= 0:
+    stop(f'--seconds must be at least 0, got {options.seconds:g}')
   if options.quick:
     options.rounds, options.seconds = 1, 0.
     options.noises, options.steps = options.noises[:1], options.steps[:1]
   return options
 
 
-def by_suite(allowed, default):
+def by_suite(known, default):
   """What a list may hold, and what it holds if it is not given."""
   return '; '.join(
       f'{suite}: {", ".join(names)}' + ''.join(f' (not by default: {name})' for name in names
                                                if name not in default[suite])
-      for suite, names in allowed.items())
+      for suite, names in known.items())
 
 
 def stop(message):
@@ -92,15 +93,15 @@ def stop(message):
   sys.exit(2)
 
 
-def one_of(flag, name, allowed):
-  if name not in allowed:
-    stop(f'{flag} has {name!r}; {", ".join(allowed)} are allowed')
+def one_of(flag, name, known):
+  if name not in known:
+    stop(f'{flag} must be of {", ".join(known)}, got {name!r}')
   return name
 
 
 def counts(flag, text):
   if not all(word.isdigit() and int(word) for word in text.split(',')):
-    stop(f'{flag} is {text!r}; numbers from 1, with commas between them, are allowed')
+    stop(f'{flag} must be numbers from 1 with commas between them, got {text!r}')
   return [int(word) for word in text.split(',')]
 
 

@@ -28,21 +28,8 @@ def lenet():
   return [conv(24, 5, 1, 20), conv(8, 5, 20, 50), dense(800, 500), dense(500, 10)]
 
 
-def cifar_resnet(blocks):
-  """FLOPs of each layer of a ResNet of 3 x `blocks` basic blocks on 32x32x3."""
-  layers, features_in = [conv(32, 3, 3, 16)], 16
-  for stage in range(3):
-    side, features = 32 // 2**stage, 16 * 2**stage
-    for _ in range(blocks):
-      layers += [conv(side, 3, features_in, features), conv(side, 3, features, features)]
-      if features != features_in:
-        layers.append(conv(side, 1, features_in, features))
-      features_in = features
-  return [*layers, dense(64, 10)]
-
-
-def wide_resnet(blocks, width):
-  """FLOPs of each layer of a Wide ResNet of 3 x `blocks` blocks on 32x32x3."""
+def cifar_resnet(blocks, width=1):
+  """FLOPs of each layer of a (Wide) ResNet of 3 x `blocks` basic blocks on 32x32x3."""
   layers, features_in = [conv(32, 3, 3, 16)], 16
   for stage in range(3):
     side, features = 32 // 2**stage, 16 * width * 2**stage
@@ -72,7 +59,7 @@ LAYERS = {
     'lenet': lenet(),
     'resnet20': cifar_resnet(3),
     'resnet110': cifar_resnet(18),
-    'wrn_28_10': wide_resnet(4, 10),
+    'wrn_28_10': cifar_resnet(4, width=10),
     'resnet50': resnet50(),
 }
 
