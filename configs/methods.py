@@ -1,4 +1,4 @@
-r"""All methods on digits, judged alike, three seeds: --sweep.
+r"""All methods on digits, judged alike, 3 seeds: --sweep.
 
   python -m launch --config=configs/methods.py --sweep --workdir=runs/methods
 

@@ -31,23 +31,21 @@ class ConfigFile(NamedTuple):
     return '_'.join([*named, self.path.stem])
 
 
-def read(file):
+def read(given):
   """The ConfigFile of 'PATH' or 'PATH:NAME'; without a name, that of its default experiment.
 
   Raises:
     UserError: there is no such file, or it has no get_config().
   """
-  path, _, name = file.partition(':')
+  path, _, name = given.partition(':')
   if not Path(path).is_file():
-    names = _names()
-    raise UserError(f'--config: there is no file {path} (python -m launch --list shows all)'
-                    + suggest(path, names, names.get))
+    raise UserError(f'--config must be FILE:EXPERIMENT, as --list shows; there is no {path}'
+                    + _suggest(given))
   try:
     scope = runpy.run_path(path)
     default, = [*inspect.signature(scope['get_config']).parameters.values()] or [None]
   except Exception as error:
-    message = ' '.join(f'{type(error).__name__}: {error}'.split())
-    raise UserError(f'--config: {path} has no get_config() ({message})') from error
+    raise UserError(f'--config: {path} has no get_config() ({_one_line(error)})') from error
   if not name and default is not None and isinstance(default.default, str):
     name = default.default
   return ConfigFile(Path(path), [name] if name else [], scope)
@@ -64,8 +62,7 @@ def config(file):
   except UserError:
     raise
   except Exception as error:
-    message = ' '.join(f'{type(error).__name__}: {error}'.split())
-    raise UserError(f'--config: get_config() of {file.path} raises {message}') from error
+    raise UserError(f'--config: get_config() of {file.path} raises {_one_line(error)}') from error
   if not isinstance(made, ConfigDict):
     raise UserError(f'--config: get_config() of {file.path} must return a ConfigDict, got {made!r}')
   return made
@@ -74,26 +71,32 @@ def config(file):
 def listing():
   """What --list prints: a line for each experiment, by file."""
   groups = []
-  for path in sorted(Path('configs').glob('[a-z]*.py')):
-    if path.stem in ('base', 'workdir'):
-      continue
-    file = read(str(path))
-    found = base.experiments(file.scope)
-    lines = [(f'{path}:{name}' + ' *' * (name in file.names), function.__doc__)
-             for name, function in found.items()] or [(str(path), file.scope['__doc__'])]
-    groups.append('\n'.join(f'{name:<43} {text.splitlines()[0].rstrip(".")}'
-                            for name, text in lines))
+  for file in _files():
+    lines = [(f'{file.path}:{name}' + ' *' * (name in file.names), function.__doc__)
+             for name, function in base.experiments(file.scope).items()]
+    groups.append('\n'.join(f'{name:<43} {text.splitlines()[0].rstrip(".")}' for name, text in
+                            lines or [(str(file.path), file.scope['__doc__'])]))
   return '\n\n'.join([*groups, '* what the file gives without a name'])
 
 
-def _names():
-  """{a path that may be given: the name it should have} of every experiment and config file."""
+def _files():
+  """The files of experiments."""
+  return [read(str(path)) for path in sorted(Path('configs').glob('[a-z]*.py'))
+          if path.stem not in ('base', 'workdir')]
+
+
+def _suggest(given):
+  """The experiments whose words are nearest, of mnist:gaussian, gaussian or gaussian_mnist.py."""
   names = {}
-  for path in map(str, sorted(Path('configs').glob('[a-z]*.py'))):
-    names[path] = path
-    for name in base.experiments(runpy.run_path(path)):
-      # Each experiment had a file of its own once: configs/gaussian_mnist.py.
-      stem = Path(path).stem
-      names |= dict.fromkeys([f'configs/{name}_{stem}.py', f'configs/{stem}_{name}.py'],
-                             f'{path}:{name}')
-  return names
+  for file in _files():
+    stem = file.path.stem
+    names.setdefault(stem, []).append(str(file.path))
+    for name in base.experiments(file.scope):
+      for words in (name, f'{stem}_{name}', f'{name}_{stem}'):
+        names.setdefault(words, []).append(f'{file.path}:{name}')
+  words = given.removeprefix('configs/').replace('.py', '').replace(':', '_')
+  return suggest(words, names, lambda near: ' or '.join(names[near]))
+
+
+def _one_line(error):
+  return ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -1,6 +1,8 @@
 """The launcher's flags: what a command line asks for. Every mistake in it is one UserError."""
 
+import functools
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,25 @@ from robust_jax.errors import UserError
 # Sections whose name chooses what their fields are of.
 NAMED = (*TABLES, 'data', 'extra')
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
+_COUNT = functools.partial(flags.DEFINE_integer, lower_bound=0)
+# How absl defines each flag but config, its default, and the help.
+FLAGS = {
+    'list': (flags.DEFINE_bool, False, 'Show all experiments.'),
+    'help': (flags.DEFINE_bool, False, 'Show this help.'),
+    'workdir': (flags.DEFINE_string, None, 'Folder of the run. Default: runs/NAME.'),
+    'stages': (flags.DEFINE_list, None, f'Stages to run, of {",".join(stages.STAGES)}. Default: '
+               f'{",".join(stages.DEFAULT)}, or what the study of a sweep needs.'),
+    'redo': (flags.DEFINE_list, [], f'Stages of {",".join(stages.DEFAULT)} to run anew; old '
+             'results move to previous/.'),
+    'devices': (_COUNT, 0, 'Devices to use (CPU: to simulate); 0 for all.'),
+    'sweep': (flags.DEFINE_bool, False, "Run every point of the config file's sweep(), each in "
+              'its own folder of --workdir, and compare them.'),
+    'profile': (_COUNT, 0, 'Training steps to trace, after the first ten, into WORKDIR/profile.'),
+}
+CONFIG_HELP = (
+    'FILE:NAME, an experiment of a config file, as --list shows; --config.FIELD=VALUE changes it '
+    '(fields: robust_jax/config/sections.py). Default: that of an existing workdir, or '
+    f'{DEFAULT_CONFIG}.')
 # A number as papers write radii: --config.epsilon=8/255, also within a tuple.
 FRACTION = re.compile(r'(?<![\w./])(\d+\.?\d*|\.\d+) */ *(\d+\.?\d*|\.\d+)(?![\w./])')
 
@@ -53,19 +74,20 @@ def parse(argv):
 
   Raises:
     UserError: a flag, a field or a value that there is not.
+    SystemExit: --help and --list, which are printed.
   """
   folder = _value_of('workdir', argv)[0] or ''
-  saved = folder and (Path(folder) / 'config.json').is_file()
-  config_file, argv = _value_of('config', argv)
-  if config_file is None:
-    config_file = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
+  given, argv = _value_of('config', argv)
+  if given is None:
+    saved = folder and (Path(folder) / 'config.json').is_file()
+    given = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
   for word, following in zip(argv, [*argv[1:], '']):
     field, equals, value = word.lstrip('-').partition('=')
     if word.startswith('-') and field.startswith('config.') and field.split('.')[-1] in NAMED:
       value = value if equals else following
       raise UserError(f'--{field} has fields, got {value!r}: use --{field}.name={value}')
   try:
-    return _parse(experiments.read(config_file), argv)
+    return _command_line(experiments.read(given), argv)
   except UserError:
     raise
   except (AttributeError, KeyError) as error:
@@ -73,6 +95,46 @@ def parse(argv):
   except Exception as error:  # absl and ml_collections.
     message = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(f'command line: {message}') from error
+
+
+def _command_line(file, argv):
+  """The CommandLine of a `experiments.ConfigFile` and the words besides --config."""
+  values = flags.FlagValues()
+  config = _load(file, argv)
+  argv = [_in_decimals(word, config) for word in argv]
+  config_flags.DEFINE_config_dict('config', config, CONFIG_HELP, flag_values=values, sys_argv=argv)
+  for name, (define, default, text) in FLAGS.items():
+    define(name, default, text, flag_values=values)
+  rest = values(argv)[1:]
+  if values.help or values.list:
+    print(_help() if values.help else experiments.listing())
+    raise SystemExit(0)
+  if rest:
+    raise UserError(f'command line: words must be --config, --config.FIELD or '
+                    f'--{", --".join(FLAGS)}, got {rest[0]!r}')
+  for name, valid in (('stages', stages.STAGES), ('redo', stages.DEFAULT)):
+    for stage in values[name].value or ():
+      if stage not in valid:
+        raise UserError(f'--{name} must be of {", ".join(valid)}, got {stage!r}')
+  config = values.config
+  if values.profile:
+    config.train.profile_steps = values.profile
+  swept = None
+  if values.sweep:
+    swept = sweep.read(
+        file, lambda name: _command_line(experiments.read(name), [*argv, '--nosweep']).config
+        if name else config, config_flags.get_override_values(values['config']))
+  default = swept.study.STAGES if swept and swept.study else stages.DEFAULT
+  return CommandLine(
+      config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}'),
+      [*default] if values.stages is None else values.stages, values.redo, values.devices, swept)
+
+
+def _help():
+  texts = {'config': CONFIG_HELP, **{name: text for name, (_, _, text) in FLAGS.items()}}
+  return '\n'.join(['python -m launch [--FLAG=VALUE ...]', ''] + [
+      textwrap.fill(text, 98, initial_indent=f'  --{name:<10}', subsequent_indent=14 * ' ')
+      for name, text in texts.items()])
 
 
 def _value_of(flag, argv):
@@ -94,102 +156,42 @@ def _load(file, argv):
   one that does not, attacks as config.attack.
   """
   config = experiments.config(file)
+  given = lambda section: {field: value for field, value in section.items() if value is not None}
   for word in argv:
     path, _, name = word.lstrip('-').partition('=')
-    *sections, last = path.split('.')[1:] or ['']
-    parent = config
-    for section in sections[:-1]:
-      parent = parent.get(section, {})
-    if last == 'name' and sections and sections[-1] in TABLES and sections[-1] in parent:
-      kind, old = sections[-1], parent[sections[-1]]
-      if name in TABLES[kind] and name != old.name:
-        fields = schema.fields(TABLES[kind][name])
-        kept = {field: value for field, value in _given(old).items() if field in fields}
-        if 'attack' in fields and 'attack' not in kept:
-          kept['attack'] = component('attack', **_given(config.attack))
-        with parent.unlocked():
-          parent[kind] = component(kind, name, **kept)
+    *outer, kind, last = ['', *path.split('.')]
+    section = _section(config, outer[2:])
+    known = section is not None and kind in section and name in TABLES.get(kind, ())
+    if last == 'name' and known and name != section[kind].name:
+      fields = schema.fields(TABLES[kind][name])
+      kept = {field: value for field, value in given(section[kind]).items() if field in fields}
+      if 'attack' in fields and 'attack' not in kept:
+        kept['attack'] = component('attack', **given(config.attack))
+      with section.unlocked():
+        section[kind] = component(kind, name, **kept)
   return config
+
+
+def _section(config, names):
+  """The section of a config at the end of `names`; None where there is none."""
+  for name in names:
+    config = config.get(name) if isinstance(config, ConfigDict) else None
+  return config if isinstance(config, ConfigDict) else None
 
 
 def _in_decimals(word, config):
   """--config.FIELD=8/255 as 0.03137... where FIELD has numbers; any other word as it is."""
   path, equals, value = word.partition('=')
-  flag, *fields = path.lstrip('-').split('.')
-  if flag != 'config' or not fields or not equals:
-    return word
-  for section in fields[:-1]:
-    config = config.get(section) if isinstance(config, ConfigDict) else None
-  there = isinstance(config, ConfigDict) and fields[-1] in config
-  if not there or config.get_type(fields[-1]) not in (float, tuple):
-    return word
-  return f'{path}={FRACTION.sub(_decimal, value)}'
+  *outer, field = path.lstrip('-').split('.')
+  section = _section(config, outer[1:]) if outer[:1] == ['config'] and equals else None
+  if section is not None and field in section and section.get_type(field) in (float, tuple):
+    return f'{path}={FRACTION.sub(_decimal, value)}'
+  return word
 
 
 def _decimal(fraction):
   over, under = map(float, fraction.groups())
   return repr(over / under) if under else fraction[0]
-
-
-def _given(section):
-  return {field: value for field, value in section.items() if value is not None}
-
-
-def _parse(file, argv):
-  values = flags.FlagValues()
-  loaded = _load(file, argv)
-  argv = [_in_decimals(word, loaded) for word in argv]
-  config = config_flags.DEFINE_config_dict(
-      'config', loaded,
-      'FILE:NAME, an experiment of a config file; --config.FIELD=VALUE changes it. '
-      f'Default: that of an existing workdir, or {DEFAULT_CONFIG}.',
-      flag_values=values, sys_argv=argv)
-  workdir = flags.DEFINE_string(
-      'workdir', None, 'Folder of the run; runs/NAME if not given.', flag_values=values)
-  chosen = flags.DEFINE_list(
-      'stages', None, f'Stages to run, of {",".join(stages.STAGES)}. Default: '
-      f'{",".join(stages.DEFAULT)}, or what the study of a sweep needs.', flag_values=values)
-  redo = flags.DEFINE_list(
-      'redo', [], f'Stages of {",".join(stages.DEFAULT)} to run anew; old results move to '
-      'previous/.', flag_values=values)
-  devices = flags.DEFINE_integer(
-      'devices', 0, 'Devices to use (CPU: to simulate); 0 for all.', lower_bound=0,
-      flag_values=values)
-  swept = flags.DEFINE_bool(
-      'sweep', False, "Run every point of the config file's sweep(), each in its own folder of "
-      '--workdir, and compare them.', flag_values=values)
-  profile = flags.DEFINE_integer(
-      'profile', 0, 'Training steps to trace, after the first ten, into WORKDIR/profile.',
-      lower_bound=0, flag_values=values)
-  listed = flags.DEFINE_bool('list', False, 'Show all experiments.', flag_values=values)
-  flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
-  rest = values(argv)[1:]
-  if values.help:
-    print('python -m launch [--FLAG=VALUE ...]', values.main_module_help() or
-          values.get_help().partition('\nabsl.flags:')[0], sep='\n')
-    raise SystemExit(0)
-  if listed.value:
-    print(experiments.listing())
-    raise SystemExit(0)
-  if rest:
-    raise UserError(f'command line: {rest[0]!r} is no flag; --config, --config.FIELD, --workdir, '
-                    '--stages, --redo, --devices, --sweep, --profile are allowed')
-  for name, value, allowed in (
-      ('stages', chosen.value, stages.STAGES), ('redo', redo.value, stages.DEFAULT)):
-    for stage in value or ():
-      if stage not in allowed:
-        raise UserError(f'--{name} has {stage!r}; {", ".join(allowed)} are allowed')
-  if profile.value:
-    config.value.train.profile_steps = profile.value
-  folder = Path(workdir.value or f'runs/{file.title}{"_sweep" if swept.value else ""}')
-  found = None
-  if swept.value:
-    own = lambda name: _parse(experiments.read(name), [*argv, '--nosweep']).config
-    found = sweep.read(file, lambda name: own(name) if name else config.value,
-                       config_flags.get_override_values(values['config']))
-  default = found.study.STAGES if found and found.study else stages.DEFAULT
-  wanted = [*default] if chosen.value is None else chosen.value
-  return CommandLine(config.value, folder, wanted, redo.value, devices.value, found)
 
 
 def _unknown_field(error, argv):
@@ -200,6 +202,6 @@ def _unknown_field(error, argv):
     last = next((part for part in path.split('.')[1:] if f"'{part}'" in message), None)
     if path.startswith('config.') and last:
       near = message.partition('Did you mean "')[2].partition('"')[0]
-      hint = f'did you mean {near}?' if near else 'configs/base.py and the config file list them'
+      hint = f'did you mean {near}?' if near else 'robust_jax/config/sections.py lists them'
       return f'{path} is not a field; {hint}'
   return f'command line: {message}'

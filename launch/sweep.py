@@ -6,6 +6,7 @@ that compiled programs leave behind goes with it. This process computes nothing 
 so that it holds no accelerator.
 """
 
+import functools
 import importlib
 import json
 import signal
@@ -60,19 +61,16 @@ def read(file, load, overridden=()):
     UserError: there is no such sweep; a field or value that is not valid, or that the command line
       sets as well; two points that are the same; or the study cannot be made of it.
   """
-  name, sweep = ':'.join([str(file.path), *file.names]), file.scope.get('sweep')
-  points = list(sweep(*file.names) or ()) if sweep else []
+  name, points = ':'.join([str(file.path), *file.names]), file.scope.get('sweep', lambda *_: ())
+  points = list(points(*file.names) or ())
   if not points:
     raise UserError(f'--sweep: {name} has no sweep() that returns {{field: value}} of every run')
-  configs, loaded = [], {}
+  configs, load = [], functools.cache(load)
   for number, point in enumerate(points):
     if not isinstance(point, dict) or not all(isinstance(field, str) for field in point):
       raise UserError(f'--sweep: {name}: a point must be {{field: value}}, got {point!r}')
-    experiment = point.get('config')
     try:
-      if experiment not in loaded:
-        loaded[experiment] = load(experiment)
-      config = sections.resolve(_at(point, loaded[experiment], overridden))
+      config = sections.resolve(_at(point, load(point.get('config')), overridden))
     except UserError as error:
       raise UserError(f'sweep() point {number} ({describe(point)}): {error}') from None
     if config in configs:
