@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -87,24 +85,6 @@ def test_envelope_takes_the_best_model_at_each_radius():
   flat = make_log([0.0, 0.1, 2.0], [0, 1, 1], [1, 1, 1])
   np.testing.assert_allclose(analysis.envelope([steep, EMPTY, flat], [0.3, 1.0, 3.0]),
                              [1, 1 / 3, 0])
-
-
-def test_published_tables():
-  root = os.environ.get('ROBUST_JAX_TEST_DATA')
-  if not root:
-    pytest.skip('ROBUST_JAX_TEST_DATA is not set')
-
-  def envelope(folders, radii):
-    paths = [path for folder in folders
-             for path in pathlib.Path(root, 'reference_logs', folder).rglob('test/sigma_*')
-             if path.parts[-3].removeprefix('noise_') == path.name.removeprefix('sigma_')]
-    return np.rint(100 * analysis.envelope(map(log.read, paths), radii)).astype(int).tolist()
-
-  imagenet, cifar10 = np.arange(1, 8) / 2, np.arange(1, 10) / 4
-  assert envelope(['cohen2019/imagenet'], imagenet) == [49, 37, 29, 19, 15, 12, 9]
-  assert envelope(['cohen2019/cifar10'], cifar10) == [60, 43, 32, 23, 17, 14, 12, 10, 8]
-  salman = [f'salman2019/imagenet/{name}' for name in ('PGD_1step', 'DDN_2steps')]
-  assert envelope(salman, imagenet) == [56, 43, 37, 27, 25, 20, 16]
 
 
 def test_means_and_differences_are_those_of_scipy():

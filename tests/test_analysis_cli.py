@@ -16,7 +16,7 @@ from scipy import stats
 
 from robust_jax import analysis
 from robust_jax.analysis import __main__ as command_line
-from robust_jax.analysis import sources
+from robust_jax.analysis import found_logs
 from robust_jax.certification import certify as certify_images
 from robust_jax.certification import log
 from robust_jax.errors import UserError
@@ -189,15 +189,15 @@ def test_a_folder_is_searched(tmp_path, capsys):
 def test_names_are_short_and_different():
   paths = [Path(f'/logs/net/{eps}/resnet/{sigma}/test/sigma_{sigma}')
            for eps in 'ab' for sigma in (1, 2)]
-  assert sources.names(paths) == ('/logs/net', [
+  assert found_logs.names(paths) == ('/logs/net', [
       f'{eps}/resnet/{sigma}/test/sigma_{sigma}' for eps in 'ab' for sigma in (1, 2)])
-  assert sources.names([Path('runs/a/certify.jsonl'), Path('runs/b/certify.jsonl')]) == (
+  assert found_logs.names([Path('runs/a/certify.jsonl'), Path('runs/b/certify.jsonl')]) == (
       'runs', ['a', 'b'])
-  assert sources.names([Path('runs/a/certify.jsonl'), Path('runs/a/certify.tsv')]) == (
+  assert found_logs.names([Path('runs/a/certify.jsonl'), Path('runs/a/certify.tsv')]) == (
       'runs/a', ['certify.jsonl', 'certify.tsv'])
-  assert sources.names([Path('runs/a/certify.jsonl')]) == ('', ['runs/a'])
-  assert sources.names([Path('x/y'), Path('/z')]) == ('', ['x/y', '/z'])
-  assert sources.names([Path('certify.jsonl'), Path('b.tsv')]) == (
+  assert found_logs.names([Path('runs/a/certify.jsonl')]) == ('', ['runs/a'])
+  assert found_logs.names([Path('x/y'), Path('/z')]) == ('', ['x/y', '/z'])
+  assert found_logs.names([Path('certify.jsonl'), Path('b.tsv')]) == (
       '', ['certify.jsonl', 'b.tsv'])
 
 
@@ -210,10 +210,10 @@ def test_names_are_short_and_different():
 ])
 def test_what_a_path_says(tmp_path, path, train, sigma, noise):
   path = write_table(tmp_path / path, [0.1])
-  found = sources.load(path)
+  found = found_logs.load(path)
   assert (found.dataset, found.train_split, found.sigma, found.training_noise) == (
       None, train, sigma, noise)
-  found = sources.load(path, {'dataset': 'cifar10', 'sigma': 0.75})
+  found = found_logs.load(path, {'dataset': 'cifar10', 'sigma': 0.75})
   assert (found.dataset, found.train_split, found.sigma) == ('cifar10', train, 0.75)
 
 
@@ -222,12 +222,12 @@ def test_what_a_path_says(tmp_path, path, train, sigma, noise):
 def test_what_a_log_says(tmp_path, stages, noise):
   folder = write_run(tmp_path / 'cifar10' / 'train' / 'noise_1', stages=stages, split='validation',
                      dataset='imagenet', training_noise=noise)
-  found = sources.load(folder / 'certify.jsonl')
+  found = found_logs.load(folder / 'certify.jsonl')
   assert (found.dataset, found.train_split, found.sigma, found.training_noise) == (
       'imagenet', False, 0.5, noise)
   assert found.remarks == []
   folder = write_run(tmp_path / 'x', stages=stages, split='train[:5%]', dataset='folder')
-  found = sources.load(folder / 'certify.jsonl')
+  found = found_logs.load(folder / 'certify.jsonl')
   assert (found.dataset, found.train_split) == (None, True)
 
 
@@ -255,7 +255,7 @@ def test_gaps_against_a_loop():
     idx = np.sort((kept if known else kept + 3) * stride)
     first = 0 if known else idx[0]
     missing = [i for i in range(first, idx[-1], stride) if i not in idx]
-    lines = sources._gaps(idx, stride if known else None)
+    lines = found_logs._gaps(idx, stride if known else None)
     if not missing:
       assert lines == []
     else:
@@ -263,7 +263,7 @@ def test_gaps_against_a_loop():
       assert f'pattern {first}, {first + stride}, ' in lines[0]
       assert f'(idx {missing[0]}{")" if len(missing) == 1 else ", ...)"}' in lines[0]
   for irregular in ([], [3], [0, 7, 9, 30, 31, 80]):
-    assert sources._gaps(np.array(irregular, int), None) == []
+    assert found_logs._gaps(np.array(irregular, int), None) == []
 
 
 def test_votes_are_read_and_checked(tmp_path):
@@ -316,19 +316,19 @@ def test_mistakes_are_one_line(tmp_path, capsys):
       (['table', tmp_path / 'absent'], ['absent: No such file']),
       (['table', bad], [f'{bad}:3: radius', "'far'"]),
       (['table', twice], [f'{twice}:3: idx 4 occurs more than once (first in line 2)']),
-      (['table', tmp_path / 'folder'], ['folder: no certification log', 'empty']),
-      (['table', tmp_path / 'notes'], ['notes: no certification log', 'notes.txt']),
-      (['table', good, '--radii=0.5,x'], ["--radii: numbers >= 0", "'0.5,x'"]),
+      (['table', tmp_path / 'folder'], ['folder must', 'empty']),
+      (['table', tmp_path / 'notes'], ['notes must', 'notes.txt']),
+      (['table', good, '--radii=0.5,x'], ["--radii", ">= 0", "'0.5,x'"]),
       (['table', good, '--radii=-1'], ["'-1'"]),
       (['table', good, '--radii=nan'], ["'nan'"]),
       (['table', good, '--radii='], ["''"]),
       (['table', good, '--format=html'], ["'html'", 'latex']),
       (['table', good, '--decimals=9'], ['9']),
-      (['table', good, '--simultaneous'], [f'{good}: no vote counts']),
+      (['table', good, '--simultaneous'], ['--simultaneous', f'got {good}']),
       (['envelope', empty], [f'no log is left: {empty}: no images']),
-      (['compare', good], ['two or more logs', str(good)]),
-      (['compare', good, good], ['two or more logs']),
-      (['compare', good, empty], ['two or more logs']),
+      (['compare', good], ['two logs', str(good)]),
+      (['compare', good, good], ['two logs']),
+      (['compare', good, empty], ['two logs']),
       (['compare', good, write_table(tmp_path / 'far', [1.], idx=[9])], ['no image is in all 2']),
       (['plot', good], ['--output']),
       (['plot', good, '--output=x.jpg'], ['x.jpg', '.svg, .pdf or .png']),
@@ -404,7 +404,7 @@ def test_one_envelope_is_of_one_dataset(tmp_path, capsys):
   cifar = write_run(tmp_path / 'cifar', dataset='cifar10') / 'certify.jsonl'
   plain = write_table(tmp_path / 'plain', [1., 1.], labels=[0, 0])
   message = refused(capsys, 'envelope', mnist, cifar)
-  assert f'{mnist} is of mnist, {cifar} of cifar10' in message
+  assert f'{mnist} of mnist, {cifar} of cifar10' in message
   message = refused(capsys, 'envelope', mnist, plain)
   assert f'has one label in {mnist} and another in {plain};' in message
   # One dataset may be numbered in several ways.
@@ -460,15 +460,15 @@ def test_what_makes_certificates_differ_is_said(tmp_path, capsys):
   write_run(tmp_path / 'a')
   write_run(tmp_path / 'b', sigma=0.25, alpha=0.01, bound='runner_up')
   write_run(tmp_path / 'c', seed=4, batch_size=7, n=500)
-  found, _ = sources.collect([tmp_path])
+  found, _ = found_logs.collect([tmp_path])
   a, b, c = (str(tmp_path / name / 'certify.jsonl') for name in 'abc')
-  assert sources.differences(found) == [
+  assert found_logs.differences(found) == [
       f'sigma differs: 0.5 in {a} and 1 more, 0.25 in {b}',
       f'alpha differs: 0.001 in {a} and 1 more, 0.01 in {b}',
       f'n differs: 1000 in {a} and 1 more, 500 in {c}',
       f'bound differs: "one_vs_rest" in {a} and 1 more, "runner_up" in {b}']
-  tables = [sources.load(write_table(tmp_path / f'sigma_{sigma}', [0.1])) for sigma in (0.5, 1.)]
-  assert sources.differences(tables) == [
+  tables = [found_logs.load(write_table(tmp_path / f'sigma_{sigma}', [0.1])) for sigma in (0.5, 1.)]
+  assert found_logs.differences(tables) == [
       f'sigma differs: 0.5 in {tables[0].path}, 1.0 in {tables[1].path}']
 
 
@@ -479,8 +479,8 @@ def test_only_the_same_images_are_compared(tmp_path, capsys):
   mnist = write_run(tmp_path / 'mnist', dataset='mnist') / 'certify.jsonl'
   cifar = write_run(tmp_path / 'cifar', dataset='cifar10') / 'certify.jsonl'
   assert f'idx 2 has one label in {a} and another in {b};' in refused(capsys, 'compare', a, b)
-  assert f'{c} is of a train split, {a} is not' in refused(capsys, 'compare', a, c)
-  assert f'{mnist} is of mnist, {cifar} of cifar10' in refused(capsys, 'compare', mnist, cifar)
+  assert f'{c} of a train split, {a} ' in refused(capsys, 'compare', a, c)
+  assert f'{mnist} of mnist, {cifar} of cifar10' in refused(capsys, 'compare', mnist, cifar)
 
 
 def test_certifiers_that_decide_other_radii_are_not_compared(tmp_path, capsys):

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from robust_jax import analysis, report
-from robust_jax.analysis import log_tables, sources
+from robust_jax.analysis import found_logs, log_tables
 from robust_jax.errors import UserError
 from robust_jax.workdir import write_bytes
 
@@ -105,7 +105,7 @@ def make_parser():
 
 def table(flags):
   found = _collect(flags)
-  _warn(sources.differences(found), but='sigma ')
+  _warn(found_logs.differences(found), but='sigma ')
   _print(flags, found, log_tables.logs_table, """\
 Certified accuracy in % at l2 radius r, with its 95% interval over images.
 ACR: average certified radius, ≥ where only a grid of radii was decided; abstains: in %;
@@ -113,9 +113,9 @@ draws, seconds: mean an image.""")
 
 
 def envelope(flags):
-  found = _without(_collect(flags), lambda source: _no_part(source, flags))
-  _warn(sources.check_alike(found, same_images=False))
-  _warn(sources.differences(found), but=('sigma ', 'split '))
+  found = _without(_collect(flags), lambda one: _no_part(one, flags))
+  _warn(found_logs.check_alike(found, same_images=False))
+  _warn(found_logs.differences(found), but=('sigma ', 'split '))
   _print(flags, found, log_tables.envelope_table,
          f'Best certified accuracy in % over {len(found)} logs, at each l2 radius by itself.')
 
@@ -123,10 +123,10 @@ def envelope(flags):
 def compare(flags):
   found = _without(_collect(flags), _empty)
   if len(found) < 2:
-    raise UserError(f'two or more logs are needed, got {found[0].path}')
-  sources.check_alike(found)
-  _warn(sources.differences(found))
-  shared = len(analysis.common_images([source.log for source in found]))
+    raise UserError(f'compare must have two logs or more, got {found[0].path}')
+  found_logs.check_alike(found)
+  _warn(found_logs.differences(found))
+  shared = len(analysis.common_images([one.log for one in found]))
   if shared < 100:
     _warn([f'images that all logs have: {shared}; the intervals are meant for hundreds'])
   _print(flags, found, log_tables.comparison_table, f"""\
@@ -141,9 +141,9 @@ def plot(flags):
   if kind not in charts.FORMATS or not output.parent.is_dir():
     raise UserError(f'--output must be a .svg, .pdf or .png in a folder that exists, got {output}')
   found = _without(_collect(flags), _empty)
-  _warn(sources.differences(found), but='sigma ')
-  folder, names = sources.names([source.path for source in found])
-  chart = charts.certified_chart([source.log for source in found], names, flags.intervals)
+  _warn(found_logs.differences(found), but='sigma ')
+  folder, names = found_logs.names([one.path for one in found])
+  chart = charts.certified_chart([one.log for one in found], names, flags.intervals)
   try:
     write_bytes(output, charts.render(charts.draw(chart), kind))
   except OSError as error:
@@ -163,58 +163,58 @@ def runs(flags):
 
 
 def _collect(flags):
-  """The logs of the paths; what there is to say of them is told."""
+  """The logs of the paths, with warnings about what a reader of their figures should know."""
   given = {name: getattr(flags, name) for name in ('sigma', 'dataset')
            if getattr(flags, name) is not None}
-  found, skipped = sources.collect(flags.path, given)
+  found, skipped = found_logs.collect(flags.path, given)
   for line in skipped:
     _tell('skipped', line)
-  _warn(line for source in found for line in source.remarks)
-  _warn(sources.stopped_early(found))
-  return [_simultaneous(source) for source in found] if flags.simultaneous else found
+  _warn(line for one in found for line in one.remarks)
+  _warn(found_logs.stopped_early(found))
+  return [_simultaneous(one) for one in found] if flags.simultaneous else found
 
 
-def _simultaneous(source):
-  if not len(source.log.idx):
-    return source
-  if source.votes is None:
-    raise UserError(f'{source.path}: no vote counts; --simultaneous needs a certify.jsonl with '
-                    'counts0 and counts')
-  return source._replace(log=analysis.simultaneous(source.log, source.votes, path=source.path))
+def _simultaneous(one):
+  if not len(one.log.idx):
+    return one
+  if one.votes is None:
+    raise UserError(f'--simultaneous must have logs with counts0 and counts, as certify.jsonl, got '
+                    f'{one.path}')
+  return one._replace(log=analysis.simultaneous(one.log, one.votes, path=one.path))
 
 
 def _without(found, reason):
   """The logs without those for which there is a reason to leave them out; these are listed."""
-  reasons = [reason(source) for source in found]
+  reasons = [reason(one) for one in found]
   if all(reasons):
     raise UserError(f'no log is left: {found[0].path}: {reasons[0]}')
-  for name, text in zip(sources.names([source.path for source in found])[1], reasons):
+  for name, text in zip(found_logs.names([one.path for one in found])[1], reasons):
     if text:
       _tell('left out', f'{name}: {text}')
-  return [source for source, text in zip(found, reasons) if not text]
+  return [one for one, text in zip(found, reasons) if not text]
 
 
-def _empty(source):
-  return '' if len(source.log.idx) else 'no images'
+def _empty(one):
+  return '' if len(one.log.idx) else 'no images'
 
 
-def _no_part(source, flags):
+def _no_part(one, flags):
   """Why a log is no part of the envelope; '' of one that is."""
-  if source.train_split and not flags.any_split:
+  if one.train_split and not flags.any_split:
     return 'train split (--any-split includes it)'
-  if sources.other_noise(source) and not flags.any_noise:
-    return (f'trained with noise {source.training_noise:g}, certified with {source.sigma:g} '
+  if found_logs.other_noise(one) and not flags.any_noise:
+    return (f'trained with noise {one.training_noise:g}, certified with {one.sigma:g} '
             '(--any-noise includes it)')
-  return _empty(source)
+  return _empty(one)
 
 
 def _print(flags, found, make_table, caption):
   """Prints the table that `make_table` of `log_tables` makes of the logs."""
-  radii = flags.radii or analysis.round_radii([source.log for source in found])
-  _warn(sources.off_grid(found, radii))
-  paths, programs = [source.path for source in found], flags.format == 'csv'
+  radii = flags.radii or analysis.round_radii([one.log for one in found])
+  _warn(found_logs.off_grid(found, radii))
+  paths, programs = [one.path for one in found], flags.format == 'csv'
   # Whole paths for programs, short ones for readers.
-  folder, names = ('', list(map(str, paths))) if programs else sources.names(paths)
+  folder, names = ('', list(map(str, paths))) if programs else found_logs.names(paths)
   values = make_table(found, names, radii, decimals=flags.decimals, separate=programs)
   if programs:
     print(analysis.to_csv(values), end='')
@@ -239,7 +239,7 @@ def _radii(text):
   except ValueError:
     radii = [math.nan]
   if not all(0 <= radius < math.inf for radius in radii):
-    raise argparse.ArgumentTypeError(f'numbers >= 0 with commas between them, got {text!r}')
+    raise argparse.ArgumentTypeError(f'must be numbers >= 0 with commas between them, got {text!r}')
   return radii
 
 

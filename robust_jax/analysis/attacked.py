@@ -44,14 +44,14 @@ def read(path) -> AttackLog:
     entry = records.parse_json(line, number)
     if number == 1:
       if not isinstance(entry.get('header'), dict) or 'epsilons' not in entry['header']:
-        raise ValueError(f'a header with epsilons is needed, got {records.short(line)}')
+        raise ValueError(f'must be a header with epsilons, got {records.short(line)}')
       header.update(entry['header'])
       return ()
     row = [entry.get(name) for name in ('idx', 'label', 'clean')]
     classes = entry.get('adversarial')
     if not isinstance(classes, list) or len(classes) != len(header['epsilons']) or not all(
         type(value) is int for value in [*row, *classes]):
-      raise ValueError('idx, label, clean and one adversarial class an epsilon are needed, got '
+      raise ValueError('must have idx, label, clean and one adversarial class an epsilon, got '
                        + records.short(line))
     return *row, classes
 

@@ -65,7 +65,7 @@ def paired_difference(first, second, *, confidence=0.95):
   """
   first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if first.shape != second.shape:
-    raise ValueError(f'values of the same images are needed, got {first.shape} and {second.shape}')
+    raise ValueError(f'values must be of the same images, got {first.shape} and {second.shape}')
   return mean_interval(first - second, confidence=confidence)
 
 

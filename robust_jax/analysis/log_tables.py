@@ -16,13 +16,13 @@ from robust_jax.analysis.certified import (
     mean_draws,
 )
 from robust_jax.analysis.comparison import Column, common_images, on_images
+from robust_jax.analysis.found_logs import FoundLog, comparable
 from robust_jax.analysis.intervals import accuracy_interval
-from robust_jax.analysis.sources import Source, comparable
 from robust_jax.analysis.table import Table
 from robust_jax.errors import UserError
 
 
-def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decimals=1,
+def logs_table(found: Sequence[FoundLog], names: Sequence[str], radii, *, decimals=1,
                separate=False) -> Table:
   """One row a log: certified accuracy at each radius, ACR, abstention, draws, seconds.
 
@@ -34,8 +34,8 @@ def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decima
       [f'r={radius:g}', f'r={radius:g} low', f'r={radius:g} high'] if separate
       else [f'r={radius:g}'])]
   rows = []
-  for source, name in zip(sources, names):
-    log, num_images = source.log, len(source.log.idx)
+  for one, name in zip(found, names):
+    log, num_images = one.log, len(one.log.idx)
     accuracy = certified_accuracy(log, radii)
     cells = []
     for parts in zip(accuracy, *accuracy_interval(accuracy, num_images)):
@@ -47,21 +47,21 @@ def logs_table(sources: Sequence[Source], names: Sequence[str], radii, *, decima
     # Where the label was tested, wrong and abstained are one.
     abstains = None if log.settings.get('choose') == 'label' else 100 * abstention_rate(log)
     rows.append([
-        name, _text(source.sigma, 'g'), str(num_images), *cells,
+        name, _text(one.sigma, 'g'), str(num_images), *cells,
         acr_text(log, '' if separate else '≥ '), _text(abstains, f'.{decimals}f'),
-        _text(mean_draws(source.votes), '.0f'),
+        _text(mean_draws(one.votes), '.0f'),
         _text(np.mean(log.time) if num_images else None, '.3g')])
   return Table(['log', 'sigma', 'images', *titles, 'ACR', 'abstains', 'draws', 'seconds'], rows)
 
 
-def envelope_table(sources: Sequence[Source], names: Sequence[str], radii, *, decimals=1,
+def envelope_table(found: Sequence[FoundLog], names: Sequence[str], radii, *, decimals=1,
                    separate=False) -> Table:
   """One row a radius: the best certified accuracy over the logs, in per cent, and whose it is.
 
   It carries no interval: that of the best of many would have to account for the choice.
   """
   del separate
-  curves = np.array([certified_accuracy(source.log, radii) for source in sources])
+  curves = np.array([certified_accuracy(one.log, radii) for one in found])
   rows = []
   for radius, column in zip(radii, curves.T):
     largest = np.fmax.reduce(column)
@@ -71,51 +71,60 @@ def envelope_table(sources: Sequence[Source], names: Sequence[str], radii, *, de
     best = np.flatnonzero(column == largest)
     alike = f' (and {len(best) - 1} more)' if len(best) > 1 else ''
     rows.append([f'{radius:g}', _text(100 * largest, f'.{decimals}f'),
-                 str(len(sources[best[0]].log.idx)),
+                 str(len(found[best[0]].log.idx)),
                  f'{names[best[0]]}{alike}' if largest > 0 else None])
   return Table(['radius', 'certified', 'images', 'attained by'], rows)
 
 
-def comparison_table(sources: Sequence[Source], names: Sequence[str], radii, *, decimals=1,
+def comparison_table(found: Sequence[FoundLog], names: Sequence[str], radii, *, decimals=1,
                      separate=False) -> Table:
   """Certified accuracy and ACR on the images that all logs have, and differences from the first.
 
   A difference is mean(log - first) over the images, ± the half-width of its paired 95% interval
   (`paired_difference`); without ± where all images agree in it, so that they show no spread; None
-  where the certifiers of the logs did not decide the same (`sources.comparable`).
+  where the certifiers of the logs did not decide the same (`found_logs.comparable`).
 
   Raises:
     UserError: no image is in all logs.
   """
-  idx = common_images([source.log for source in sources])
+  idx = common_images([one.log for one in found])
   if not len(idx):
-    short = min(sources, key=lambda source: len(source.log.idx))
-    raise UserError(f'no image is in all {len(sources)} logs ({short.path} has '
+    short = min(found, key=lambda one: len(one.log.idx))
+    raise UserError(f'no image is in all {len(found)} logs ({short.path} has '
                     f'{len(short.log.idx)})')
-  logs = [on_images(source.log, idx) for source in sources]
+  logs = [on_images(one.log, idx) for one in found]
   columns = [Column(f'r={radius:g}', [[certified_images(log, radius)] for log in logs],
                     decimals=decimals) for radius in radii]
   columns.append(Column('ACR', [[log.correct * log.radius] for log in logs], scale=1., decimals=3))
   rows = []
-  for i, (source, log, name) in enumerate(zip(sources, logs, names)):
-    images = f'{len(idx)} of {len(source.log.idx)}'
+  for i, (one, log, name) in enumerate(zip(found, logs, names)):
+    images = f'{len(idx)} of {len(one.log.idx)}'
     figures = [column.text(*column.mean(i)) if column.figures(i) else None for column in columns]
     figures[-1] = acr_text(log, '' if separate else '≥ ')
-    rows.append([name, images, 'itself', *(
-        cell for figure in figures for cell in ([figure, None] if separate else [figure]))])
+    rows.append([name, images, 'itself', *figures])
     if i:
-      cells = []
-      for column, alike in zip(columns, comparable([sources[0], source], radii)):
-        known = alike and column.figures(i) and column.figures(0)
-        difference, half = column.difference(i) if known else (np.nan, np.nan)
-        half = half if half > 0 else np.nan
-        figure = column.text(difference, half, '+') if known else None
-        cells += [figure] if not separate else [*figure.split(' ± '), None][:2] if known else [
-            None, None]
-      rows.append([name, images, 'minus the first', *cells])
+      rows.append([name, images, 'minus the first', *(
+          _difference(column, i, alike)
+          for column, alike in zip(columns, comparable([found[0], one], radii)))])
+  if separate:
+    rows = [[*row[:3], *(part for figure in row[3:] for part in _parts(figure))] for row in rows]
   titles = [title for column in columns for title in (
       [column.title, f'{column.title} ±'] if separate else [column.title])]
   return Table(['log', 'images', 'figure', *titles], rows)
+
+
+def _difference(column, i, alike):
+  """The text of a column's difference from the first log; None where they do not compare."""
+  if not (alike and column.figures(i) and column.figures(0)):
+    return None
+  difference, half = column.difference(i)
+  return column.text(difference, half if half > 0 else np.nan, '+')
+
+
+def _parts(figure):
+  """(value, half-width) of a figure's text; None for what it does not have."""
+  value, _, half = (figure or '').partition(' ± ')
+  return value or None, half or None
 
 
 def _text(value, spec):

@@ -4,6 +4,7 @@ What draws is imported where it is used: matplotlib takes half a second, for whi
 trains need not wait.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -73,45 +74,38 @@ def compare(workdirs, output=None) -> tuple[Path, str]:
   Raises:
     UserError: no such folder, a malformed file, or nothing measured in any.
   """
+  from robust_jax.report import comparison, comparison_page
   if output is None:
     one_sweep = len(workdirs) == 1 and is_sweep(workdirs[0])
     output = Path(workdirs[0]) / 'sweep.html' if one_sweep else 'compare.html'
-  return compare_contents(load_all(workdirs), Path(output))
-
-
-def compare_contents(runs, output: Path) -> tuple[Path, str]:
-  """`compare` of runs that are read already."""
-  from robust_jax.report import charts, comparison, comparison_page
-  panels, files = comparison.compare(runs), []
+  panels, output = comparison.compare(load_all(workdirs)), Path(output)
+  parts, files, width = [comparison.title(panels)], [], shutil.get_terminal_size().columns
   try:
     for panel in panels:
-      stem = output.stem
-      if len(panels) > 1:  # Each dataset has its files.
-        stem += '_' + ''.join(char if char.isalnum() else '_' for char in panel.dataset)
-      tables = comparison.tables(panel)
-      names = {name: f'{stem}_{name}' for name in tables} | {'figures': stem}
-      for name in {'figures', 'runs'} & tables.keys():
-        write_table(output.parent / names[name], tables[name][1])
-      write_bytes(output.parent / f'{stem}.png', charts.render(comparison.bars(panel), 'png'))
-      for chart in comparison_page.robustness_charts(panel):
-        written = write_figure(output.parent / f'{stem}_{chart.name}', chart)
-        names[chart.name] = [path.name for path in written]
-      files.append(names)
+      several = len(panels) > 1  # Each dataset has its files then.
+      stem = output.stem + (re.sub(r'\W', '_', f'_{panel.dataset}') if several else '')
+      files.append(_write_panel(panel, output.parent / stem))
+      caption, table = comparison.tables(panel)['figures']
+      parts += [f'{panel.dataset}. {caption}' if several else caption,
+                analysis.to_text(table, width), *(f'note: {note}' for note in panel.notes)]
     write_bytes(output, comparison_page.page(panels, output, files).encode())
   except OSError as error:
     raise UserError(f'--output: {output} cannot be written ({error.strerror})') from error
-  return output, _compare_summary(comparison.title(panels), [
-      (panel, *comparison.tables(panel)['figures']) for panel in panels])
+  return output, '\n\n'.join(part.rstrip() for part in parts) + '\n'
 
 
-def _compare_summary(title, panels):
-  width = shutil.get_terminal_size().columns
-  parts = [title]
-  for panel, caption, table in panels:
-    caption = f'{panel.dataset}. {caption}' if len(panels) > 1 else caption
-    parts.append(f'{caption}\n\n{analysis.to_text(table, width)}')
-    parts += [f'note: {note}' for note in panel.notes]
-  return '\n\n'.join(part.rstrip() for part in parts) + '\n'
+def _write_panel(panel, stem):
+  """Writes the files of the runs on one dataset; {name of a table or figure: of its files}."""
+  from robust_jax.report import charts, comparison, comparison_page
+  tables = comparison.tables(panel)
+  names = {name: f'{stem.name}_{name}' for name in tables} | {'figures': stem.name}
+  for name in {'figures', 'runs'} & tables.keys():
+    write_table(stem.with_name(names[name]), tables[name][1])
+  write_bytes(f'{stem}.png', charts.render(comparison.bars(panel), 'png'))
+  for chart in comparison_page.robustness_charts(panel):
+    written = write_figure(f'{stem}_{chart.name}', chart)
+    names[chart.name] = [path.name for path in written]
+  return names
 
 
 def write_table(stem, table):

@@ -32,7 +32,7 @@ _DASHES = ('-', (0, (4, 2.5)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'robust_jax', 'pdf.fonttype': 42,
           'text.parse_math': False, 'font.size': 12, 'text.color': _INK, 'axes.labelcolor': _SOFT,
           'xtick.color': _SOFT, 'ytick.color': _SOFT, 'axes.edgecolor': _SOFT, 'grid.color': _RULE,
-          'axes.formatter.use_mathtext': False}
+          'axes.formatter.use_mathtext': False, 'axes.labelpad': 7}
 # Space around the axes in points.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 44
 

@@ -138,8 +138,8 @@ def _on_common_images(logs, what, notes):
   cut = on_each(lambda log: analysis.on_images(log, idx), logs)
   other = other_label(present(cut))
   if other:
-    raise UserError(f'the runs differ in the labels of the {what} images, as of idx {other[2]}; '
-                    'runs on the same dataset are needed')
+    raise UserError(f'the runs must be on the same dataset, got other labels of {what} images, '
+                    f'idx {other[2]} for one')
   return cut, True
 
 

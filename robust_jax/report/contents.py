@@ -98,8 +98,8 @@ def load_all(folders) -> list[Contents]:
         file, _, name = str(run.get('point', {}).get('config', '')).partition(':')
         names[folder / run['workdir']] = name or Path(file).stem
     except (KeyError, TypeError, AttributeError) as error:
-      raise UserError(f'{folder / SWEEP}: the workdir of each run is needed '
-                      f'({type(error).__name__} {error})') from error
+      raise UserError(f'{folder / SWEEP} must name the workdir of each run, got '
+                      f'{type(error).__name__} {error}') from error
   once = {path.resolve(): path for path in reversed(names)}
   return [load(path)._replace(experiment=names[path]) for path in reversed(once.values())]
 
@@ -125,7 +125,7 @@ def _metrics(path):
   def parse(line, number):
     row = records.parse_json(line, number)
     if not {'split', 'step'} <= row.keys():
-      raise ValueError(f'split and step are needed, got {records.short(line)}')
+      raise ValueError(f'must have split and step, got {records.short(line)}')
     return row
 
   for row in records.read(path, parse) if path.exists() else []:

@@ -24,7 +24,7 @@ _WORKDIR = {'config.json', 'stages.json'}
 _SPLITS = ('train', 'test', 'val', 'validation')
 
 
-class Source(NamedTuple):
+class FoundLog(NamedTuple):
   """A log and what is known of it; None where nothing says it.
 
   Attributes:
@@ -49,7 +49,7 @@ class Source(NamedTuple):
 
 
 def collect(paths: Sequence[str],
-            given: dict[str, Any] | None = None) -> tuple[list[Source], list[str]]:
+            given: dict[str, Any] | None = None) -> tuple[list[FoundLog], list[str]]:
   """Reads logs: files, workdirs, and folders that are searched; each log once.
 
   A folder is searched with those in it, in the order of their names. Hidden files, what else a
@@ -60,22 +60,22 @@ def collect(paths: Sequence[str],
     given: {'dataset' or 'sigma': value} of published tables.
 
   Returns:
-    (sources, skipped): the logs, and a line about each thing in a folder that is none, or is
+    (logs, skipped): the logs, and a line about each thing in a folder that is none, or is
     damaged.
 
   Raises:
     UserError: no such path, a file named by itself that is malformed, a folder without a log.
   """
-  sources, skipped = {}, []
+  once, skipped = {}, []
   for path in map(Path, paths):
     found, remarks = _search(path, given) if path.is_dir() else ([load(path, given)], [])
     skipped += remarks
-    for source in found:
-      sources.setdefault(source.path.resolve(), source)
-  return list(sources.values()), skipped
+    for one in found:
+      once.setdefault(one.path.resolve(), one)
+  return list(once.values()), skipped
 
 
-def load(path, given=None) -> Source:
+def load(path, given=None) -> FoundLog:
   """Reads one log, with what its settings, its path or `given` say; see `collect`.
 
   Raises:
@@ -91,7 +91,7 @@ def load(path, given=None) -> Source:
   known |= {**(given or {}), **log.settings}
   dataset = known.get('dataset')
   number = lambda value: float(value) if isinstance(value, int | float) else None
-  return Source(
+  return FoundLog(
       path=path, log=log, votes=logs.read_votes(path),
       # Any images may be in a 'folder'.
       dataset=None if dataset in (None, 'folder') else str(dataset),
@@ -99,97 +99,97 @@ def load(path, given=None) -> Source:
       training_noise=number(known.get('training_noise')), remarks=_remarks(path, log))
 
 
-def check_alike(sources: Sequence[Source], *, same_images=True) -> list[str]:
+def check_alike(found: Sequence[FoundLog], *, same_images=True) -> list[str]:
   """A line for each split in which the logs of one dataset number its images differently.
 
   Args:
-    sources: the logs.
+    found: the logs.
     same_images: whether one idx has to be one image in all of them.
 
   Raises:
     UserError: logs are of different datasets, or may be as labels differ; with `same_images` also
       where splits or labels differ. It names two files.
   """
-  known = [source for source in sources if source.dataset is not None]
-  for source in known[1:]:
-    if source.dataset != known[0].dataset:
-      raise UserError(f'logs of one dataset are needed, but {known[0].path} is of '
-                      f'{known[0].dataset}, {source.path} of {source.dataset}')
-  splits = [[source for source in sources if source.train_split == split]
+  known = [one for one in found if one.dataset is not None]
+  for one in known[1:]:
+    if one.dataset != known[0].dataset:
+      raise UserError(f'the logs must be of one dataset, got {known[0].path} of '
+                      f'{known[0].dataset}, {one.path} of {one.dataset}')
+  splits = [[one for one in found if one.train_split == split]
             for split in (True, False)]
   if same_images and all(splits):
-    raise UserError(f'logs of one split are needed, but {splits[0][0].path} is of a train split, '
-                    f'{splits[1][0].path} is not')
+    raise UserError(f'the logs must be of one split, got {splits[0][0].path} of a train split, '
+                    f'{splits[1][0].path} of another')
   lines = []
   for same in splits:
-    found = other_label([source.log for source in same])
-    if found:
-      first, second, idx = found
+    other = other_label([one.log for one in same])
+    if other:
+      first, second, idx = other
       lines.append(f'idx {idx} has one label in {same[first].path} and another in '
                    f'{same[second].path}; they number the images differently')
-      if same_images or len(known) < len(sources):
+      if same_images or len(known) < len(found):
         raise UserError(f'{lines[0]}, or are of different datasets')
   return lines
 
 
-def other_noise(source: Source) -> bool:
+def other_noise(one: FoundLog) -> bool:
   """Whether a network is known to have been trained with another noise than that of the log."""
-  known = None not in (source.sigma, source.training_noise)
-  return known and source.sigma != source.training_noise
+  known = None not in (one.sigma, one.training_noise)
+  return known and one.sigma != one.training_noise
 
 
-def stopped_early(sources: Sequence[Source]) -> list[str]:
+def stopped_early(found: Sequence[FoundLog]) -> list[str]:
   """Lines on published logs that end before others with the same distance between images."""
-  kind = lambda source: (_distance(source.log.idx), source.train_split)
-  tables = [source for source in sources if len(source.log.idx) > 1 and not source.log.settings]
+  kind = lambda one: (_distance(one.log.idx), one.train_split)
+  tables = [one for one in found if len(one.log.idx) > 1 and not one.log.settings]
   ends = {}
-  for source in tables:
-    ends[kind(source)] = max(ends.get(kind(source), 0), source.log.idx.max())
-  return [f'{source.path}: {len(source.log.idx)} images, up to idx {source.log.idx.max()}; '
-          f'other logs go up to {ends[kind(source)]}' for source in tables
-          if source.log.idx.max() < ends[kind(source)]]
+  for one in tables:
+    ends[kind(one)] = max(ends.get(kind(one), 0), one.log.idx.max())
+  return [f'{one.path}: {len(one.log.idx)} images, up to idx {one.log.idx.max()}; '
+          f'other logs go up to {ends[kind(one)]}' for one in tables
+          if one.log.idx.max() < ends[kind(one)]]
 
 
-def differences(sources: Sequence[Source]) -> list[str]:
+def differences(found: Sequence[FoundLog]) -> list[str]:
   """A line for each setting by which certificates of several logs differ, naming files.
 
   And for dataset and split, where logs are not of the same.
   """
   lines = []
   for name, values in (
-      ('dataset', [source.dataset for source in sources]),
-      ('split', ['train' if source.train_split else 'not train' for source in sources])):
+      ('dataset', [one.dataset for one in found]),
+      ('split', ['train' if one.train_split else 'not train' for one in found])):
     numbers = {value: [i for i, each in enumerate(values) if each == value]
                for value in values if value is not None}
-    lines += [_differs(name, numbers, sources)] if len(numbers) > 1 else []
-  settings = [{**source.log.settings, **({} if source.sigma is None else {'sigma': source.sigma})}
-              for source in sources]
-  return lines + [_differs(name, values, sources)
+    lines += [_differs(name, numbers, found)] if len(numbers) > 1 else []
+  settings = [{**one.log.settings, **({} if one.sigma is None else {'sigma': one.sigma})}
+              for one in found]
+  return lines + [_differs(name, values, found)
                   for name, values in differing_settings(settings).items()]
 
 
-def off_grid(sources: Sequence[Source], radii) -> list[str]:
+def off_grid(found: Sequence[FoundLog], radii) -> list[str]:
   """A line for each log that has decided some radii only, and not all of these."""
   lines, listed = [], lambda radii: ', '.join(f'{radius:g}' for radius in radii)
-  for source in sources:
-    others = np.asarray(radii)[~is_decided(source.log, radii)]
+  for one in found:
+    others = np.asarray(radii)[~is_decided(one.log, radii)]
     if len(others):
-      grid = decided_radii(source.log)
-      lines.append(f'{source.path}: the radii {listed(grid)} were decided' + ''.join(
+      grid = decided_radii(one.log)
+      lines.append(f'{one.path}: the radii {listed(grid)} were decided' + ''.join(
           f'; {listed(some)}: {known}' for some, known in (
               (others[others < grid[-1]], 'at least the accuracy of the next larger one'),
               (others[others > grid[-1]], 'nothing is known')) if len(some)))
   return lines
 
 
-def comparable(sources: Sequence[Source], radii) -> list[bool]:
+def comparable(found: Sequence[FoundLog], radii) -> list[bool]:
   """[num_radii + 1]: whether the accuracies at each radius, and the ACRs, mean the same for all.
 
   Those of logs with one grid do, or without any. Where grids differ, a radius has to be on all.
   """
-  if len({json.dumps(source.log.settings.get('radii')) for source in sources}) == 1:
+  if len({json.dumps(one.log.settings.get('radii')) for one in found}) == 1:
     return [True] * (len(radii) + 1)
-  return [*np.all([is_decided(source.log, radii) for source in sources], axis=0).tolist(), False]
+  return [*np.all([is_decided(one.log, radii) for one in found], axis=0).tolist(), False]
 
 
 def names(paths: Sequence[Path]) -> tuple[str, list[str]]:
@@ -209,7 +209,7 @@ def names(paths: Sequence[Path]) -> tuple[str, list[str]]:
 
 
 def _search(folder, given):
-  """(sources, skipped) of a folder and those in it."""
+  """(logs, skipped) of a folder and those in it."""
   found, damaged, others = [], [], []
   for root, folders, files in os.walk(folder):
     root = Path(root)
@@ -230,8 +230,8 @@ def _search(folder, given):
         damaged.append(str(error))
   if not found:
     there = damaged[0] if damaged else ', '.join(others[:3]) + ' ...' * (len(others) > 3)
-    raise UserError(f'{folder}: no certification log in it ({there or "it is empty"}); '
-                    'certify.jsonl, certify.tsv or published tables are needed')
+    raise UserError(f'{folder} must have a certify.jsonl, certify.tsv or published tables in it, '
+                    f'got {there or "an empty folder"}')
   if others:
     more = f' and {len(others) - 6} more' if len(others) > 6 else ''
     damaged.append(f'{folder}: {", ".join(others[:6])}{more}: no certification log')
@@ -287,10 +287,10 @@ def _distance(idx):
   return int(np.gcd.reduce(np.diff(np.sort(idx))))
 
 
-def _differs(name, values, sources):
-  """A line that names the first file of each value; values: {value: numbers of the sources}."""
+def _differs(name, values, found):
+  """A line that names the first file of each value; values: {value: numbers of the logs}."""
   each = ', '.join(
-      f'{value} in {sources[numbers[0]].path}'
+      f'{value} in {found[numbers[0]].path}'
       + (f' and {len(numbers) - 1} more' if len(numbers) > 1 else '')
       for value, numbers in values.items())
   return f'{name} differs: {each}'
