@@ -11,8 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from robust_jax.data import decode as image_rules
-from robust_jax.data import lazy
+from robust_jax.data import decode, lazy
 from robust_jax.errors import UserError
 from robust_jax.types import Batch
 
@@ -74,7 +73,7 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     start_step: the first step, not 0 when a run is resumed.
     augment: 'crop' pads by 4 black pixels on every side and crops at random; 'crop_flip' also
       mirrors left to right, half of the time. 'resized_crop' resizes a random part of the
-      original image (`images.crop_box`) and mirrors likewise.
+      original image (`decode.crop_box`) and mirrors likewise.
     tangents: None, or what maps indices [batch] to tangent directions [batch, d, k]; see
       `tangents.load`. They go into batch.aux; being those of the images as they are, they exclude
       augmentation.
@@ -94,9 +93,35 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
   if batch_size % num_hosts:
     raise UserError(f'config.train.batch_size must be a multiple of the {num_hosts} hosts, got '
                     f'{batch_size}')
-  epoch_steps = steps_per_epoch(dataset, batch_size)
   rows = slice(host * batch_size // num_hosts, (host + 1) * batch_size // num_hosts)
+  choose = _choice(dataset, batch_size, seed)
 
+  def make_batch(step, rng):
+    # Augmentation is drawn for the batch of all hosts, of which each keeps its rows.
+    shifts = rng.integers(0, 2 * CROP_PADDING, (batch_size, 2), endpoint=True)[rows]
+    flips = rng.integers(0, 1, batch_size, endpoint=True)[rows]
+    index, mask = (values[rows] for values in choose(int(step)))
+    if augment == 'resized_crop':
+      draws = rng.random((batch_size, decode.CROP_TRIES, 4))[rows]
+      images = lazy.map_originals(dataset.images, index, lambda image, row: (
+        decode.resized_crop(image, dataset.image_shape[:2], draws[row], flips[row])))
+    else:
+      images = dataset.images[index]
+    if augment in ('crop', 'crop_flip'):
+      images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
+    batch = _batch(dataset, images, index, mask)
+    if tangents is None:
+      return batch
+    return batch._replace(aux={'tangents': np.asarray(tangents[index], np.float32)})
+
+  steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
+  # Sliced after random_map, whose generator depends on the step in the whole run.
+  return iter(steps[start_step:].to_iter_dataset(_READ))
+
+
+def _choice(dataset, batch_size, seed):
+  """The function step -> ([batch_size] index, [batch_size] mask) of a run, over all hosts."""
+  epoch_steps = steps_per_epoch(dataset, batch_size)
   num_extra, extra_examples = _num_extra(dataset.mixture, batch_size), _extra_examples(dataset)
   num_first, first_examples = batch_size - num_extra, dataset.num_examples - extra_examples
   # Evenly, so that every device and part of a batch has about its share.
@@ -115,11 +140,9 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     return first_examples + order
 
   def choose(step):
-    """([batch_size] index, [batch_size] mask), over all hosts."""
     epoch, epoch_step = divmod(step, epoch_steps)
-    index = np.empty(batch_size, np.int64)
+    index, mask = np.empty(batch_size, np.int64), np.empty(batch_size, np.float32)
     index[~is_extra] = epoch_order(epoch)[epoch_step]
-    mask = np.empty(batch_size, np.float32)
     mask[~is_extra] = epoch_step * num_first + np.arange(num_first) < first_examples
     if num_extra:
       number, place = divmod(step, extra_examples // num_extra)
@@ -127,27 +150,7 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
       mask[is_extra] = dataset.mixture.weight
     return index, mask
 
-  def make_batch(step, rng):
-    # Augmentation is drawn for the batch of all hosts, of which each keeps its rows.
-    shifts = rng.integers(0, 2 * CROP_PADDING, (batch_size, 2), endpoint=True)[rows]
-    flips = rng.integers(0, 1, batch_size, endpoint=True)[rows]
-    index, mask = (values[rows] for values in choose(int(step)))
-    if augment == 'resized_crop':
-      draws = rng.random((batch_size, image_rules.CROP_TRIES, 4))[rows]
-      images = lazy.map_originals(dataset.images, index, lambda image, row: (
-        image_rules.resized_crop(image, dataset.image_shape[:2], draws[row], flips[row])))
-    else:
-      images = dataset.images[index]
-    if augment in ('crop', 'crop_flip'):
-      images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
-    batch = _batch(dataset, images, index, mask)
-    if tangents is None:
-      return batch
-    return batch._replace(aux={'tangents': np.asarray(tangents[index], np.float32)})
-
-  steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
-  # Sliced after random_map, whose generator depends on the step in the whole run.
-  return iter(steps[start_step:].to_iter_dataset(_READ))
+  return choose
 
 
 def eval_batches(dataset, *, batch_size, start=0, stride=1, num_images=None):

@@ -39,37 +39,42 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
       labels than of images, a label that is no class, or a file with labels of other images.
   """
   if name.endswith('.npz'):
-    images, own_labels = _read_images(Path(name), needs_labels=labels is None)
+    images, values = _read_images(Path(name), needs_labels=labels is None)
   else:
     try:
       dataset = datasets.load(name, split, data_dir=data_dir, image_size=image_size,
                               channels=channels, pad=pad, at_once=False)
     except UserError as error:
       raise UserError(f'config.extra: {error}') from error
-    images, own_labels = dataset.images, dataset.labels
-    file_title = labels and _first_line(labels)
-    if file_title and file_title.startswith(_TITLE) and file_title != title(dataset):
-      raise UserError(f'config.extra.labels must be {title(dataset)[2:]} (config.extra.name and '
-                      f'split), got {labels!r} with {file_title[2:]}')
-    if labels is None and dataset.class_names != like.class_names:
-      raise UserError(f'config.extra.name is {name!r}, whose classes are not those of '
-                      f'{like.name!r}: set config.extra.labels to a file of labels')
+    _check_classes(dataset, labels, like)
+    images, values = dataset.images, dataset.labels
   if images.shape[1:] != like.image_shape:
     raise UserError(f'config.extra.name is {name!r}: its images must have the shape '
                     f'{like.image_shape} of those of {like.name!r}, got {images.shape[1:]}')
-  labels_from = (f'config.extra.name is {name!r}' if labels is None else
-                 f'config.extra.labels is {labels!r}')
-  values = own_labels if labels is None else read_labels(labels)
+  place = f'config.extra.name is {name!r}'
+  if labels is not None:
+    place, values = f'config.extra.labels is {labels!r}', read_labels(labels)
   if len(values) != len(images):
-    raise UserError(f'{labels_from}: it must have {len(images)} labels, one for each image of '
+    raise UserError(f'{place}: it must have {len(images)} labels, one for each image of '
                     f'{name if name.endswith(".npz") else f"{name} {split}"!r}, got {len(values)}')
   if isinstance(values, np.ndarray):  # Others are a dataset's own, read with its images.
     wrong = np.flatnonzero((values < 0) | (values >= like.num_classes))
     if len(wrong):
-      raise UserError(f'{labels_from}: the label of example {wrong[0]} must be in '
+      raise UserError(f'{place}: the label of example {wrong[0]} must be in '
                       f'0..{like.num_classes - 1}, got {values[wrong[0]]}')
     values = values.astype(np.int32)
   return like._replace(name=name, split=split, images=images, labels=values)
+
+
+def _check_classes(dataset, labels, like):
+  """Raises UserError where `labels` are of other examples, or without them the classes differ."""
+  file_title = labels and _first_line(labels)
+  if file_title and file_title.startswith(_TITLE) and file_title != title(dataset):
+    raise UserError(f'config.extra.labels must be {title(dataset)[2:]} (config.extra.name and '
+                    f'split), got {labels!r} with {file_title[2:]}')
+  if labels is None and dataset.class_names != like.class_names:
+    raise UserError(f'config.extra.name is {dataset.name!r}, whose classes are not those of '
+                    f'{like.name!r}: set config.extra.labels to a file of labels')
 
 
 def title(dataset):
