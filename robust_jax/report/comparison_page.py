@@ -81,20 +81,13 @@ def training_charts(panel: Panel) -> list[Chart]:
           for split in ('train', 'test') for row in each.metrics[split]]
   if not rows:
     return []
-  x_name = 'epoch' if all('epoch' in row for row in rows) else 'step'
-  found = []
-  for split, name in (('train', 'loss'), ('train', 'accuracy'), ('test', 'loss'),
-                      ('test', 'accuracy')):
-
-    def curve(each, split=split, name=name):
-      kept = [row for row in each.metrics[split] if row.get(name) is not None]
-      return np.array([row[x_name] for row in kept]), np.array([row[name] for row in kept])
-
-    lines = _lines(panel, [[curve(each) for each in group.runs] for group in panel.groups])
-    found.append(Chart(
-        f'{split}-{name}', f'{split.capitalize()} {name}', x_name, lines,
-        percent=name == 'accuracy', size=(520, 300), in_legend=len(panel.groups) <= _MANY))
-  return found
+  x_name = run.training_axis(rows)
+  curves = lambda split, name: [[run.training_curve(each.metrics[split], name, x_name)
+                                 for each in group.runs] for group in panel.groups]
+  return [Chart(f'{split}-{name}', f'{split.capitalize()} {name}', x_name,
+                _lines(panel, curves(split, name)), percent=name == 'accuracy', size=(520, 300),
+                in_legend=len(panel.groups) <= _MANY)
+          for split in ('train', 'test') for name in ('loss', 'accuracy')]
 
 
 def _lines(panel, curves, *, steps=False, marks=False):

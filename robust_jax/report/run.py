@@ -302,6 +302,17 @@ def _training_table(metrics):
   return Table(columns + ['test loss', 'test accuracy'] if test else columns, rows)
 
 
+def training_axis(rows) -> str:
+  """What training is drawn against: the epoch, or the step where a row has none."""
+  return 'epoch' if all('epoch' in row for row in rows) else 'step'
+
+
+def training_curve(rows, name, x_name):
+  """(x, y), [num_points] each, of the rows of metrics that have a value of this name."""
+  kept = [row for row in rows if row.get(name) is not None]
+  return np.array([row[x_name] for row in kept]), np.array([row[name] for row in kept])
+
+
 def _training_charts(metrics):
   """A chart of every metric, loss and accuracy first."""
   rows = metrics['train'] + metrics['test']
@@ -310,11 +321,10 @@ def _training_charts(metrics):
   names = {name for row in rows for name, value in row.items() if isinstance(value, int | float)
            and name not in ('split', 'step', 'epoch', 'images_per_second')}
   first = [name for name in ('loss', 'accuracy', 'learning_rate') if name in names]
-  x_name = 'epoch' if all('epoch' in row for row in rows) else 'step'
+  x_name = training_axis(rows)
 
   def line(split, name, style):
-    kept = [row for row in metrics[split] if row.get(name) is not None]
-    x, y = charts.average([row[x_name] for row in kept], [row[name] for row in kept])
+    x, y = charts.average(*training_curve(metrics[split], name, x_name))
     return Line(split, style, x, y, marks=split == 'test' and len(x) <= 30)
 
   return [Chart(f'training-{name}', name.replace('_', ' ').capitalize(), x_name,
