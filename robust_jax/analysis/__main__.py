@@ -11,6 +11,7 @@ correct time`), or a folder that is searched for all of these; of `runs` a workd
 """
 
 import argparse
+import inspect
 import math
 import shutil
 import sys
@@ -23,30 +24,14 @@ from robust_jax.workdir import write_bytes
 
 FORMATS = {'text': analysis.to_text, 'markdown': analysis.to_markdown, 'latex': analysis.to_latex,
            'csv': analysis.to_csv}
-# {command: (what it does, examples)}
-ABOUT = {
-    'table': ("""\
-One row a log: certified accuracy in % at each radius with its 95% interval over images, average
-certified radius, abstention, mean draws and seconds an image.""", (
-        'runs/demo', 'runs --radii=0,0.5,1 --format=csv > runs.csv', 'runs/demo --simultaneous')),
-    'envelope': ("""\
-The best certified accuracy in % over many logs of one dataset, at each radius by itself, as
-published tables show it, and the log that attains it. Logs of a train split, those of networks
-trained with another noise than they are certified with, and empty ones are left out and listed.
-Our logs say which they are, published ones by paths as in noise_0.25/test/sigma_0.25.""", (
-        'runs/sweep', 'logs/cohen/imagenet --radii=0.5,1,1.5,2 --decimals=0')),
-    'compare': ("""\
-Certified accuracy in % and average certified radius on the images that all logs have, and
-differences from the first log with paired 95% intervals.""", (
-        'runs/gaussian runs/smoothadv --radii=0.5,1', 'runs/seeds --format=markdown')),
-    'plot': ('Curves of certified accuracy against radius, one colour a log.', (
-        'runs/gaussian runs/smoothadv --output=curves.svg',
-        'runs --output=curves.png --intervals')),
-    'runs': ("""\
-Of one workdir its page, report.html, with tables/ and figures/; of several, or a sweep's folder,
-one page that compares them, with mean ± 95% interval over seeds, and its tables and figures.""", (
-        'runs/demo', 'runs/sweep runs/other --output=compare.html')),
-}
+EXAMPLES = {
+    'table': ('runs/demo', 'runs --radii=0,0.5,1 --format=csv > runs.csv',
+              'runs/demo --simultaneous'),
+    'envelope': ('runs/sweep', 'logs/cohen/imagenet --radii=0.5,1,1.5,2 --decimals=0'),
+    'compare': ('runs/gaussian runs/smoothadv --radii=0.5,1', 'runs/seeds --format=markdown'),
+    'plot': ('runs/gaussian runs/smoothadv --output=curves.svg',
+             'runs --output=curves.png --intervals'),
+    'runs': ('runs/demo', 'runs/sweep runs/other --output=compare.html')}
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,10 +50,9 @@ def make_parser():
                                    help=argparse.SUPPRESS)
   for run in (table, envelope, compare, plot, runs):
     name = run.__name__
-    about, examples = ABOUT[name]
-    examples = ''.join(f'\n  {parser.prog} {name} {words}' for words in examples)
-    command = commands.add_parser(name, description=about, epilog=f'examples:{examples}',
-                                  formatter_class=layout, allow_abbrev=False)
+    examples = ''.join(f'\n  {parser.prog} {name} {words}' for words in EXAMPLES[name])
+    command = commands.add_parser(name, description=inspect.getdoc(run), allow_abbrev=False,
+                                  epilog=f'examples:{examples}', formatter_class=layout)
     command.set_defaults(run=run)
     if name == 'runs':
       command.add_argument('path', nargs='+', metavar='DIR', help="workdir, or a sweep's folder")
@@ -104,6 +88,9 @@ def make_parser():
 
 
 def table(flags):
+  """One row a log: certified accuracy in % at each radius with its 95% interval over images,
+  average certified radius, abstention, mean draws and seconds an image.
+  """
   found = _collect(flags)
   _warn(found_logs.differences(found), but='sigma ')
   _print(flags, found, log_tables.logs_table, """\
@@ -113,6 +100,11 @@ draws, seconds: mean an image.""")
 
 
 def envelope(flags):
+  """The best certified accuracy in % over many logs of one dataset, at each radius by itself, as
+  published tables show it, and the log that attains it. Logs of a train split, those of networks
+  trained with another noise than they are certified with, and empty ones are left out and listed.
+  Our logs say which they are, published ones by paths as in noise_0.25/test/sigma_0.25.
+  """
   found = _without(_collect(flags), lambda one: _no_part(one, flags))
   _warn(found_logs.check_alike(found, same_images=False))
   _warn(found_logs.differences(found), but=('sigma ', 'split '))
@@ -121,6 +113,9 @@ def envelope(flags):
 
 
 def compare(flags):
+  """Certified accuracy in % and average certified radius on the images that all logs have, and
+  differences from the first log with paired 95% intervals.
+  """
   found = _without(_collect(flags), _empty)
   if len(found) < 2:
     raise UserError(f'compare must have two logs or more, got {found[0].path}')
@@ -135,6 +130,7 @@ images that all {len(found)} logs have: {shared}; ± 95% interval over images, p
 
 
 def plot(flags):
+  """Curves of certified accuracy against radius, one colour a log."""
   from robust_jax.report import charts  # matplotlib takes half a second.
   output = Path(flags.output)
   kind = output.suffix.lower().removeprefix('.')
@@ -152,6 +148,10 @@ def plot(flags):
 
 
 def runs(flags):
+  """Of one workdir its page, report.html, with tables/ and figures/; of several, or a sweep's
+  folder, one page that compares them, with mean ± 95% interval over seeds, and its tables and
+  figures.
+  """
   if len(flags.path) == 1 and not report.is_sweep(flags.path[0]):
     if flags.output:
       raise UserError(f'--output needs several workdirs, got {flags.path[0]}, whose page is its '

@@ -33,6 +33,33 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
     UserError: another certifier, a setting that is missing or out of range, or counts that are not
       those of the settings, or do not give the radii of the log at its own alpha.
   """
+  _check(log, votes, path)
+  settings = log.settings
+  noise = settings.get('noise', 'gaussian')
+  certify = lambda alpha: fixed.certificate(
+      votes.counts0, votes.counts, alpha=alpha,
+      **{name: settings[name] for name in ('sigma', 'n', 'bound')})
+  own = certify(noise_sources.counted_alpha(settings['alpha'], noise))
+  other = np.flatnonzero((own.prediction != log.predict)
+                         | ~np.isclose(own.radius, log.radius, atol=1e-6))
+  if len(other):
+    i = other[0]
+    raise UserError(f'{path}: idx {log.idx[i]} must have class {own.prediction[i]} and radius '
+                    f'{own.radius[i]:.6g}, which its counts give, got {log.predict[i]} and '
+                    f'{log.radius[i]:.6g}')
+  alpha = settings['alpha'] / len(log.idx)
+  # What the draws of an image may be off by does not shrink with alpha.
+  lost = 0. if noise == 'gaussian' else settings.get('noise_loss')
+  if type(lost) is not float or not 0 <= lost < alpha:
+    raise UserError(f'{path}: the setting noise_loss must be in [0, {alpha:.3g}), alpha over the '
+                    f'number of images, got {lost!r}')
+  new = certify(alpha - lost)
+  return log._replace(predict=new.prediction, radius=new.radius,
+                      correct=new.prediction == log.label, settings={**settings, 'alpha': alpha})
+
+
+def _check(log, votes, path):
+  """Refuses other certifiers, settings out of range, and more votes than draws."""
   settings = log.settings
   if settings.get('name') != 'fixed':
     raise UserError(f"{path}: the certifier must be 'fixed', whose counts give certificates at any "
@@ -52,32 +79,3 @@ def simultaneous(log: Log, votes: Votes, *, path='log') -> Log:
     if len(more):
       raise UserError(f'{path}: idx {log.idx[more[0]]} must have at most {num} votes, the setting '
                       f'{name}, got {counts[more[0]].sum()}')
-  noise = settings.get('noise', 'gaussian')
-  counted = noise_sources.counted_alpha(settings['alpha'], noise)
-  _check(log, _certify(votes, settings, counted), path)
-  alpha = settings['alpha'] / len(log.idx)
-  # What the draws of an image may be off by does not shrink with alpha.
-  lost = 0. if noise == 'gaussian' else settings.get('noise_loss')
-  if type(lost) is not float or not 0 <= lost < alpha:
-    raise UserError(f'{path}: the setting noise_loss must be in [0, {alpha:.3g}), alpha over the '
-                    f'number of images, got {lost!r}')
-  predict, radius = _certify(votes, settings, alpha - lost)
-  return log._replace(predict=predict, radius=radius, correct=predict == log.label,
-                      settings={**settings, 'alpha': alpha})
-
-
-def _certify(votes, settings, alpha):
-  """(predict, radius), [num_images] each, that follow from the votes at this alpha."""
-  found = fixed.certificate(votes.counts0, votes.counts, alpha=alpha,
-                            **{name: settings[name] for name in ('sigma', 'n', 'bound')})
-  return found.prediction, found.radius
-
-
-def _check(log, certificates, path):
-  predict, radius = certificates
-  other = np.flatnonzero((predict != log.predict) | ~np.isclose(radius, log.radius, atol=1e-6))
-  if len(other):
-    i = other[0]
-    raise UserError(f'{path}: idx {log.idx[i]} must have class {predict[i]} and radius '
-                    f'{radius[i]:.6g}, which its counts give, got {log.predict[i]} and '
-                    f'{log.radius[i]:.6g}')
