@@ -52,13 +52,8 @@ def processor():
 
 def gpu():
   """Name and driver of the first GPU; '' if there is none."""
-  try:
-    answer = subprocess.run(
-        ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader'],
-        capture_output=True, text=True, check=True).stdout
-  except (OSError, subprocess.CalledProcessError):
-    return ''
-  return answer.splitlines()[0]
+  return _answer('nvidia-smi', '--query-gpu=name,driver_version',
+                 '--format=csv,noheader').partition('\n')[0]
 
 
 def busy_share(seconds=1.):
@@ -83,9 +78,13 @@ def _core_times():
 
 def commit():
   """The commit of this checkout, with a plus where files differ from it; '' without git."""
-  ask = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty=+']
+  return _answer('git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty=+')
+
+
+def _answer(*command):
+  """What a command prints; '' where it fails or does not exist."""
   try:
-    return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return ''
 
