@@ -1,6 +1,7 @@
 """Integer noise against rational arithmetic, exact probabilities and known radii."""
 
 import bisect
+import functools
 import math
 from fractions import Fraction
 
@@ -17,7 +18,7 @@ from robust_jax.certification import (
     certify,
     certify_by_rule,
     count,
-    integer,
+    integer_noise,
 )
 
 COARSE, FINE = (0.12, 255), (0.5, 255 * 4)
@@ -47,7 +48,7 @@ def rational_erfc(x):
 
 @GRIDS
 def test_thresholds_are_the_nearest_integers(sigma, steps):
-  levels = integer.thresholds(sigma, steps)
+  levels = integer_noise.thresholds(sigma, steps)
   exact_sigma = Fraction(float(np.float32(sigma)))
   root_two = Fraction(math.isqrt(2 * 10**120), 10**60)
   last = len(levels)
@@ -60,12 +61,12 @@ def test_thresholds_are_the_nearest_integers(sigma, steps):
   np.testing.assert_allclose(np.array(levels, float), expected, rtol=1e-12, atol=1)
   assert np.all(np.diff(np.array(levels, object)) <= 0)
   assert levels[-1] > 0
-  assert integer.discrepancy(sigma, steps) == (last + 1) / 2**64
+  assert integer_noise.discrepancy(sigma, steps) == (last + 1) / 2**64
 
 
 def test_discrepancy_bounds_the_distance_of_the_distributions():
   sigma, steps = 0.01, 255
-  levels = [*integer.thresholds(sigma, steps), *([0] * 10)]
+  levels = [*integer_noise.thresholds(sigma, steps), *([0] * 10)]
   root_two = Fraction(math.isqrt(2 * 10**120), 10**60)
   scale = steps * Fraction(float(np.float32(sigma))) * root_two
   tails = [rational_erfc((k - Fraction(1, 2)) / scale) for k in range(1, len(levels) + 1)]
@@ -73,12 +74,12 @@ def test_discrepancy_bounds_the_distance_of_the_distributions():
                   ([Fraction(level, 2**63) for level in levels], tails))
   masses = [[a - b for a, b in zip(values, values[1:])] for values in (drawn, exact)]
   distance = sum(abs(one - other) for one, other in zip(*masses)) / 2
-  assert 0 < distance <= Fraction(integer.discrepancy(sigma, steps))
+  assert 0 < distance <= Fraction(integer_noise.discrepancy(sigma, steps))
 
 
 def test_bisection_is_exact_at_every_threshold():
   for sigma, steps in (COARSE, (1.0, 255), (0.001, 255)):
-    levels = integer.thresholds(sigma, steps)
+    levels = integer_noise.thresholds(sigma, steps)
     table = np.zeros(1 << len(levels).bit_length(), np.uint64)
     table[1:1 + len(levels)] = levels
     values = sorted({min(max(level + by, 0), 2**63 - 1) for level in levels for by in (-1, 0, 1)} |
@@ -86,7 +87,8 @@ def test_bisection_is_exact_at_every_threshold():
     ascending = sorted(levels)
     expected = [len(levels) - bisect.bisect_right(ascending, value) for value in values]
     words = np.array([divmod(value, 2**32) for value in values], np.uint32)
-    found = jax.jit(lambda high, low, table=table: integer.magnitude(high, low, table))(*words.T)
+    magnitude = jax.jit(functools.partial(integer_noise.magnitude, table=table))
+    found = magnitude(*words.T)
     np.testing.assert_array_equal(found, expected)
     assert found[0] == len(levels)
     if (sigma, steps) == COARSE:
@@ -96,7 +98,7 @@ def test_bisection_is_exact_at_every_threshold():
 def drawn(sigma, steps, rows, pixels, seed=0):
   """[rows, pixels] integers of the noise source."""
   row_keys = keys.per_example(keys.root(seed), rows)
-  noise_fn = integer.noise(sigma, steps)
+  noise_fn = integer_noise.noise(sigma, steps)
   values = jax.jit(jax.vmap(lambda key: noise_fn(key, (pixels,), np.float32(sigma))))(row_keys)
   assert values.dtype == jnp.float32
   numbers = np.rint(np.asarray(values, np.float64) * steps)
@@ -121,24 +123,24 @@ def test_distribution(sigma, steps):
 
 
 def test_draws_depend_on_the_key_alone():
-  noise_fn = integer.noise(*COARSE)
+  noise_fn = integer_noise.noise(*COARSE)
   draw = lambda key: noise_fn(key, (6, 5), np.float32(0.12))
   row_keys = keys.per_example(keys.root(3), 7)
   loop = np.stack([draw(key) for key in row_keys])
   np.testing.assert_array_equal(jax.jit(jax.vmap(draw))(row_keys), loop)
   with jax.threefry_partitionable(False):
     np.testing.assert_array_equal(jax.jit(lambda key: draw(key))(row_keys[4]), loop[4])
-  assert integer.noise(*COARSE) is noise_fn
+  assert integer_noise.noise(*COARSE) is noise_fn
   assert len(np.unique(loop.reshape(7, -1), axis=0)) == 7
 
 
 def test_the_classifier_is_given_a_function_of_the_integer_sum():
   sigma, steps = 1.0, 255
-  most = len(integer.thresholds(sigma, steps))
+  most = len(integer_noise.thresholds(sigma, steps))
   numbers = np.arange(-most, most + 1)
   noise = numbers.astype(np.float32) * np.float32(1 / steps)
   images = np.arange(256, dtype=np.float32) / np.float32(255)
-  seen = jax.jit(integer.on_grid(lambda images: images))(images[:, None] + noise)
+  seen = jax.jit(integer_noise.on_grid(lambda images: images))(images[:, None] + noise)
   sums = np.arange(256)[:, None] + numbers
   bits = np.asarray(seen).view(np.uint32)
   order = np.zeros(256 + 2 * most, np.uint32)
@@ -184,7 +186,7 @@ def test_certificate_is_that_of_the_counts_at_less_alpha():
   np.testing.assert_allclose(found.p_lower, 0.00099 ** (1 / 500), rtol=1e-12)
   np.testing.assert_allclose(found.radius, 0.5 * special.ndtri(found.p_lower), rtol=1e-9)
   # What the draws may be off by has to fit into the hundredth.
-  least = 100 * 500 * 12 * integer.discrepancy(0.5)
+  least = 100 * 500 * 12 * integer_noise.discrepancy(0.5)
   certify(keys.root(0), above(-10_000), images, alpha=1.01 * least, **settings)
   with pytest.raises(ValueError, match='alpha .* 3.8e-11 for 500 draws of 12 pixels'):
     certify(keys.root(0), above(0), images, alpha=0.99 * least, **settings)
@@ -201,7 +203,7 @@ def test_rules_draw_integers_too(make):
   seen = []
 
   def spying_count(key, logits_fn, images, *args, noise_fn, **kwargs):
-    assert noise_fn is integer.noise(0.12)
+    assert noise_fn is integer_noise.noise(0.12)
     seen.append(np.asarray(logits_fn(np.float32([[100.3 / 255] * 5]))))
     return count(key, logits_fn, images, *args, noise_fn=noise_fn, **kwargs)
 
@@ -214,8 +216,8 @@ def test_rules_draw_integers_too(make):
 
 
 def test_noise_of_another_sigma_votes_for_nothing():
-  counts = count(keys.root(0), integer.on_grid(above(0)), np.zeros((1, 2)), [0], 0, 50, sigma=0.25,
-                 batch_size=16, noise_fn=integer.noise(0.5))
+  counts = count(keys.root(0), integer_noise.on_grid(above(0)), np.zeros((1, 2)), [0], 0, 50,
+                 sigma=0.25, batch_size=16, noise_fn=integer_noise.noise(0.5))
   np.testing.assert_array_equal(counts, [[0, 0]])
 
 
@@ -238,4 +240,4 @@ def test_invalid_input_is_named_in_one_line(change, message):
 
 def test_another_grid_has_whole_255ths():
   with pytest.raises(ValueError, match='steps .*, got 100'):
-    integer.thresholds(0.5, 100)
+    integer_noise.thresholds(0.5, 100)

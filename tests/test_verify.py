@@ -12,7 +12,7 @@ import pytest
 
 from launch import flags
 from robust_jax import stages, workdir
-from robust_jax.certification import integer, log
+from robust_jax.certification import integer_noise, log
 from robust_jax.config import experiment, sections
 from robust_jax.errors import MismatchError, UserError
 from robust_jax.stages.certify import certify
@@ -339,7 +339,7 @@ def test_integers_that_cannot_be_are_refused_before_anything_runs(make):
 
 def test_an_image_off_the_grid_is_named(make, tmp_path, monkeypatch):
   run = make('sequential, integer')
-  monkeypatch.setattr(integer, 'check_images',
+  monkeypatch.setattr(integer_noise, 'check_images',
                       lambda images: (_ for _ in ()).throw(ValueError('images have the pixel 0.3')))
   with pytest.raises(UserError, match="test image 0, config.certify.noise='integer': images have"):
     certify(run, tmp_path)

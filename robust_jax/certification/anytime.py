@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -71,10 +70,9 @@ class Anytime:
   noise: noise_sources.Noise = 'gaussian'
 
   def __post_init__(self):
-    rules.check_stopping(self)
-    rules.check(tolerance=(self.tolerance, 0 <= self.tolerance < math.inf, 'in [0, inf)'))
+    rules.check_fields(self)
     # Each raises where it cannot be.
-    _ = self.source, self.looks, rules.reach(self)
+    _ = self.source, self.num_selecting, self.looks, rules.reach(self)
 
   @functools.cached_property
   def source(self):
@@ -82,7 +80,7 @@ class Anytime:
 
   @property
   def num_selecting(self):
-    return 0 if self.choose == 'label' else self.n0
+    return rules.num_selecting(self)
 
   @functools.cached_property
   def looks(self):

@@ -11,8 +11,15 @@ from scipy import special
 TINY = 2.0**-53
 
 
-def _check(name, values, valid, expected):
-  """Raises ValueError, in one line, naming the first of `values` where `valid` is False."""
+def check(name, values, valid, expected):
+  """Raises ValueError, in one line, with the first of `values` where `valid` is False.
+
+  Args:
+    name: of the argument.
+    values: scalar or array.
+    valid: bool, broadcast against values.
+    expected: what they must be, in words.
+  """
   values, valid = np.broadcast_arrays(values, valid)
   if not valid.all():
     raise ValueError(f'{name} must be {expected}, got {values[~valid][0]}')
@@ -23,20 +30,20 @@ def _counts(k, n):
   for name, values in (('k', k), ('n', n)):
     if not np.issubdtype(values.dtype, np.integer):
       raise ValueError(f'{name} must be integers, got dtype {values.dtype}')
-  _check('n', n, n >= 1, 'at least 1')
-  _check('k', k, (k >= 0) & (k <= n), 'in 0, ..., n')
+  check('n', n, n >= 1, 'at least 1')
+  check('k', k, (k >= 0) & (k <= n), 'in 0, ..., n')
   return k.astype(np.float64), n.astype(np.float64)
 
 
 def _probability(name, p):
   p = np.asarray(p, np.float64)
-  _check(name, p, (p >= 0) & (p <= 1), 'in [0, 1]')
+  check(name, p, (p >= 0) & (p <= 1), 'in [0, 1]')
   return p
 
 
 def _alpha(alpha):
   alpha = np.asarray(alpha, np.float64)
-  _check('alpha', alpha, (alpha > 0) & (alpha < 1), 'in (0, 1)')
+  check('alpha', alpha, (alpha > 0) & (alpha < 1), 'in (0, 1)')
   return alpha
 
 
@@ -104,7 +111,7 @@ def certified_radius(p_lower, sigma, p_upper=None):
   """
   p_lower = _probability('p_lower', p_lower)
   sigma = np.asarray(sigma, np.float64)
-  _check('sigma', sigma, (sigma >= 0) & (sigma < np.inf), 'in [0, inf)')
+  check('sigma', sigma, (sigma >= 0) & (sigma < np.inf), 'in [0, inf)')
   score = special.ndtri(np.clip(p_lower, TINY, 1 - TINY))
   if p_upper is not None:
     p_upper = _probability('p_upper', p_upper)
@@ -184,7 +191,7 @@ def log_e_value(k, n, score):
   """
   k, n = _counts(k, n)
   score = np.asarray(score, np.float64)
-  _check('score', score, np.abs(score) <= 37, 'in [-37, 37]')
+  check('score', score, np.abs(score) <= 37, 'in [-37, 37]')
   misses = n - k
   above = special.ndtr(-score)
   with np.errstate(divide='ignore'):

@@ -124,7 +124,8 @@ def predict(
 
   Reference: Cohen, Rosenfeld and Kolter 2019, section 3.2.1 (PREDICT).
   """
-  rules.check(sigma=(sigma, sigma >= 0, 'at least 0'), alpha=(alpha, 0 < alpha < 1, 'in (0, 1)'))
+  bounds.check('sigma', sigma, sigma >= 0, 'at least 0')
+  bounds.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
   ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
   num = n if sigma > 0 else 1
   counts = np.asarray(count(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -44,8 +43,8 @@ class Fixed:
     batch_size: rows of one forward pass; a part of what is certified (see sampling).
     bound: which bound gives the radius.
     noise: 'gaussian', or for 8-bit images 'integer', which floating point cannot break: class and
-      radius then hold for the classifier and the images of module `integer`, with the bounds above
-      at 0.99 alpha.
+      radius then hold for the classifier and the images of module
+      `integer_noise`, with the bounds above at 0.99 alpha.
 
   Raises:
     ValueError: a field outside its range.
@@ -64,15 +63,7 @@ class Fixed:
   noise: noise_sources.Noise = 'gaussian'
 
   def __post_init__(self):
-    rules.check(
-      sigma=(self.sigma, 0 < self.sigma < math.inf, 'in (0, inf)'),
-      n0=(self.n0, self.n0 >= 1, 'at least 1'),
-      n=(self.n, self.n >= 1, 'at least 1'),
-      alpha=(self.alpha, 0 < self.alpha < 1, 'in (0, 1)'),
-      batch_size=(self.batch_size, self.batch_size >= 1, 'at least 1'),
-      bound=(self.bound, self.bound in ('one_vs_rest', 'runner_up'),
-             "'one_vs_rest' or 'runner_up'"),
-    )
+    rules.check_fields(self)
     _ = self.source  # Raises where it cannot be.
 
   @functools.cached_property

@@ -1,12 +1,13 @@
-"""Where the noise of a certificate comes from: float32 draws, or integers for 8-bit images.
+"""The two kinds of noise that a certifier can name, and all that depends on which one it is.
 
-A certifier names its source; what else depends on it is here.
+'gaussian' draws float32 (`sampling.gaussian_noise`), 'integer' whole numbers for 8-bit images
+(module `integer_noise`, which says why).
 """
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from robust_jax.certification import integer, sampling
+from robust_jax.certification import bounds, integer_noise, sampling
 
 Noise = Literal['gaussian', 'integer']
 
@@ -37,13 +38,14 @@ def make(noise: Noise, sigma) -> Source:
   """
   if noise == 'gaussian':
     return Source(sampling.gaussian_noise, lambda logits_fn: logits_fn, lambda *_: None)
-  _known(noise)
+  if noise != 'integer':
+    raise ValueError(f"noise must be 'gaussian' or 'integer', got {noise!r}")
 
   def check(images, n, alpha):
-    integer.check_images(images)
+    integer_noise.check_images(images)
     check_alpha(alpha, noise, sigma=sigma, n=n, pixels=images[0].size)
 
-  return Source(integer.noise(sigma), integer.on_grid, check)
+  return Source(integer_noise.noise(sigma), integer_noise.on_grid, check)
 
 
 def loss(noise: Noise, *, sigma, n, pixels):
@@ -51,7 +53,7 @@ def loss(noise: Noise, *, sigma, n, pixels):
 
   0 for 'gaussian', whose certificates take float32 draws for exact ones.
   """
-  return 0. if noise == 'gaussian' else n * pixels * integer.discrepancy(sigma)
+  return 0. if noise == 'gaussian' else n * pixels * integer_noise.discrepancy(sigma)
 
 
 def check_alpha(alpha, noise: Noise, *, sigma, n, pixels):
@@ -69,16 +71,7 @@ def counted_alpha(alpha, noise: Noise):
   which `check_alpha` sees to.
 
   Raises:
-    ValueError: alpha outside (0, 1), or another name.
+    ValueError: alpha outside (0, 1).
   """
-  if not 0 < alpha < 1:
-    raise ValueError(f'alpha must be in (0, 1), got {alpha}')
-  if noise == 'gaussian':
-    return alpha
-  _known(noise)
-  return (1 - INTEGER_SHARE) * alpha
-
-
-def _known(noise):
-  if noise != 'integer':
-    raise ValueError(f"noise must be 'gaussian' or 'integer', got {noise!r}")
+  bounds.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
+  return alpha if noise == 'gaussian' else (1 - INTEGER_SHARE) * alpha

@@ -100,10 +100,9 @@ class RadiusGrid:
   noise: noise_sources.Noise = 'gaussian'
 
   def __post_init__(self):
-    rules.check_stopping(self)
-    rules.check(indifference=(self.indifference, 0 <= self.indifference < 1, 'in [0, 1)'))
+    rules.check_fields(self)
     # Each raises where it cannot be.
-    _ = self.source, self.looks, self.cap_hits
+    _ = self.source, self.num_selecting, self.looks, self.cap_hits
 
   @functools.cached_property
   def source(self):
@@ -111,7 +110,7 @@ class RadiusGrid:
 
   @property
   def num_selecting(self):
-    return 0 if self.choose == 'label' else self.n0
+    return rules.num_selecting(self)
 
   @functools.cached_property
   def looks(self):

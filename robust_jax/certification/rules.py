@@ -11,6 +11,7 @@ on its own draws and the rule, not on the images beside it.
 """
 
 import math
+import typing
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -130,8 +131,9 @@ def look_schedule(n: Count, *, first_look: Count = 100, look_growth: AtLeastOne 
   Raises:
     ValueError: n or first_look below 1, look_growth below 1 or not finite.
   """
-  check(n=(n, n >= 1, 'at least 1'), first_look=(first_look, first_look >= 1, 'at least 1'),
-        look_growth=(look_growth, 1 <= look_growth < math.inf, 'in [1, inf)'))
+  bounds.check('n', n, n >= 1, 'at least 1')
+  bounds.check('first_look', first_look, first_look >= 1, 'at least 1')
+  bounds.check('look_growth', look_growth, 1 <= look_growth < math.inf, 'in [1, inf)')
   looks, multiple = [], 1
   while multiple * first_look < n:
     looks.append(multiple * first_look)
@@ -188,25 +190,28 @@ def reach(rule):
   return bounds.certified_radius(p_lower, drawn_sigma(rule.sigma))
 
 
-def check(**fields):
-  """Raises ValueError, in one line, at the first field (value, whether it is valid, what is)."""
-  for name, (value, valid, expected) in fields.items():
-    if not valid:
-      raise ValueError(f'{name} must be {expected}, got {value!r}')
+def check_fields(rule):
+  """Raises ValueError, in one line, at the first field outside the range that its type gives."""
+  for name, hint in typing.get_type_hints(type(rule), include_extras=True).items():
+    value = getattr(rule, name)
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+      choices = ' or '.join(map(repr, typing.get_args(hint)))
+      raise ValueError(f'{name} must be {choices}, got {value!r}')
+    for interval in getattr(hint, '__metadata__', ()):
+      if value not in interval:
+        raise ValueError(f'{name} must be in {interval}, got {value!r}')
 
 
-def check_stopping(rule):
-  """Raises ValueError at a field that `RadiusGrid` and `Anytime` share and that is out of range."""
-  check(
-    sigma=(rule.sigma, 0 < rule.sigma < math.inf, 'in (0, inf)'),
-    n=(rule.n, rule.n >= 1, 'at least 1'),
-    alpha=(rule.alpha, 0 < rule.alpha < 1, 'in (0, 1)'),
-    cap_share=(rule.cap_share, 0 < rule.cap_share < 1, 'in (0, 1)'),
-    futility=(rule.futility, 0 < rule.futility < 1, 'in (0, 1)'),
-    choose=(rule.choose, rule.choose in ('majority', 'label'), "'majority' or 'label'"),
-    n0=(rule.n0, rule.n0 >= 1 or rule.choose == 'label', "at least 1, or choose 'label'"),
-    batch_size=(rule.batch_size, rule.batch_size >= 1, 'at least 1'),
-  )
+def num_selecting(rule):
+  """Draws that choose the class, 0 where it is the label.
+
+  Raises:
+    ValueError: none, but the class is not the label.
+  """
+  if rule.choose == 'label':
+    return 0
+  bounds.check('n0', rule.n0, rule.n0 >= 1, "at least 1, or choose 'label'")
+  return rule.n0
 
 
 def check_counts(state, image, hits, draws, cap):
@@ -227,8 +232,7 @@ def check_counts(state, image, hits, draws, cap):
     ('hits', k, (new_hits >= 0) & (new_hits <= new_draws),
      'those of the last look and at most one more for each new draw'),
   ):
-    if not valid.all():
-      raise ValueError(f'{name} must be {expected}, got {values[~valid][0]}')
+    bounds.check(name, values, valid, expected)
   return replaced(state.hits, image, k), replaced(state.draws, image, n), k, n
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from robust_jax import analysis, certification
 from robust_jax import workdir as workdirs
-from robust_jax.certification import integer, log, noise_sources
+from robust_jax.certification import integer_noise, log, noise_sources
 from robust_jax.errors import UserError
 from robust_jax.stages import images, weights
 from robust_jax.workdir import monitoring
@@ -89,7 +89,7 @@ def _examples(run, indices):
     index, label, image = chunk.index[0], chunk.labels[0], chunk.images[0]
     if run.config['certify']['noise'] == 'integer':
       try:
-        integer.check_images(image)
+        integer_noise.check_images(image)
       except ValueError as error:
         raise UserError(f"test image {index}, config.certify.noise='integer': {error}") from error
     yield certification.Example(index, label, image)

@@ -28,7 +28,7 @@ is between the two for some k: with probability at most 2^-64 for each T_k > 0, 
 all further k (`discrepancy`). So the n draws of an image are those of g but for an event of
 probability at most n * pixels * discrepancy, whatever is computed from them: 2e-8 for 100,000 draws
 of CIFAR-10 at sigma 0.5. That may be up to a hundredth of alpha, and a hundredth is taken off it
-(see `sources`).
+(see `noise_sources`).
 
 What remains to be believed: that threefry's bits are as good as random ones, and that f is one
 function (the logits of a pass of one shape, on one machine; see `sampling`).
