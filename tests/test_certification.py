@@ -9,8 +9,6 @@ from scipy import stats
 from robust_jax import certification, keys
 from robust_jax.certification import bounds, certify, count, predict, stream
 
-# `certification.certify` is the function; this is its module.
-
 SHAPE = (6, 6, 2)
 IDS = np.array([3, 1000, 77], np.int32)
 
@@ -139,23 +137,11 @@ def test_counts_of_the_shards_add_up(logits_fn, num_shards):
 
 
 @NETWORKS
-def test_counts_under_pmap(logits_fn):
-  images, devices = some_images(), jax.local_device_count()
-
-  def shard_votes(shard, logits_fn, images, num, sigma):
-    counts = count(
-      keys.root(5), logits_fn, images, IDS, 0, num, sigma=sigma, batch_size=16, shard=shard,
-      num_shards=devices,
-    )
-    return jax.lax.psum(counts, 'devices')
-
-  mapped = jax.pmap(
-    shard_votes, axis_name='devices', in_axes=(0, None, None, None, None), out_axes=None
-  )
+def test_counts_on_devices_are_those_on_one(logits_fn):
+  counter = certification.sharded_count(jax.local_devices())
   np.testing.assert_array_equal(
-    mapped(np.arange(devices), logits_fn, images, 53, np.float32(0.12)),
-    votes(logits_fn, images, IDS, 0, 53, sigma=0.12),
-  )
+    counter(keys.root(5), logits_fn, some_images(), IDS, 0, 53, sigma=0.12, batch_size=16),
+    votes(logits_fn, some_images(), IDS, 0, 53, sigma=0.12))
 
 
 def test_example_ids_decide_the_draws():
@@ -442,6 +428,7 @@ def test_batch_equals_a_loop_of_singles():
   ({'sigma': 0.0}, 'sigma .*, got 0.0'),
   ({'sigma': float('nan')}, 'sigma .*, got nan'),
   ({'alpha': 1.0}, 'alpha .*, got 1.0'),
+  ({'batch_size': 0}, 'batch_size .*, got 0'),
   ({'bound': 'best'}, "bound .*, got 'best'"),
   ({'n0': 0}, 'n0 .*, got 0'),
 ])
@@ -467,10 +454,6 @@ def test_many_draws_are_asked_for_in_parts(monkeypatch):
   parts = certify(keys.root(0), toy(), images, **settings, count=spying_count)
   assert asked == [(0, 7), *((start, 8) for start in range(0, 48, 8)), (48, 2)]
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
-
-
-def test_certifiers_are_named():
-  assert certification.CERTIFIERS['fixed'] is certification.Fixed
 
 
 # Prediction.

@@ -122,17 +122,8 @@ def certified_radius(p_lower, sigma, p_upper=None):
 def binomial_test(k, n):
   """Exact two-sided p-value of 'both outcomes are equally likely'.
 
-  min(1, 2 P(Binomial(n, 1/2) >= max(k, n - k))).
-
-  Args:
-    k: hits, integer, broadcast against n.
-    n: draws, integer, at least 1.
-
-  Returns:
-    float64 p-values, of the broadcast shape.
-
-  Raises:
-    ValueError: counts that are not integers with 0 <= k <= n and n >= 1.
+  min(1, 2 P(Binomial(n, 1/2) >= max(k, n - k))). Arguments, result and errors as in
+  `clopper_pearson_lower`.
 
   Reference: Hung and Fithian 2019, as used by Cohen, Rosenfeld and Kolter 2019, section 3.2.1.
   """
@@ -213,17 +204,8 @@ def confidence_sequence_lower(k, n, alpha):
   together at alpha.
 
   The root is bracketed in log space and its lower side returned: never above the exact bound.
-
-  Args:
-    k: hits, integer, broadcast against n.
-    n: draws, integer, at least 1.
-    alpha: probability that a bound at any n is above the true probability, in (0, 1).
-
-  Returns:
-    float64, of the broadcast shape.
-
-  Raises:
-    ValueError: counts that are not integers with 0 <= k <= n and n >= 1; alpha outside (0, 1).
+  Arguments, result and errors as in `clopper_pearson_lower`; alpha is the probability that the
+  bound at any n is above the true probability.
 
   Reference: Robbins 1970, Ann. Math. Stat. 41; Ville 1939.
   """

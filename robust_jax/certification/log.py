@@ -257,12 +257,11 @@ def records(idx, labels, certificate: types.Certificate, seconds) -> list[dict[s
       'label': labels,
       'predict': certificate.prediction,
       'radius': certificate.radius,
-      'correct': np.asarray(certificate.prediction) == np.asarray(labels),
+      'correct': (np.asarray(certificate.prediction) == np.asarray(labels)).astype(int),
       'time': np.broadcast_to(np.asarray(seconds, float), np.shape(idx)),
+      **certificate._asdict(),
   }
-  fields = certificate._asdict()
-  columns |= {name: fields[name] for name in fields if name not in ('prediction', 'radius')}
-  columns['correct'] = columns['correct'].astype(int)
+  del columns['prediction']
   lists = [column if isinstance(column, list) else np.asarray(column).tolist()
            for column in columns.values()]
   return [dict(zip(columns, row)) for row in zip(*lists)]
@@ -316,41 +315,41 @@ def _has_dicts(value, *names):
   return isinstance(value, dict) and all(isinstance(value.get(name), dict) for name in names)
 
 
-_VALID = {
-    'idx': 'an integer >= 0',
-    'label': 'an integer >= 0',
-    'predict': f'an integer >= 0, or {ABSTAIN} (abstains)',
-    'radius': 'a finite number >= 0',
-    'correct': '1 where predict equals label, else 0',
-    'time': 'h:mm:ss or seconds >= 0',
-}
-
-
-def _row(entry):
-  """The values of one image, in the order of COLUMNS; ValueError at the first that is not valid."""
-  row = {}
-  for name in COLUMNS:
-    text = str(entry.get(name, ''))
-    try:
-      value = {'radius': float, 'time': _seconds}.get(name, int)(text)
-    except ValueError:
-      value = math.nan
-    low = ABSTAIN if name == 'predict' else 0
-    good = math.isfinite(value) and value >= low
-    if name == 'correct' and good:
-      good = value == (row['predict'] == row['label'])
-    if not good:
-      raise ValueError(f'{name} must be {_VALID[name]}, got {files.short(text)}')
-    row[name] = value
-  return tuple(row.values())
-
-
 def _seconds(text):
   clock = re.fullmatch(r'(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)', text)
   if clock is None:
     return float(text)
   days, hours, minutes, seconds = clock.groups(default='0')
   return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
+
+
+# Column: how its text is read, the least value, and what it must be, in words.
+_FIELDS = {
+    'idx': (int, 0, 'an integer >= 0'),
+    'label': (int, 0, 'an integer >= 0'),
+    'predict': (int, ABSTAIN, f'an integer >= 0, or {ABSTAIN} (abstains)'),
+    'radius': (float, 0, 'a finite number >= 0'),
+    'correct': (int, 0, '1 where predict equals label, else 0'),
+    'time': (_seconds, 0, 'h:mm:ss or seconds >= 0'),
+}
+
+
+def _row(entry):
+  """The values of one image, in the order of COLUMNS; ValueError at the first that is not valid."""
+  row = {}
+  for name, (parse, low, expected) in _FIELDS.items():
+    text = str(entry.get(name, ''))
+    try:
+      value = parse(text)
+    except ValueError:
+      value = math.nan
+    good = math.isfinite(value) and value >= low
+    if name == 'correct' and good:
+      good = value == (row['predict'] == row['label'])
+    if not good:
+      raise ValueError(f'{name} must be {expected}, got {files.short(text)}')
+    row[name] = value
+  return tuple(row.values())
 
 
 def _table_line(row):

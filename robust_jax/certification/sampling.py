@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import keys
+from robust_jax.certification import bounds
 from robust_jax.keys import standard_normal
 
 # Folded into the key, so that the draws that select a class never bound its probability. Far
@@ -26,7 +27,7 @@ INT32_MAX = 2**31 - 1
 
 
 def gaussian_noise(key, shape, sigma):
-  """N(0, sigma^2) noise for one row, [*shape] float32; see `noise.standard_normal`.
+  """N(0, sigma^2) noise for one row, [*shape] float32; see `keys.standard_normal`.
 
   `count` takes any function of one key, a shape and the traced sigma in its place.
   """
@@ -43,16 +44,11 @@ def check_draws(batch, start, num, batch_size):
     if value.shape not in ((), (batch,)):
       raise ValueError(f'{name} must have shape () or {(batch,)}, got {value.shape}')
   start, num = values.values()
-  minima = {
-    'len(images)': (batch, 1), 'start': (start.min(initial=INT32_MAX), 0),
-    'num': (num.min(initial=INT32_MAX), 0 if num.ndim else 1), 'batch_size': (batch_size, 1),
-  }
-  for name, (value, low) in minima.items():
-    if value < low:
-      raise ValueError(f'{name} must be at least {low}, got {value}')
-  last = (start + num).max()
-  if last > INT32_MAX:
-    raise ValueError(f'start + num must be at most {INT32_MAX}, got {last}')
+  for name, value, low in (('len(images)', batch, 1), ('start', start, 0),
+                           ('num', num, 0 if num.ndim else 1), ('batch_size', batch_size, 1)):
+    bounds.check(name, value, value >= low, f'at least {low}')
+  last = start + num
+  bounds.check('start + num', last, last <= INT32_MAX, f'at most {INT32_MAX}')
   rows = int(num.sum()) if num.ndim else batch * int(num)
   if rows + batch_size > INT32_MAX:
     raise ValueError(f'the rows of one call must be at most {INT32_MAX - batch_size}, got {rows} '

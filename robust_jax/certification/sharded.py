@@ -39,7 +39,8 @@ def _sharded_count(devices):
       logits_fn = jax.tree_util.Partial(logits_fn)
     start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
                   for value in (start, num))
-    return mapped(batch_size, noise_fn)(key, logits_fn, np.asarray(images, np.float32),
-                              np.asarray(example_ids, np.int32), start, num, sigma, shards)
+    return mapped(batch_size, noise_fn)(
+        key, logits_fn, np.asarray(images, np.float32), np.asarray(example_ids, np.int32),
+        start, num, sigma, shards)
 
   return count

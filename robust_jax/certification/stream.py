@@ -30,14 +30,11 @@ class Example(NamedTuple):
 
 
 class StoppedCertificate(NamedTuple):
-  """Certificates of a batch, as `types.Certificate` has them, and how they came about.
+  """Certificates of a batch, and how they came about.
 
   Attributes:
-    prediction: [batch] int, -1 where the classifier abstains.
-    radius: [batch] float64, the certified l2 radius in pixel units; 0 where it abstains.
-    p_lower: [batch] float64, lower confidence bound of the probability of the chosen class.
-    counts0: [batch, classes] int, votes that chose the class; 0 where the label did.
-    counts: [batch, classes] int, votes of the draws that were looked at.
+    prediction, radius, p_lower, counts0, counts: as in `types.Certificate`; counts0 is 0 where the
+      label is the class.
     chosen: [batch] int, the class that was tested.
     draws: [batch] int, of the last look.
     looks: for each image, [[draws, hits], ...] after every look.
@@ -54,13 +51,13 @@ class StoppedCertificate(NamedTuple):
 
 
 class Round(NamedTuple):
-  """What one call for votes has brought.
+  """The images that are decided after one call for votes, and what is known of the others.
 
   Attributes:
     index: [batch] int, the images that are decided now, in increasing order; there may be none.
-    labels: list of them.
-    certificate: Certificate of these, or StoppedCertificate by a rule that stops early; None if
-      there are none.
+    labels: list of their labels.
+    certificate: their Certificate, or StoppedCertificate by a rule that stops early; None if there
+      are none.
     seconds: [batch] float64, their shares of the time of all their calls.
     unfinished: dicts of plain values, from which the others can go on: see `certify_stream`.
   """
@@ -121,10 +118,10 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
   examples, begun = iter(examples), dict(begun or {})
   slots, images = {}, None
   while True:
-    for place in range(pool):
-      example = next(examples, None) if place not in slots else None
+    for place in sorted(set(range(pool)) - slots.keys()):
+      example = next(examples, None)
       if example is None:
-        continue
+        break
       if images is None:
         images = np.zeros((pool, *np.shape(example.image)), np.float32)
       rule.source.check(np.asarray(example.image)[None], rule.n, rule.alpha)
@@ -133,29 +130,39 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
     if not slots:
       return
     begin = time.monotonic()
-    ids, phase, start, num = np.zeros((4, pool), np.int32)
-    for place, slot in slots.items():
-      ids[place], phase[place] = slot.index, slot.chosen is not None
-      start[place], num[place] = slot.drawn, slot.wanted(rule) - slot.drawn
-    if num.sum() > _ROWS:
-      num = np.minimum(num, max(_ROWS // pool, 1))
+    ids, phase, start, num = _next_draws(rule, slots, pool)
     votes = np.asarray(count(phase_keys[phase], base, images, ids, start, num, sigma=rule.sigma,
                              batch_size=rule.batch_size, noise_fn=rule.source.noise_fn))
-    for slot in slots.values():
-      if slot.chosen is not None and not 0 <= slot.chosen < votes.shape[1]:
-        raise ValueError(f'image {slot.index}: label must be in 0, ..., {votes.shape[1] - 1}, got '
-                         f'{slot.chosen}')
     _add(rule, slots, votes, num)
     seconds = time.monotonic() - begin
     for place, slot in slots.items():
       slot.seconds += seconds * float(num[place] / num.sum())
-    decided = {place for place, slot in slots.items() if not rule.undecided(slot.state)[0]}
-    finished = sorted((slots.pop(place) for place in decided), key=lambda slot: slot.index)
-    yield Round(
-      np.array([slot.index for slot in finished], np.int64), [slot.label for slot in finished],
-      _certificate(rule, finished) if finished else None,
-      np.array([slot.seconds for slot in finished]),
-      [_saved(slot) for slot in slots.values()] + list(begun.values()))
+    yield _round(rule, slots, begun)
+
+
+def _next_draws(rule, slots, pool):
+  """(ids, phase, start, num), [pool] int32 each: the draws of the images {place: _Slot} to ask for.
+
+  phase is 0 where they choose the class and 1 where they are counted for it.
+  """
+  ids, phase, start, num = np.zeros((4, pool), np.int32)
+  for place, slot in slots.items():
+    ids[place], phase[place] = slot.index, slot.chosen is not None
+    start[place], num[place] = slot.drawn, slot.wanted(rule) - slot.drawn
+  if num.sum() > _ROWS:
+    num = np.minimum(num, max(_ROWS // pool, 1))
+  return ids, phase, start, num
+
+
+def _round(rule, slots, begun):
+  """The `Round` after a call; takes the images that are decided out of `slots`."""
+  decided = [place for place, slot in slots.items() if not rule.undecided(slot.state)[0]]
+  finished = sorted((slots.pop(place) for place in decided), key=lambda slot: slot.index)
+  return Round(
+    np.array([slot.index for slot in finished], np.int64), [slot.label for slot in finished],
+    _certificate(rule, finished) if finished else None,
+    np.array([slot.seconds for slot in finished]),
+    [_saved(slot) for slot in slots.values()] + list(begun.values()))
 
 
 def _slot(rule, example, saved):
@@ -182,9 +189,16 @@ def _saved(slot):
 
 
 def _add(rule, slots, votes, num):
-  """Adds votes [pool, classes] to the images of {place: _Slot}, and looks at those due."""
-  looking = []
+  """Adds votes [pool, classes] to the images of {place: _Slot}, and looks at those due.
+
+  Raises:
+    ValueError: a label that is no class.
+  """
+  looking, num_classes = [], votes.shape[1]
   for place, slot in slots.items():
+    if slot.chosen is not None and not 0 <= slot.chosen < num_classes:
+      raise ValueError(f'image {slot.index}: label must be in 0, ..., {num_classes - 1}, got '
+                       f'{slot.chosen}')
     slot.drawn += int(num[place])
     due = slot.drawn == slot.wanted(rule)
     if slot.chosen is None:
