@@ -163,6 +163,12 @@ def test_binomial_test_closed_forms():
   (lambda: bounds.certified_radius(1.1, 0.5), 'p_lower .*, got 1.1'),
   (lambda: bounds.certified_radius(0.9, 0.5, -0.1), 'p_upper .*, got -0.1'),
   (lambda: bounds.binomial_test(1, 0), 'n .*, got 0'),
+  (lambda: bounds.log_e_value(3, 2, 0.0), 'k .*, got 3'),
+  (lambda: bounds.log_e_value(0, 0, 0.0), 'n .*, got 0'),
+  (lambda: bounds.log_e_value(1, 2, 38.0), 'score .*, got 38.0'),
+  (lambda: bounds.log_e_value(1, 2, math.nan), 'score .*, got nan'),
+  (lambda: bounds.confidence_sequence_lower(0.5, 2, 0.1), 'k .* float64'),
+  (lambda: bounds.confidence_sequence_lower(1, 2, 0.0), 'alpha .*, got 0.0'),
 ])
 def test_invalid_input_is_named_in_one_line(call, message):
   with pytest.raises(ValueError, match=message) as error:

@@ -24,8 +24,8 @@ from robust_jax.certification.sampling import (
     check_draws,
     count,
     gaussian_noise,
+    sharded_count,
 )
-from robust_jax.certification.sharded import sharded_count
 from robust_jax.certification.stream import Example, certify_stream
 
 CERTIFIERS = {'fixed': Fixed, 'sequential': RadiusGrid, 'anytime': Anytime}

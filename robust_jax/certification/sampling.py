@@ -7,7 +7,7 @@ differently at different shapes. So images a call, ranges of draws, devices and 
 vary; batch_size may not.
 """
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from robust_jax import keys
 from robust_jax.certification import bounds
+from robust_jax.devices import parallel
 from robust_jax.keys import standard_normal
 
 # Folded into the key, so that the draws that select a class never bound its probability. Far
@@ -112,7 +113,7 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
   )
 
 
-@partial(jax.jit, static_argnames=('batch_size', 'noise_fn'))
+@functools.partial(jax.jit, static_argnames=('batch_size', 'noise_fn'))
 def _count(key, logits_fn, images, example_ids, start, num, sigma, shard, num_shards, *,
            batch_size, noise_fn):
   batch, *shape = images.shape
@@ -143,3 +144,40 @@ def _count(key, logits_fn, images, example_ids, start, num, sigma, shard, num_sh
 
   steps = (passes - shard + num_shards - 1) // num_shards
   return jax.lax.fori_loop(0, steps, run_pass, jnp.zeros((batch, num_classes), jnp.int32))
+
+
+def sharded_count(devices):
+  """`count` with its forward passes shared out over devices.
+
+  Each pass has the same shape and draws as on one device, so the counts are the same. The same
+  devices give the same function, so that stages which count alike compile it once.
+  """
+  return _sharded_count(tuple(devices))
+
+
+@functools.cache
+def _sharded_count(devices):
+  shards = np.arange(len(devices))
+
+  @functools.cache
+  def mapped(batch_size, noise_fn):
+    def count_shard(key, logits_fn, images, example_ids, start, num, sigma, shard):
+      votes = count(
+          key, logits_fn, images, example_ids, start, num, sigma=sigma, batch_size=batch_size,
+          shard=shard, num_shards=len(devices), noise_fn=noise_fn)
+      return jax.lax.psum(votes, parallel.AXIS)
+
+    return parallel.map_devices(count_shard, devices, in_axes=(None,) * 7 + (0,), out_axes=None)
+
+  def count_on_devices(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
+                       noise_fn=gaussian_noise):
+    check_draws(len(images), start, num, batch_size)
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+      logits_fn = jax.tree_util.Partial(logits_fn)
+    start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
+                  for value in (start, num))
+    return mapped(batch_size, noise_fn)(
+        key, logits_fn, np.asarray(images, np.float32), np.asarray(example_ids, np.int32),
+        start, num, sigma, shards)
+
+  return count_on_devices
