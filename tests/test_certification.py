@@ -137,15 +137,6 @@ def test_counts_on_devices_are_those_on_one(logits_fn):
     votes(logits_fn, some_images(), IDS, 0, 53, sigma=0.12))
 
 
-def test_example_ids_decide_the_draws():
-  images = np.repeat(some_images(1), 3, axis=0)
-  ids = np.array([8, 9, 8])
-  first, second, third = votes(toy(), images, ids, 0, 200)
-  np.testing.assert_array_equal(first, third)
-  assert np.any(first != second)
-  assert np.any(votes(toy(), images, ids, 200, 200)[0] != first)
-
-
 def test_new_values_compile_nothing():
   traces = []
 

@@ -71,7 +71,7 @@ class Anytime:
 
   def __post_init__(self):
     rules.check_fields(self)
-    # Each raises where it cannot be.
+    # Computed now, so that a wrong field raises here.
     _ = self.source, self.num_selecting, self.looks, rules.reach(self)
 
   @functools.cached_property

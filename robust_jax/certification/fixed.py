@@ -64,7 +64,7 @@ class Fixed:
 
   def __post_init__(self):
     rules.check_fields(self)
-    _ = self.source  # Raises where it cannot be.
+    _ = self.source  # Made now, so that a sigma that is too large raises here.
 
   @functools.cached_property
   def source(self):

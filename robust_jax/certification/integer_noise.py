@@ -44,6 +44,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_jax.certification import bounds
 from robust_jax.keys import random_words
 
 _BITS = 63
@@ -69,13 +70,10 @@ def thresholds(sigma, steps=255):
     ValueError: sigma is not positive, steps no multiple of 255, or noise that with an image of
       [0, 1] would exceed 2^20 steps.
   """
-  if not 0 < sigma < math.inf:
-    raise ValueError(f'sigma must be in (0, inf), got {sigma}')
-  if steps < 1 or steps % 255:
-    raise ValueError(f'steps must be a multiple of 255, got {steps}')
+  bounds.check('sigma', sigma, 0 < sigma < math.inf, 'in (0, inf)')
+  bounds.check('steps', steps, steps >= 1 and steps % 255 == 0, 'a positive multiple of 255')
   most = (_LARGEST / steps - 1) / 9.2
-  if sigma > most:
-    raise ValueError(f'sigma must be at most {most:g} at steps={steps}, got {sigma}')
+  bounds.check('sigma', sigma, sigma <= most, f'at most {most:g} at steps={steps}')
   return _thresholds(float(np.float32(sigma)), int(steps))
 
 
@@ -203,8 +201,7 @@ def _rounded(steps):
 def check_images(images, steps=255):
   """Raises ValueError, in one line, where a pixel is outside [0, 1] or off the grid."""
   pixels = np.asarray(images, np.float64)
-  if not ((pixels >= 0) & (pixels <= 1)).all():
-    raise ValueError('pixels must be in [0, 1], got others, or NaN')
-  off = np.abs(pixels * steps - np.rint(pixels * steps)) > steps * 2.0**-24
-  if off.any():
-    raise ValueError(f'pixels must be multiples of 1/{steps} in float32, got {pixels[off][0]}')
+  bounds.check('pixels', pixels, (pixels >= 0) & (pixels <= 1), 'in [0, 1]')
+  distance = np.abs(pixels * steps - np.rint(pixels * steps))
+  bounds.check('pixels', pixels, distance <= steps * 2.0**-24,
+               f'multiples of 1/{steps} in float32')

@@ -173,7 +173,7 @@ class Writer:
     entries = [files.plain(record) for record in records]
     new = [_row(entry)[0] for entry in entries]
     if len(set(new)) < len(new) or not self.done.isdisjoint(new):
-      raise ValueError(f'images {new}: each image may be in the log once')
+      raise ValueError(f'idx must be of images that are not in the log yet, each once, got {new}')
     begun = {entry['idx']: entry for entry in map(files.plain, unfinished)}
     if (entries or begun) and self._environment is not None:
       entries.insert(0, {'environment': self._environment})

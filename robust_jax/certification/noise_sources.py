@@ -11,7 +11,7 @@ from robust_jax.certification import bounds, integer_noise, sampling
 
 Noise = Literal['gaussian', 'integer']
 
-# What integer noise may spend of alpha on being drawn with finitely many bits.
+# The share of alpha that integer noise may spend on being drawn with finitely many bits.
 INTEGER_SHARE = 0.01
 
 
@@ -21,8 +21,8 @@ class Source(NamedTuple):
   Attributes:
     noise_fn: (key, shape, sigma) -> [*shape], for `sampling.count`.
     base: logits_fn -> logits_fn, the classifier that is smoothed, of the one that is given.
-    check: (images, n, alpha) -> None; raises ValueError for images [batch, ...], a most number of
-      draws and an alpha that it is not for; see `check_alpha`.
+    check: (images, n, alpha) -> None; raises ValueError where images [batch, ...] are not on the
+      grid of this noise, or alpha is too small for n draws (`check_alpha`).
   """
 
   noise_fn: Callable[..., Any]
@@ -34,7 +34,7 @@ def make(noise: Noise, sigma) -> Source:
   """The source of that name for N(0, sigma^2).
 
   Raises:
-    ValueError: another name, or a sigma that integers are not for.
+    ValueError: another name, or a sigma out of range (`integer_noise.thresholds`).
   """
   if noise == 'gaussian':
     return Source(sampling.gaussian_noise, lambda logits_fn: logits_fn, lambda *_: None)
@@ -49,9 +49,9 @@ def make(noise: Noise, sigma) -> Source:
 
 
 def loss(noise: Noise, *, sigma, n, pixels):
-  """The most probability with which n draws of an image are not those of exact noise.
+  """Largest probability that the n draws of an image differ from those of exact noise.
 
-  0 for 'gaussian', whose certificates take float32 draws for exact ones.
+  0 for 'gaussian', whose certificates take float32 draws as exact.
   """
   return 0. if noise == 'gaussian' else n * pixels * integer_noise.discrepancy(sigma)
 
@@ -65,10 +65,9 @@ def check_alpha(alpha, noise: Noise, *, sigma, n, pixels):
 
 
 def counted_alpha(alpha, noise: Noise):
-  """What of alpha is left to the counts: all, or 0.99 alpha for integer noise.
+  """The part of alpha for the bounds on the counts: all of it, or 0.99 alpha for integer noise.
 
-  The draws of an image are those of exact integer noise but with probability 0.01 alpha at most,
-  which `check_alpha` sees to.
+  The other hundredth covers draws that differ from exact integer noise (`check_alpha`).
 
   Raises:
     ValueError: alpha outside (0, 1).

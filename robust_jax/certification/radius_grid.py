@@ -101,7 +101,7 @@ class RadiusGrid:
 
   def __post_init__(self):
     rules.check_fields(self)
-    # Each raises where it cannot be.
+    # Computed now, so that a wrong field raises here.
     _ = self.source, self.num_selecting, self.looks, self.cap_hits
 
   @functools.cached_property

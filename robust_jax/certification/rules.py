@@ -105,7 +105,7 @@ def replay(rule, looks):
   """The states [batch] of images after their looks, for each [[draws, hits], ...].
 
   Raises:
-    ValueError: counts that cannot be.
+    ValueError: counts that `Rule.look` refuses.
   """
   state = rule.start(len(looks))
   # Copies, as the fields of a state may share their arrays.

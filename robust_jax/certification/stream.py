@@ -22,7 +22,13 @@ _ROWS = 2**17
 
 
 class Example(NamedTuple):
-  """One image to certify: its id, which decides its noise; its label (None: not known); [...]."""
+  """One image to certify.
+
+  Attributes:
+    index: its id, which with the key decides the noise.
+    label: None where it is not known.
+    image: [...] float32, pixel units.
+  """
 
   index: int
   label: int | None
@@ -108,8 +114,8 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
     Round.
 
   Raises:
-    ValueError: no label where the rule tests it, a `begun` with counts that cannot be, or an
-      image that the rule's noise is not for.
+    ValueError: no label where the rule tests it, impossible counts in `begun`, or an image that
+      does not suit the rule's noise.
   """
   if pool < 1:
     raise ValueError(f'pool must be at least 1, got {pool}')
@@ -174,7 +180,7 @@ def _slot(rule, example, saved):
     chosen = label if rule.num_selecting == 0 else None
     return _Slot(index, label, chosen, 0, 0, 0, [], 0., rule.start(1))
   looks = [list(look) for look in saved['looks']]
-  # Logs of before have images after a look only.
+  # Older logs have no 'drawn': they keep images only right after a look.
   drawn = saved.get('drawn', looks[-1][0] if looks else 0)
   return _Slot(index, label, saved['chosen'], np.array(saved['counts0']),
                np.array(saved['counts']), drawn, looks, saved['time'], rules.replay(rule, [looks]))
