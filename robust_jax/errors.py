@@ -6,7 +6,7 @@ import difflib
 class UserError(ValueError):
   """Something a person can mend: a field, a file or a folder.
 
-  The message is one line that names the field or file, the value, and what is allowed.
+  The message is one line that names the field or file, the value, and what is valid.
   """
 
   exit_status = 2

@@ -20,6 +20,12 @@ def jitted(**kwargs):
   return jax.jit(functools.partial(attacks.ddn, **kwargs))
 
 
+def away(x):
+  """Class 1 everywhere but at the grey image itself."""
+  moved = jnp.sum(jnp.abs(x - 0.5), (1, 2, 3)) > 1e-6
+  return jnp.stack([jnp.where(moved, -1., 1.) + 1e-6 * x.sum((1, 2, 3)), jnp.zeros(len(x))], -1)
+
+
 def numpy_ddn(objective_gradient, misclassified, image, *, epsilon, init_norm, gamma, num_steps,
               rounding):
   """DDN of one flat image in float64, written down step by step."""
@@ -150,8 +156,6 @@ def test_the_sphere_reaches_no_farther_than_the_box():
   # rho begins at 5, and the farthest corner is at sqrt(12) / 2: a corner is tested. To shrink from
   # there leads off it; to shrink from 5 would lead to the corner again.
   images = jnp.full((2, 3, 4, 1), 0.5)
-  away = lambda x: jnp.stack([jnp.where(jnp.sum(jnp.abs(x - 0.5), (1, 2, 3)) > 1e-6, -1., 1.)
-                              + 1e-6 * x.sum((1, 2, 3)), jnp.zeros(len(x))], -1)
   result = attacks.ddn(KEY, away, images, jnp.zeros(2, int), epsilon=10., num_steps=3,
                        init_norm=5., gamma=0.1, rounding='none')
   np.testing.assert_allclose(threat_models.norms(result.images - images, 'l2'),
@@ -220,8 +224,6 @@ def test_the_authors_choices_of_the_norm():
   # what is left of the start.
   images = jnp.full((2, 3, 4, 1), 0.5)
   label = jnp.zeros(2, int)
-  away = lambda x: jnp.stack([jnp.where(jnp.sum(jnp.abs(x - 0.5), (1, 2, 3)) > 1e-6, -1., 1.)
-                              + 1e-6 * x.sum((1, 2, 3)), jnp.zeros(len(x))], -1)
   epsilon = jnp.asarray([0.5, 1.5])
   training = attacks.ddn(KEY, away, images, label, epsilon=epsilon, num_steps=5, init_norm=0.,
                          rounding='none')

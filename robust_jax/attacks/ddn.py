@@ -124,16 +124,21 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
   nothing = (zero, jnp.full_like(epsilon, jnp.inf))
   delta, _, best = iterate(num_steps - 1, step, (zero, rho, nothing))
   delta, size = keep(best, delta, judge(images + delta)[1])
-  # Not what only rounding has made longer: a grey level less would come of it.
-  long = jnp.isfinite(size) & (size > epsilon * (1 + 1e-6))
-  clipped = _scaled(delta, epsilon)
-  if rounding == 'inside':
-    clipped = _rounded_inside(clipped, epsilon)
-  elif rounding == 'nearest':
-    clipped = jnp.round(clipped * _LEVELS) / _LEVELS
-  adversarial = jnp.clip(images + jnp.where(column(long, delta), clipped, delta), 0, 1)
+  adversarial = jnp.clip(images + _within(delta, size, epsilon, rounding), 0, 1)
   objective, wrong = judge(adversarial)
   return AttackResult(adversarial, wrong, objective)
+
+
+def _within(delta, size, epsilon, rounding):
+  """delta, of l2 norm `size` (inf: none was found), scaled down to epsilon where it is longer."""
+  # Not what only rounding has made longer: a grey level less would come of it.
+  long = jnp.isfinite(size) & (size > epsilon * (1 + 1e-6))
+  shorter = _scaled(delta, epsilon)
+  if rounding == 'inside':
+    shorter = _rounded_inside(shorter, epsilon)
+  elif rounding == 'nearest':
+    shorter = jnp.round(shorter * _LEVELS) / _LEVELS
+  return jnp.where(column(long, delta), shorter, delta)
 
 
 def _rounded_inside(delta, epsilon):

@@ -1,6 +1,5 @@
 """Adversarial training: of the classifier itself, alone or together with Gaussian noise."""
 
-import functools
 from typing import Literal
 
 import jax.numpy as jnp
@@ -36,21 +35,13 @@ def adversarial(key, network, params, batch_stats, batch, progress, *, attack: A
     al., Understanding adversarial training, 2015, algorithm 1 and equation 3.
   """
   attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
-  cross_entropy = functools.partial(losses.cross_entropy, label_smoothing=label_smoothing)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
                                     epsilon=epsilon)
-  if clean_share == 0:
-    logits, batch_stats = network.train_logits(params, batch_stats, attacked, model_key)
-    loss = cross_entropy(logits, batch.labels)
-  else:
-    (logits, clean_logits), batch_stats = passes.train_logits(
-        network, params, batch_stats, [attacked, batch.images], [model_key, clean_key])
-    loss = ((1 - clean_share) * cross_entropy(logits, batch.labels)
-            + clean_share * cross_entropy(clean_logits, batch.labels))
-  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
-             'epsilon': jnp.full_like(loss, epsilon)}
-  return MethodOutput(loss, batch_stats, metrics)
+  images, image_keys = ([attacked], [model_key]) if clean_share == 0 else (
+      [attacked, batch.images], [model_key, clean_key])
+  return _mixed_loss(network, params, batch_stats, batch.labels, images, image_keys,
+                     share=clean_share, epsilon=epsilon, label_smoothing=label_smoothing)
 
 
 def noisy_adversarial(key, network, params, batch_stats, batch, progress, *, attack: Attack,
@@ -87,19 +78,24 @@ def noisy_adversarial(key, network, params, batch_stats, batch, progress, *, att
     Salman et al. 2019, on attacking the base classifier instead of the smoothed one.
   """
   attack_key, noise_key, model_key, noisy_key = keys.uses(key, len(batch.images), 4)
-  cross_entropy = functools.partial(losses.cross_entropy, label_smoothing=label_smoothing)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)[0]
   attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
                                     epsilon=epsilon)
-  if order == 'attack_then_noise':
-    logits, batch_stats = network.train_logits(params, batch_stats, attacked + noise, model_key)
-    loss = cross_entropy(logits, batch.labels)
-  else:
-    (logits, noisy_logits), batch_stats = passes.train_logits(
-        network, params, batch_stats, [attacked, batch.images + noise], [model_key, noisy_key])
-    loss = ((1 - noise_share) * cross_entropy(logits, batch.labels)
-            + noise_share * cross_entropy(noisy_logits, batch.labels))
-  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
+  images, image_keys = ([attacked + noise], [model_key]) if order == 'attack_then_noise' else (
+      [attacked, batch.images + noise], [model_key, noisy_key])
+  return _mixed_loss(network, params, batch_stats, batch.labels, images, image_keys,
+                     share=noise_share, epsilon=epsilon, label_smoothing=label_smoothing)
+
+
+def _mixed_loss(network, params, batch_stats, labels, images, image_keys, *, share, epsilon,
+                label_smoothing):
+  """(1 - share) L(images[0], y) + share L(images[1], y); of a single array of images its loss."""
+  logits, batch_stats = passes.train_logits(network, params, batch_stats, images, image_keys)
+  loss, *beside = (losses.cross_entropy(z, labels, label_smoothing=label_smoothing)
+                   for z in logits)
+  if beside:
+    loss = (1 - share) * loss + share * beside[0]
+  metrics = {'accuracy': passes.accuracy(logits[0], labels),
              'epsilon': jnp.full_like(loss, epsilon)}
   return MethodOutput(loss, batch_stats, metrics)
