@@ -9,6 +9,7 @@ DIGITS = dict(
     model=model('cnn', widths=(16, 32), kernel_size=3, dense=64),
     schedule=schedule('cosine', learning_rate=0.1, warmup_epochs=1.))
 L2_STEPS = dict(norm='l2', num_steps=2, step_ratio=2., order='box_then_ball')
+L2_PGD = attack('pgd', **L2_STEPS)
 LINF_STEPS = dict(norm='linf', num_steps=10, step_ratio=2., random_start=True)
 
 
@@ -20,6 +21,12 @@ def _smoothed(**changes):
       attack=attack('pgd', norm='l2', num_steps=20, step_ratio=2.),
       evaluation=dict(stride=3, num_noise=16, epsilons=(0.25, 0.5, 0.75, 1.)),
       certify=dict(n=10_000)), **changes)
+
+
+def _attacked(name='smoothadv', inner=L2_PGD, **fields):
+  """A smoothed classifier by a method that attacks within l2 0.5, warmed up in 5 epochs."""
+  return _smoothed(epsilon=0.5, method=method(name, epsilon_warmup_epochs=5, attack=inner,
+                                              **fields))
 
 
 def _linf(**changes):
@@ -42,45 +49,36 @@ def _l2(**changes):
 
 def smoothadv():
   """SmoothAdv, l2 0.5, sigma 0.25; its sweep: three seeds."""
-  return _smoothed(epsilon=0.5, method=method(
-      'smoothadv', num_noise=2, epsilon_warmup_epochs=5, attack=attack('pgd', **L2_STEPS)))
+  return _attacked(num_noise=2)
 
 
 def smoothadv_ddn():
   """SmoothAdv with DDN as its attack."""
   # Its sphere begins at the warmed-up epsilon (init_norm=0), as in the authors' training.
-  return _smoothed(epsilon=0.5, method=method(
-      'smoothadv', num_noise=2, epsilon_warmup_epochs=5,
-      attack=attack('ddn', num_steps=4, init_norm=0., gamma=0.05)))
+  return _attacked(inner=attack('ddn', num_steps=4, init_norm=0., gamma=0.05), num_noise=2)
 
 
 def smoothadv_gradient_free():
   """SmoothAdv by Stein's estimate instead of gradients."""
   # Of 8 noises it is mostly minus their mean: the attack is hardly better than a random direction,
   # and takes a part of the noise away.
-  return _smoothed(epsilon=0.5, method=method(
-      'smoothadv', num_noise=8, epsilon_warmup_epochs=5,
-      attack=attack('pgd', **L2_STEPS, smoothed_objective='gradient_free')))
+  return _attacked(inner=attack('pgd', **L2_STEPS, smoothed_objective='gradient_free'),
+                   num_noise=8)
 
 
 def noise_beside_attack():
   """Half the loss on attacked, half on noisy images."""
-  return _smoothed(epsilon=0.5, method=method(
-      'noisy_adversarial', order='beside', epsilon_warmup_epochs=5,
-      attack=attack('pgd', **L2_STEPS)))
+  return _attacked('noisy_adversarial', order='beside')
 
 
 def attack_then_noise():
   """Attack of the base classifier, then noise."""
-  return _smoothed(epsilon=0.5, method=method(
-      'noisy_adversarial', order='attack_then_noise', epsilon_warmup_epochs=5,
-      attack=attack('pgd', **L2_STEPS)))
+  return _attacked('noisy_adversarial', order='attack_then_noise')
 
 
 def noise_then_attack():
   """Noise, then an attack: SmoothAdv with one noise."""
-  return _smoothed(epsilon=0.5, method=method(
-      'smoothadv', num_noise=1, epsilon_warmup_epochs=5, attack=attack('pgd', **L2_STEPS)))
+  return _attacked(num_noise=1)
 
 
 def self_training():
@@ -97,7 +95,7 @@ def iaat_smoothadv():
   """SmoothAdv, an l2 radius for each image (unpublished)."""
   return _smoothed(method=method(
       'iaat_smoothadv', num_noise=2, gamma=0.1, warmup_epochs=5, warmup_epsilon=0.5,
-      attack=attack('pgd', **L2_STEPS)))
+      attack=L2_PGD))
 
 
 def gaussian():
@@ -121,9 +119,7 @@ def consistency():
 
 def consistency_smoothadv():
   """Consistency regularisation with SmoothAdv's attack."""
-  return _smoothed(epsilon=0.5, method=method(
-      'consistency', num_noise=2, weight=5., eta=0.5, epsilon_warmup_epochs=5,
-      attack=attack('pgd', **L2_STEPS)))
+  return _attacked('consistency', num_noise=2, weight=5., eta=0.5)
 
 
 def macer():

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
@@ -32,6 +31,11 @@ def in_the_checkout(monkeypatch):
 def parse(*words):
   """The resolved config of a command line."""
   return sections.resolve(flags.parse(['launch', *words]).config)
+
+
+def build(*words):
+  """The Run of a command line, on two devices."""
+  return experiment.build(parse(*words), jax.devices()[:2])
 
 
 @pytest.fixture
@@ -74,6 +78,15 @@ def test_the_list_has_every_experiment(capsys):
   assert all(len(line.split(maxsplit=1)) == 2 for line in lines if line)
 
 
+def test_the_help_is_one_page(capsys):
+  with pytest.raises(SystemExit):
+    flags.parse(['launch', '--help'])
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) < 24 and max(map(len, lines)) <= 100
+  for name in ('config', *flags.FLAGS):
+    assert any(line.startswith(f'  --{name} ') for line in lines), name
+
+
 @pytest.mark.parametrize('given, meant', [
     ('configs/gaussian_mnist.py', 'configs/mnist.py:gaussian'),
     ('configs/robust_digits.py', 'configs/digits.py:robust'),
@@ -99,9 +112,7 @@ def test_without_a_name_a_config_file_gives_its_default():
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'configs/external.py'])
 def test_config_loads_validates_and_builds(name, no_data):
-  parsed = flags.parse(['launch', f'--config={name}'])
-  config = sections.resolve(parsed.config)
-  run = experiment.build(config, jax.devices()[:2])
+  run = build(f'--config={name}')
   assert (run.certify is None) == (run.sigma == 0)
   assert run.learning_rate()(0) > 0
   image = jax.ShapeDtypeStruct((1, *run.test_data.image_shape), np.float32)
@@ -110,36 +121,20 @@ def test_config_loads_validates_and_builds(name, no_data):
   images = jax.ShapeDtypeStruct((4, *run.test_data.image_shape), np.float32)
   logits = jax.eval_shape(lambda v, x: run.network.eval_logits(v)(x), variables, images)
   assert logits.shape == (4, 10)
-  assert ml_collections.ConfigDict(config).to_json()
-
-
-def test_published_hyper_parameters():
-  config = parse('--config=configs/mnist.py:smoothadv')
-  assert config['epsilon'] == 255 / 256 and config['sigma'] == 0.5
-  assert config['method']['num_noise'] == 4 and config['method']['attack']['num_steps'] == 10
-  assert config['certify'] | {'sigma': None} == {
-      'name': 'fixed', 'sigma': None, 'n0': 100, 'n': 100_000, 'alpha': 0.001,
-      'batch_size': config['certify']['batch_size'], 'bound': 'one_vs_rest', 'noise': 'gaussian'}
-  config = parse('--config=configs/mnist.py:pgd')
-  assert config['method']['attack']['step_size'] == 0.01 and config['epsilon'] == 0.3
 
 
 def test_shared_fields_reach_every_function_that_has_them(no_data):
-  config = parse('--config.epsilon=0.75', '--config.sigma=0.125')
-  run = experiment.build(config, jax.devices()[:2])
+  run = build('--config.epsilon=0.75', '--config.sigma=0.125')
   assert run.method.keywords['epsilon'] == 0.75 and run.method.keywords['sigma'] == 0.125
   assert run.method.keywords['attack'].keywords['sigma'] == 0.125
   assert run.certify.sigma == 0.125
-  config = parse('--config.certify.sigma=0.5', '--config.method.sigma=0.1')
-  run = experiment.build(config, jax.devices()[:2])
+  run = build('--config.certify.sigma=0.5', '--config.method.sigma=0.1')
   assert run.sigma == run.attack.keywords['sigma'] == 0.5
   assert run.method.keywords['sigma'] == run.method.keywords['attack'].keywords['sigma'] == 0.1
 
 
 def test_overrides_reach_nested_attacks(no_data):
-  config = parse('--config.method.attack.num_steps=7',
-                 '--config.evaluation.epsilons=(0.1, 0.2)')
-  run = experiment.build(config, jax.devices()[:2])
+  run = build('--config.method.attack.num_steps=7', '--config.evaluation.epsilons=(0.1, 0.2)')
   assert run.method.keywords['attack'].keywords['num_steps'] == 7
   assert run.evaluation.epsilons == (0.1, 0.2)
 
@@ -207,28 +202,23 @@ def test_leftover_fields_of_another_method_are_named():
      'cnn on digits, gaussian training (sigma 0.5), smoothed by sigma 0.25, seed 0'),
 ])
 def test_the_headline_has_what_is_used(words, line):
-  config = flags.parse(['launch', '--config=configs/smoothadv_digits.py', *words]).config
-  run = experiment.build(sections.resolve(config))
+  run = experiment.build(parse(*words))
   assert run.summary().startswith(f'{line}, ')
 
 
 def test_fractions_are_numbers():
-  config = flags.parse(['launch', '--config=configs/digits.py:pgd',
-                               '--config.epsilon=8/255', '--config.sigma', '0.5',
-                               '--config.evaluation.epsilons=(1/4, .5/2)',
-                               '--config.data.data_dir=2021/12']).config
-  assert (config.epsilon, config.sigma) == (8 / 255, 0.5)
-  assert config.evaluation.epsilons == (0.25, 0.25)
-  assert config.data.data_dir == '2021/12'
+  config = parse('--config=configs/digits.py:pgd', '--config.epsilon=8/255', '--config.sigma',
+                 '0.5', '--config.evaluation.epsilons=(1/4, .5/2)',
+                 '--config.data.data_dir=2021/12')
+  assert (config['epsilon'], config['sigma']) == (8 / 255, 0.5)
+  assert config['evaluation']['epsilons'] == [0.25, 0.25]
+  assert config['data']['data_dir'] == '2021/12'
   config = flags.parse(['launch', '--config=configs/digits.py:pgd', '--config.sigma=-1/4',
-                               '--config.method.attack.step_size=2./255']).config
+                        '--config.method.attack.step_size=2./255']).config
   assert (config.sigma, config.method.attack.step_size) == (-0.25, 2 / 255)
-  with pytest.raises(UserError, match='8/2/1'):
-    flags.parse(['launch', '--config.epsilon=8/2/1'])
-  with pytest.raises(UserError, match='1/1e3'):
-    flags.parse(['launch', '--config.epsilon=1/1e3'])
-  with pytest.raises(UserError, match='config.epsilon'):
-    flags.parse(['launch', '--config.epsilon=8/0'])
+  for value, named in (('8/2/1', '8/2/1'), ('1/1e3', '1/1e3'), ('8/0', 'config.epsilon')):
+    with pytest.raises(UserError, match=named):
+      parse(f'--config.epsilon={value}')
 
 
 @pytest.mark.parametrize('field', ['train.batch_size', 'train.eval_batch_size',
@@ -244,18 +234,34 @@ def test_too_many_devices_are_refused():
     choose_devices(9, [18])
 
 
-@pytest.mark.parametrize('words, message', [
-    (['--config.attack.loss=margin', '--config.attack.smoothed_objective=naive'],
-     "config.attack: .*'margin'.*'naive'"),
-    (['--config.method.attack.loss=kl', '--config.method.attack.target=random'],
-     "config.method.attack: loss .*'kl'"),
-    (['--config.evaluation.epsilons=()'], 'config.evaluation.epsilons .* got '),
-    (['--config.certify_images.images_per_call=1000000'], 'config.certify and'),
-])
-def test_combinations_are_checked_before_any_work(words, message, no_data):
-  config = parse(*words)
-  with pytest.raises(UserError, match=message):
-    experiment.build(config, jax.devices()[:2])
+def test_attacks_get_what_they_take(no_data):
+  run = build('--config.attack.name=ddn', '--config.attack.gamma=0.0')
+  assert run.attack.func is attacks.ddn and run.attack.keywords == {
+      'norm': 'l2', 'num_steps': 20, 'init_norm': 1., 'gamma': 0., 'rounding': 'inside'}
+  inner = build('--config=configs/digits.py:smoothadv_gradient_free',
+                '--config.sigma=0.375').method.keywords['attack'].keywords
+  assert inner['smoothed_objective'] == 'gradient_free' and inner['sigma'] == 0.375
+  build('--config=configs/digits.py:noise_then_attack', '--config.method.num_noise=2',
+        '--config.method.attack.smoothed_objective=gradient_free')
+
+
+def test_self_training_mixes_what_it_names(monkeypatch, no_data):
+  seen = []
+
+  def load(name, *, like, **kwargs):
+    seen.append({'name': name, **kwargs})
+    return like
+
+  monkeypatch.setattr(data.extra, 'load', load)
+  run = build('--config=configs/digits.py:self_training', '--config.data.data_dir=/there')
+  assert run.train_data.num_examples == 200 and run.steps_per_epoch == 4  # 100 by halves of 64
+  assert run.train_data.mixture == (100, 0.5, 0.5)
+  assert seen[0]['name'] == 'digits' and seen[0]['split'] == 'train[300:]'
+  assert seen[0]['labels'].endswith('.tsv') and seen[0]['data_dir'] == '/there'
+  changed = dict(run.config, extra=dict(run.config['extra'], weight=1.))
+  field, = sections.changed_fields(run.config, changed, 'train')
+  assert field.startswith('config.extra.weight ') and '0.5' in field and '1.0' in field
+  assert not sections.changed_fields(run.config, changed, 'certify')
 
 
 def test_a_workdir_after_a_space_is_found(tmp_path):

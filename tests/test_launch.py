@@ -153,10 +153,10 @@ def test_redo_keeps_the_old_results(environment, finished):
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--config.epsilon=0.75'], 'config.epsilon: 0.5 there, 0.75 now'),
-    (['--config.epsilon=0.75', '--redo=attack'], 'config.epsilon: 0.5 there, 0.75 now'),
+    (['--config.epsilon=0.75'], 'config.epsilon was 0.5, is 0.75'),
+    (['--config.epsilon=0.75', '--redo=attack'], 'config.epsilon was 0.5, is 0.75'),
     (['--config.certify.sigma=1.0', '--redo=certify'], 'the attack stage ran with another config'),
-    (['--stages=certify', '--config.evaluation.n=5'], 'config.evaluation.n: 200 there, 5 now'),
+    (['--stages=certify', '--config.evaluation.n=5'], 'config.evaluation.n was 200, is 5'),
     (['--config.data.data_dir=/nowhere/at/all', '--config.data.name=mnist', '--redo=train'],
      "config.data.data_dir is '/nowhere/at/all'"),
 ])

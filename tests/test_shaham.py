@@ -137,7 +137,7 @@ def test_published_rows_and_standardised_radii(result, monkeypatch):
   table = shaham.accuracy_table(nets, batches(nets), adversarial_set(nets))
   assert table.columns[-2:] == ['published test %', 'published A %']
   assert table.rows[3][-2:] == ['99.33', '79.96'] and table.rows[0][-1] == '0.00'
-  curves = shaham._curve_table(nets, nets[1:], {net.name: np.zeros((4, 9)) for net in nets})
+  curves = shaham.curve_table(nets, nets[1:], {net.name: np.zeros((4, 9)) for net in nets})
   assert curves.columns[2] == 'epsilon / std' and curves.rows[4][:3] == ['l1', '1', '4']
 
 

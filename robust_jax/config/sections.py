@@ -355,14 +355,14 @@ def check_workdir(folder, config, redo=()):
 
 
 def changed_fields(saved, config, stage):
-  """The fields that decide the results of `stage` and differ: ['name: saved, now', ...].
+  """The fields that decide the results of `stage` and differ: ['config.seed was 0, is 1', ...].
 
   A field that an older version did not have counts as at its default.
   """
   old, new = flat(json.loads(json.dumps(_typed(saved).to_dict()))), flat(config)
   # A TFDS dataset is the same wherever it is; of a folder of images the place is the name.
-  free = set(FREE_FIELDS) - ({'data.data_dir'} if config['data']['name'] == 'folder' else set())
-  return [f'config.{name}: {old.get(name)!r} there, {new.get(name)!r} now'
+  free = {*FREE_FIELDS} - ({'data.data_dir'} if config['data']['name'] == 'folder' else set())
+  return [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}'
           for name in sorted({*old, *new})
           if any(f'{name}.'.startswith(f'{field}.') for field in STAGE_FIELDS[stage])
           and name not in free and old.get(name) != new.get(name)]

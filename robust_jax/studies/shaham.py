@@ -127,22 +127,34 @@ def compare(folder, num_devices):
   """
   folder = Path(folder)
   nets = load(folder, num_devices)
-  robust, test = nets[1:], list(_test_batches(nets[0].run))
+  robust, run = nets[1:], nets[0].run
+  chosen = images.chosen(run.test_data, run.evaluation.stride, run.evaluation.num_images)
+  test = list(images.batches(run.test_data, chosen, run.evaluation.batch_size, pad=True))
   found = adversarial_set(nets, test)
-  table = accuracy_table(nets, test, found)
   lines = {net.name: own_curves(nets, net, test) for net in robust}
-  tables = {'accuracy': table, 'accuracy_against_epsilon': _curve_table(nets, robust, lines)}
+  tables = {'accuracy': accuracy_table(nets, test, found),
+            'accuracy_against_epsilon': curve_table(nets, robust, lines)}
+  drawn = [_chart(nets, net, lines[net.name]) for net in robust]
   (folder / 'shaham').mkdir(exist_ok=True)
   for name, values in tables.items():
     report.write_table(folder / 'shaham' / name, values)
-  drawn = [_chart(nets, net, lines[net.name]) for net in robust]
   files = {chart.name: [f'shaham/{path.name}' for path in report.write_figure(
       folder / 'shaham' / chart.name, chart)] for chart in drawn}
+  flips = np.flatnonzero(found.norms == 'l1')[:run.evaluation.gallery]
+  cards, _ = gallery.adversarial({
+      'images': found.clean[flips], 'adversarial': found.images[flips],
+      'index': found.index[flips], 'labels': found.labels[flips], 'clean': found.labels[flips],
+      'predicted': found.predicted[flips, 0]}, run.test_data.class_names)
   page = folder / 'shaham.html'
-  workdir.write_bytes(page, _page(nets, test, found, tables, drawn, files).encode())
-  count = sum(int(batch.mask.sum()) for batch in test)
-  return page, (f'{count} test images, {len(found.labels)} adversarials\n\n'
-                f'{analysis.to_text(table)}')
+  workdir.write_bytes(page, pages.render(
+      'shaham.html', title='Robust optimisation', tables=tables, charts=drawn, files=files,
+      cards=cards, published=run.data.name in PUBLISHED, num_test=len(chosen),
+      facts=[f'{run.config["model"]["name"]} on {run.data.name}',
+             f'{run.train.num_epochs:g} epochs', f'seed {run.config["seed"]}'],
+      sizes={net.name: int(np.sum(found.norms == net.name)) for net in robust},
+      styles=[charts.style(i) for i in range(len(nets))]).encode())
+  return page, (f'{len(chosen)} test images, {len(found.labels)} adversarials\n\n'
+                f'{analysis.to_text(tables["accuracy"])}')
 
 
 def load(folder, num_devices):
@@ -282,17 +294,20 @@ def own_curves(nets, robust, batches):
   return sums / count
 
 
-def _test_batches(run):
-  settings = run.evaluation
-  chosen = images.chosen(run.test_data, settings.stride, settings.num_images)
-  return images.batches(run.test_data, chosen, settings.batch_size, pad=True)
-
-
 def _title(net):
   return net.name if net.name == BASELINE else f'robust, {net.name} {net.epsilon:.4g}'
 
 
-def _curve_table(nets, robust, lines):
+def curve_table(nets, robust, lines):
+  """The curves as an `analysis.Table`: a row for each norm and radius, a column for each network.
+
+  Where one std standardises all pixels, the radius in its units, the paper's, has a column too.
+
+  Args:
+    nets: list of Nets.
+    robust: those whose norms and radii they are.
+    lines: {name of one of robust: `own_curves`}.
+  """
   std = np.ravel(nets[0].run.test_data.std)
   scaled = len(std) == 1 and std[0] != 1
   rows = [[net.name, f'{epsilon:.4g}', *([f'{epsilon / std[0]:.4g}'] if scaled else []),
@@ -311,20 +326,3 @@ def _chart(nets, robust, lines):
       [charts.Line(net.name, charts.style(i), robust.epsilon * FACTORS, y, marks=True)
        for i, (net, y) in enumerate(zip(nets, lines))],
       y_limits=(0, 1), percent=True, size=(520, 340))
-
-
-def _page(nets, batches, found, tables, drawn, files):
-  run = nets[0].run
-  flips = np.flatnonzero(found.norms == 'l1')[:run.evaluation.gallery]
-  cards, _ = gallery.adversarial({
-      'images': found.clean[flips], 'adversarial': found.images[flips],
-      'index': found.index[flips], 'labels': found.labels[flips], 'clean': found.labels[flips],
-      'predicted': found.predicted[flips, 0]}, run.test_data.class_names)
-  return pages.render(
-      'shaham.html', title='Robust optimisation', tables=tables, charts=drawn, files=files,
-      cards=cards, published=run.data.name in PUBLISHED,
-      facts=[f'{run.config["model"]["name"]} on {run.data.name}',
-             f'{run.train.num_epochs:g} epochs', f'seed {run.config["seed"]}'],
-      sizes={net.name: int(np.sum(found.norms == net.name)) for net in nets[1:]},
-      num_test=sum(int(batch.mask.sum()) for batch in batches),
-      styles=[charts.style(i) for i in range(len(nets))])
