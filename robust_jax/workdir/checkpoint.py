@@ -8,6 +8,7 @@ beside them and compared before anything is read.
 import contextlib
 import hashlib
 import json
+import operator
 import shutil
 import sys
 import time
@@ -49,12 +50,10 @@ def manager(workdir, *, keep=2, keep_best=False):
   Raises:
     UserError: the last checkpoint could not be written.
   """
-  for step in _steps(workdir):
-    if damage := find_damage(workdir, step):
-      _move_aside(_folder(workdir, step), damage)
-  kept = [policies.LatestN(keep)]
+  _move_damaged(workdir)
+  kept, accuracy = [policies.LatestN(keep)], operator.itemgetter('accuracy')
   if keep_best:
-    kept.append(policies.BestN(get_metric_fn=_accuracy, reverse=False, n=1,
+    kept.append(policies.BestN(get_metric_fn=accuracy, reverse=False, n=1,
                                keep_checkpoints_without_metrics=False))
   folder = Path(workdir).resolve() / FOLDER
   checkpoints = ocp.CheckpointManager(
@@ -63,7 +62,7 @@ def manager(workdir, *, keep=2, keep_best=False):
           step_prefix='step', cleanup_tmp_directories=True,
           # Called when everything is written, before the folder gets its name.
           async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _write_sums(folder)),
-          best_fn=_accuracy if keep_best else None,
+          best_fn=accuracy if keep_best else None,
           preservation_policy=policies.AnyPreservationPolicy(kept)))
   try:
     yield checkpoints
@@ -128,20 +127,21 @@ def restore(checkpoints, state, *, examples=None):
   Raises:
     UserError: it holds another structure than that of `state`, or is of other examples.
   """
-  step = checkpoints.latest_step()
+  workdir, step = checkpoints.directory.parent, checkpoints.latest_step()
   if step is None:
     return None
-  folder = checkpoints.directory / f'step_{step}'
-  leaves, about = read(checkpoints.directory.parent, step)
+  folder = _folder(workdir, step)
+  leaves, about = read(workdir, step)
   nested = flax.serialization.to_state_dict(state)
   expected = _leaves(nested)
   for name in sorted(expected.keys() ^ leaves.keys()):
     where = 'lacks' if name in expected else 'has'
-    raise UserError(f'{folder} {where} {name}; it is of another model, method or optimizer')
+    raise UserError(f'{folder} {where} {name}: the model, method and optimizer must be those that '
+                    'it was saved with')
   saved = about['info'].get('examples')
   if examples is not None and saved != examples:
-    raise UserError(f'{folder} is of a training on {describe_examples(saved)}, and the config now '
-                    f'gives {describe_examples(examples)}: give those again, or --redo=train')
+    raise UserError(f'{folder} is of a training on {describe_examples(saved)}, got '
+                    f'{describe_examples(examples)}: give those again, or --redo=train')
   # Orbax may drop nodes without leaves.
   everything = flax.traverse_util.flatten_dict(nested, sep='/', keep_empty_nodes=True) | leaves
   restored = flax.traverse_util.unflatten_dict(everything, sep='/')
@@ -167,33 +167,37 @@ def load(workdir, *, step=None):
   Raises:
     UserError: the folder has no checkpoint, not this one, or it is damaged.
   """
-  steps = _steps(workdir)
-  if not steps:
-    raise UserError(f'{workdir} has no checkpoint; the train stage makes them')
-  if step == 'best':
-    step = best_step(workdir)
-  elif step is not None and step not in steps:
-    raise UserError(f'{workdir} has no checkpoint of step {step}; it has {steps}')
-  candidates = steps[::-1] if step is None else [step]
-  for step in candidates:
-    try:
-      leaves, about = read(workdir, step)
-      break
-    except DamagedError as error:
-      print(error, file=sys.stderr)
-  else:
-    raise UserError(f'{workdir}/{FOLDER}: {", ".join(f"step_{step}" for step in candidates)} '
-                    'damaged, and there is no other')
-  info = about['info']
-  model = models.create(info['model']['name'], info['num_classes'],
-                        **{k: v for k, v in info['model'].items() if k != 'name'})
-  network = models.network(model, mean=_constant(info['mean']), std=_constant(info['std']))
+  step, leaves, info = _read_whole(workdir, step)
+  model = models.create(num_classes=info['num_classes'], **info['model'])
+  mean, std = (tuple(value) if isinstance(value, list) else value
+               for value in (info['mean'], info['std']))
+  network = models.network(model, mean=mean, std=std)
   saved = flax.traverse_util.unflatten_dict(leaves, sep='/')
   variables = saved.get('ema') or saved
   variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
   sums = {name: _sha256(leaf) for name, leaf in _leaves(variables).items()}
   identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
   return network, variables, {**info, 'step': step, 'sha256': identity}
+
+
+def _read_whole(workdir, step):
+  """(step, leaves, info) of a checkpoint; of the newest one that is not damaged if step is None."""
+  steps = _steps(workdir)
+  if not steps:
+    raise UserError(f'{workdir} has no checkpoint; the train stage makes them')
+  if step == 'best':
+    step = _best_step(workdir)
+  if step not in (None, *steps):
+    raise UserError(f'{workdir}: the step of a checkpoint must be one of {steps}, got {step}')
+  candidates = steps[::-1] if step is None else [step]
+  for candidate in candidates:
+    try:
+      leaves, about = read(workdir, candidate)
+      return candidate, leaves, about['info']
+    except DamagedError as error:
+      print(error, file=sys.stderr)
+  raise UserError(f'{workdir}/{FOLDER}: {", ".join(f"step_{step}" for step in candidates)} '
+                  'damaged, and there is no other')
 
 
 def read(workdir, step):
@@ -232,12 +236,8 @@ def latest_step(workdir):
   return max(_steps(workdir), default=None)
 
 
-def best_step(workdir):
-  """The step with the highest test accuracy; of equals, the last.
-
-  Raises:
-    UserError: no step was kept for its accuracy, or one that may be the best is damaged.
-  """
+def _best_step(workdir):
+  """The step with the highest test accuracy; of equals, the last."""
   accuracies = []
   for step in _steps(workdir):
     folder = _folder(workdir, step)
@@ -264,12 +264,10 @@ def find_damage(workdir, step):
   saved = {name: digest for digest, _, name in (line.partition('  ') for line in lines)}
   files = _file_sums(folder)
   for name in sorted(saved.keys() | files.keys()):
-    if name not in files:
-      return f'{name} is missing'
-    if name not in saved:
-      return f'{name} is not in {_FILE_SUMS}'
-    if files[name] != saved[name]:
-      return f'sha256 of {name} differs'
+    if saved.get(name) != files.get(name):
+      return (f'{name} is missing' if name not in files else
+              f'{name} is not in {_FILE_SUMS}' if name not in saved else
+              f'sha256 of {name} differs')
   return None
 
 
@@ -294,11 +292,15 @@ def _sha256_file(path):
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _move_aside(folder, damage):
-  aside = folder.parents[1] / DAMAGED / f'{folder.name}-{time.time_ns()}'
-  aside.parent.mkdir(exist_ok=True)
-  shutil.move(folder, aside)
-  print(f'{folder} is damaged ({damage}); it is moved to {aside}', file=sys.stderr)
+def _move_damaged(workdir):
+  """Moves damaged checkpoints to DIR/damaged; names them on stderr."""
+  for step in _steps(workdir):
+    if damage := find_damage(workdir, step):
+      folder = _folder(workdir, step)
+      aside = folder.parents[1] / DAMAGED / f'{folder.name}-{time.time_ns()}'
+      aside.parent.mkdir(exist_ok=True)
+      shutil.move(folder, aside)
+      print(f'{folder} is damaged ({damage}); it is moved to {aside}', file=sys.stderr)
 
 
 def _folder(workdir, step):
@@ -310,10 +312,6 @@ def _steps(workdir):
   return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
 
-def _accuracy(metrics):
-  return metrics['accuracy']
-
-
 def _leaves(tree):
   """{path: NumPy array} of nested dicts; empty dicts and None have no leaf."""
   flat = flax.traverse_util.flatten_dict(tree, sep='/')
@@ -323,7 +321,3 @@ def _leaves(tree):
 def _sha256(leaf):
   head = f'{leaf.dtype.name}{list(leaf.shape)}'.encode()
   return hashlib.sha256(head + np.ascontiguousarray(leaf).tobytes()).hexdigest()
-
-
-def _constant(value):
-  return tuple(value) if isinstance(value, list) else value

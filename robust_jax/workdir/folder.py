@@ -20,6 +20,7 @@ import datetime
 import errno
 import fcntl
 import importlib.metadata
+import itertools
 import os
 import platform
 import shlex
@@ -38,8 +39,7 @@ REDO = 'redo'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'radii.npz', 'tensorboard'),
     'attack': ('attack.jsonl', 'gallery.npz'),
-    'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json',
-                'verify.json'),
+    'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json', 'verify.json'),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'numpy', 'scipy')
@@ -77,7 +77,7 @@ def locked(workdir):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115 - closed below
   except OSError as error:
-    raise UserError(f'--workdir is {workdir}; a folder that can be written is allowed '
+    raise UserError(f'--workdir must be a folder that can be written, got {workdir} '
                     f'({error.strerror})') from error
   with file:
     try:
@@ -147,14 +147,7 @@ def stages(workdir):
 
 
 def begin(workdir, stage, run, *, again=False):
-  """Records that a stage runs; returns False where it is done already.
-
-  Args:
-    workdir: the folder.
-    stage: its name.
-    run: the Run.
-    again: run although it is done.
-  """
+  """Records that a stage of a Run runs; returns False where it is done, unless `again`."""
   record = stages(workdir).get(stage)
   if record and record['status'] == 'done' and not again:
     return False
@@ -170,11 +163,7 @@ def begin(workdir, stage, run, *, again=False):
 def add_time(workdir, stage, seconds, facts):
   """Adds to the time that a stage has taken, and records whether it is done.
 
-  Args:
-    workdir: the folder.
-    stage: its name.
-    seconds: of this run.
-    facts: dict to keep about the finished stage; None where it did not finish.
+  `facts`: dict to keep about the finished stage; None where it did not finish.
   """
   record = stages(workdir)[stage]
   record['seconds'] += seconds
@@ -187,29 +176,23 @@ def set_aside(workdir, redo):
   """Moves the results of stages, and the report, to previous/, so that these stages run again.
 
   Where a call was interrupted, the next one moves the rest, whatever stages are given to it.
-
-  Args:
-    workdir: the folder.
-    redo: names of the stages.
   """
   workdir = Path(workdir)
   records = stages(workdir)
-  for stage, record in records.items():
-    if stage in redo:
-      record['status'] = REDO
-  redone = {stage: record for stage, record in records.items() if record['status'] == REDO}
-  records = {stage: record for stage, record in records.items() if stage not in redone}
-  if redone:
-    write_json(workdir / 'stages.json', {**records, **redone})
-    names = [*(name for stage in redone for name in OUTPUTS[stage]),
-             'report.html', 'tables', 'figures']
-    folder = workdir / 'previous' / datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')
-    folder.mkdir(parents=True)
-    write_json(folder / 'stages.json', redone)
-    for name in names:
-      if (workdir / name).exists():
-        shutil.move(workdir / name, folder / name)
-    write_json(workdir / 'stages.json', records)
+  redone = {stage: {**record, 'status': REDO} for stage, record in records.items()
+            if stage in redo or record['status'] == REDO}
+  if not redone:
+    return
+  write_json(workdir / 'stages.json', records | redone)
+  folder = workdir / 'previous' / datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')
+  folder.mkdir(parents=True)
+  write_json(folder / 'stages.json', redone)
+  for name in (*itertools.chain.from_iterable(OUTPUTS[stage] for stage in redone), 'report.html',
+               'tables', 'figures'):
+    if (workdir / name).exists():
+      shutil.move(workdir / name, folder / name)
+  write_json(workdir / 'stages.json',
+             {stage: record for stage, record in records.items() if stage not in redone})
 
 
 def now():

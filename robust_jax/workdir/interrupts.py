@@ -8,6 +8,7 @@ would have.
 import contextlib
 import os
 import signal
+import types
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -19,17 +20,6 @@ class Interrupted(BaseException):
   """
 
   exit_status = 75
-
-
-class Request:
-  """Whether a signal has come.
-
-  Attributes:
-    signal: its `signal.Signals`, or None.
-  """
-
-  def __init__(self):
-    self.signal = None
 
 
 def raise_interrupted():
@@ -45,11 +35,13 @@ def raise_interrupted():
 
 @contextlib.contextmanager
 def postponed():
-  """A context in which the first signal is only noted; yields the `Request` that notes it.
+  """A context in which the first signal is only noted.
 
-  Outside of the main thread, where signals do not arrive, nothing is ever noted.
+  Yields:
+    An object whose `signal` is the `signal.Signals` that has come, or None; always None outside of
+    the main thread, where signals do not arrive.
   """
-  request = Request()
+  request = types.SimpleNamespace(signal=None)
 
   def handle(number, frame):
     del frame
