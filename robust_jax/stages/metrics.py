@@ -24,11 +24,8 @@ class Metrics:
     """
     path = Path(workdir) / 'metrics.jsonl'
     records.resume(path, keep=lambda entry: entry['step'] <= start)
-    self._path = path
-    self._sums = dict(progress or {})
-    self._pending = []
-    self._begun = None
-    self._events = None
+    self._path, self._sums, self._pending = path, dict(progress or {}), []
+    self._begun = self._events = None
     if tensorboard:
       import tensorboardX
       self._events = tensorboardX.SummaryWriter(
@@ -66,9 +63,9 @@ class Metrics:
               **{name: value / count for name, value in sums.items()}, **more,
               'images_per_second': speed}
     if not math.isfinite(record['loss']):
-      raise NonFiniteLossError(f'step {step}: the mean loss since the last log line is '
-                               f'{record["loss"]}; finite losses are allowed. The last good '
-                               'checkpoint is kept: try a smaller learning rate')
+      raise NonFiniteLossError(f'step {step}: the mean loss since the last log line must be '
+                               f'finite, got {record["loss"]}. The last good checkpoint is kept: '
+                               'try a smaller learning rate')
     self.write(record)
     return record
 

@@ -32,41 +32,19 @@ def train(run, workdir):
   if not run.trainable:
     print(f'train: skipped, {run.config["model"]["name"]!r} has no parameters')
     return {}
-  settings, num_steps = run.train, run.num_steps
-  test_every = max(round(settings.eval_every_epochs * run.steps_per_epoch), 1)
   _print_unused_fields(run)
   # Mistakes come to light before the folder of checkpoints, by which a workdir counts as begun.
   data.take(run.train_data, [0, run.train_data.num_examples - 1])  # The last is of config.extra.
   tangents = run.train_tangents()
   begin = (_initial_state(run), None) if checkpoint.latest_step(workdir) is None else None
   with (interrupts.postponed() as interruption,
-        checkpoint.manager(workdir, keep=settings.keep_checkpoints,
-                           keep_best=settings.keep_best) as checkpoints):
+        checkpoint.manager(workdir, keep=run.train.keep_checkpoints,
+                           keep_best=run.train.keep_best) as checkpoints):
     state, progress = begin or _restore(run, checkpoints)
-    state, key = parallel.replicate(state, run.devices), run.key('train')
-    start = int(state.step)
-    if start:
-      print(f'train: goes on from step {start}', flush=True)
-    metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
-    train_step = _mapped_step(run)
-    batches = _batches(run, workdir, tangents, start)
-    for step, batch in enumerate(batches, start + 1):
-      state, sums = train_step(state, batch, key)
-      metrics.add(sums)
-      is_last = step == num_steps
-      is_tested = is_last or step % test_every == 0
-      is_saved = is_last or step % settings.checkpoint_every == 0 or interruption.signal or (
-          is_tested and settings.keep_best)
-      accuracy = None
-      if is_tested or step % settings.log_every == 0:
-        record = _log(run, metrics, step, batches)
-      if is_tested:
-        accuracy = _test(run, state, metrics, step, batches, record)
-      if is_saved:
-        _save(run, checkpoints, state, metrics, accuracy)
-      if interruption.signal:
-        break
-  if settings.profile_steps:
+    if state.step:
+      print(f'train: goes on from step {int(state.step)}', flush=True)
+    state = _take_steps(run, workdir, tangents, state, progress, checkpoints, interruption)
+  if run.train.profile_steps:
     print(f'train: steps are traced in {Path(workdir) / "profile"}; Perfetto and TensorBoard open '
           'it')
   if interruption.signal:
@@ -77,15 +55,40 @@ def train(run, workdir):
   return {'last_step': int(state.step)}
 
 
+def _take_steps(run, workdir, tangents, state, progress, checkpoints, interruption):
+  """The state after the last step, or after that in which a signal came; it is saved."""
+  start, settings, key = int(state.step), run.train, run.key('train')
+  test_every = max(round(settings.eval_every_epochs * run.steps_per_epoch), 1)
+  metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
+  state, train_step = parallel.replicate(state, run.devices), _mapped_step(run)
+  batches = _batches(run, workdir, tangents, start)
+  for step, batch in enumerate(batches, start + 1):
+    state, sums = train_step(state, batch, key)
+    metrics.add(sums)
+    is_last = step == run.num_steps
+    is_tested = is_last or step % test_every == 0
+    accuracy = None
+    if is_tested or step % settings.log_every == 0:
+      record = _log(run, metrics, step, batches)
+    if is_tested:
+      accuracy = _test(run, state, metrics, step, batches, record)
+    is_stopped = interruption.signal is not None  # Asked once: what stops here has to be saved.
+    if (is_last or is_stopped or step % settings.checkpoint_every == 0
+        or (is_tested and settings.keep_best)):
+      _save(run, checkpoints, state, metrics, accuracy)
+    if is_stopped:
+      break
+  return state
+
+
 def _print_unused_fields(run):
   """Says which of config.sigma and config.epsilon the method does not train with."""
-  method, config = run.config['method']['name'], run.config
-  if config['sigma'] > 0 and 'sigma' not in run.components['method']:
-    print(f'train: {method!r} trains without noise; config.sigma {config["sigma"]:.4g} is that of '
-          'the tests, attacks and certificates', flush=True)
-  if config['epsilon'] > 0 and 'epsilon' not in run.components['method']:
-    print(f'train: {method!r} trains within no radius; config.epsilon {config["epsilon"]:.4g} is '
-          'not used', flush=True)
+  for name, what, rest in (
+      ('sigma', 'without noise', 'that of the tests, attacks and certificates'),
+      ('epsilon', 'within no radius', 'not used')):
+    if run.config[name] > 0 and name not in run.components['method']:
+      print(f'train: {run.config["method"]["name"]!r} trains {what}; config.{name} '
+            f'{run.config[name]:.4g} is {rest}', flush=True)
 
 
 def _create_state(run, variables, values):
@@ -100,13 +103,9 @@ def _initial_state(run):
 
 def _restore(run, checkpoints):
   """(state, progress) of the newest whole checkpoint; the initial ones if all are damaged."""
-  if checkpoints.latest_step() is not None:
-    # Only the structure of this state matters: config.weights are not read again.
-    like = _create_state(run, weights.fresh_variables(run), run.memory())
-    restored = checkpoint.restore(checkpoints, like, examples=run.examples)
-    if restored:
-      return restored
-  return _initial_state(run), None
+  # Only the structure of this state matters: config.weights are not read again.
+  like = _create_state(run, weights.fresh_variables(run), run.memory())
+  return checkpoint.restore(checkpoints, like, examples=run.examples) or (_initial_state(run), None)
 
 
 def _mapped_step(run):

@@ -33,12 +33,7 @@ class Classifier(NamedTuple):
 
 
 def check(run, workdir, wanted):
-  """Raises UserError if the wanted stages lack what they start from, before hours are spent.
-
-  Args:
-    run: the Run.
-    workdir: its folder.
-    wanted: names of the stages to be run, those to be redone included.
+  """Raises UserError if the wanted stages, those to be redone included, lack what they start from.
   """
   if not run.trainable or not {'train', 'attack', 'certify', 'verify', 'label'} & set(wanted):
     return
@@ -123,21 +118,19 @@ def load(run, workdir):
   Raises:
     UserError: there are no weights, or they are damaged or not those of this network.
   """
-  step = finished_step(workdir)
+  network, step = run.network, finished_step(workdir) if run.trainable else None
   if not run.trainable:
     source = models.external.source(run.model.function)
-    logits_fn = run.network.eval_logits({'params': {}, 'batch_stats': {}})
-    step, identity, training_noise = None, source and _sha256(source), None
+    variables = {'params': {}, 'batch_stats': {}}
+    identity, training_noise = source and _sha256(source), None
   elif step is None:
     variables, identity, training_noise = _load_weights(run)
-    logits_fn = run.network.eval_logits(variables)
   else:
     chosen = 'best' if run.config['checkpoint'] == 'best' else step
     network, variables, info = checkpoint.load(workdir, step=chosen)
-    logits_fn = network.eval_logits(variables)
     step, identity, training_noise = info['step'], info['sha256'], info.get('training_noise')
-  return Classifier(logits_fn, {'checkpoint_step': step, 'classifier_sha256': identity},
-                    training_noise)
+  return Classifier(network.eval_logits(variables),
+                    {'checkpoint_step': step, 'classifier_sha256': identity}, training_noise)
 
 
 def finished_step(workdir):
@@ -147,11 +140,7 @@ def finished_step(workdir):
 
 
 def _load_weights(run):
-  """(variables, sha256, training noise) of config.weights.
-
-  Raises:
-    UserError: they are not those of this network and dataset; with config.new_head the number of
-      classes may differ.
+  """(variables, sha256, training noise) of config.weights; UserError where they do not fit the run.
   """
   path = Path(run.config['weights'])
   return _load_workdir(run, path) if path.is_dir() else _load_torch(run, path)
@@ -176,17 +165,15 @@ def _load_workdir(run, path):
   _, variables, info = checkpoint.load(path, step=step)
   # A model field that is younger than the other run is at its default there.
   model = json.loads(sections.component('model', **info['model']).to_json())
-  _check_equal(run, 'model', _without_computation(model),
-               _without_computation(run.config['model']))
+  # These change how it is computed, and not what.
+  loaded, expected = ({name: value for name, value in fields.items()
+                       if name not in ('dtype', 'remat')}
+                      for fields in (model, run.config['model']))
+  _check_equal(run, 'model', loaded, expected)
   _check_equal(run, 'num_classes', info['num_classes'], dataset.num_classes)
   _check_equal(run, 'image_shape', info['image_shape'], list(dataset.image_shape))
   _check_normalisation(path, (info['mean'], info['std']), dataset)
   return variables, info['sha256'], info.get('training_noise')
-
-
-def _without_computation(model):
-  """A model's config without the fields that change how it is computed, and not what."""
-  return {name: value for name, value in model.items() if name not in ('dtype', 'remat')}
 
 
 def _check_equal(run, name, loaded, expected):
