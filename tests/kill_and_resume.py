@@ -103,8 +103,8 @@ def main():
       process.send_signal(number)
       delay = time.monotonic() - begun
       status = process.wait()
-      allowed = (-signal.SIGKILL,) if number == signal.SIGKILL else (75, -signal.SIGTERM, 0)
-      if status not in allowed:
+      statuses = (-signal.SIGKILL,) if number == signal.SIGKILL else (75, -signal.SIGTERM, 0)
+      if status not in statuses:
         sys.exit(f'{name} ended with {status} after {number.name}')
       kills += 1
       print(f'{kills:2} {number.name:7} after {delay:4.1f} s, status {status:3}: '

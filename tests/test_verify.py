@@ -46,12 +46,12 @@ def make(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'data'))
 
   def build(name, *words, seed=0, devices=2):
-    (tmp_path / 'brought.py').write_text(MODULE.replace('SEED', str(seed)))
-    sys.modules.pop('brought', None)
+    (tmp_path / 'linear_classifier.py').write_text(MODULE.replace('SEED', str(seed)))
+    sys.modules.pop('linear_classifier', None)
     # A tuple that is given twice would be one longer tuple.
     given = {word.partition('=')[0] for word in words}
     rule = [word for word in RULES[name] if word.partition('=')[0] not in given]
-    words = ['--config.model.name=external', '--config.model.function=brought:logits',
+    words = ['--config.model.name=external', '--config.model.function=linear_classifier:logits',
              '--config.sigma=0.25', *rule, '--config.certify.n=400',
              '--config.certify.n0=30', '--config.certify.batch_size=100',
              '--config.certify_images.num_images=10', '--config.certify_images.images_per_call=4',
@@ -175,19 +175,37 @@ def test_progress_is_of_the_same_log_only(make, tmp_path, monkeypatch):
 # Verification.
 
 
-def tamper(folder, place, **changes):
-  """Changes fields of the image at a place of the log, in both twins as far as they have them."""
+def rewrite(folder, number, change):
+  """Replaces what a line of the log holds by change(it); returns that."""
   path = folder / 'certify.jsonl'
   lines = path.read_text().splitlines()
-  entry = json.loads(lines[1 + place])
-  for name, change in changes.items():
-    entry[name] = change(entry[name])
-  lines[1 + place] = json.dumps(entry)
+  entry = change(json.loads(lines[number]))
+  lines[number] = json.dumps(entry)
   path.write_text('\n'.join([*lines, '']))
-  with log.open_for_append(folder / 'certify', log.read(path).settings,
-                           log.read(path).environments[-1]):
-    pass  # Writes the table anew.
   return entry
+
+
+def tamper(folder, place, **changes):
+  """Changes fields of the image at a place of the log, and makes the table anew."""
+  entry = rewrite(folder, 1 + place, lambda entry: {
+      **entry, **{name: change(entry[name]) for name, change in changes.items()}})
+  (folder / 'certify.tsv').write_text(log.export(folder / 'certify.jsonl'))
+  return entry
+
+
+def set_header(folder, kind, **values):
+  """Sets values of the header's settings or environment."""
+  rewrite(folder, 0, lambda line: {'header': {
+      **line['header'], kind: {**line['header'][kind], **values}}})
+
+
+def finds(run, folder, message, capsys):
+  """Verifies, which ends with this MismatchError; returns what was printed."""
+  capsys.readouterr()
+  with pytest.raises(MismatchError, match=message) as error:
+    verify(run, folder)
+  assert '\n' not in str(error.value) and error.value.exit_status not in (0, 1, 2, 3)
+  return capsys.readouterr().out
 
 
 def moved(counts):
@@ -217,30 +235,25 @@ def test_a_log_that_is_right(name, make, tmp_path, capsys):
   assert (record['images'], record['drawn_again'], record['problems']) == (10, 3, {})
 
 
-def test_other_flags_are_told_but_for_the_number_of_devices(make, tmp_path, capsys):
+def test_other_flags_are_named_but_for_the_number_of_devices(make, tmp_path, capsys):
   run = make('fixed')
   certify(run, tmp_path)
-  path = tmp_path / 'certify.jsonl'
-  lines = path.read_text().splitlines()
-  for xla_flags, told in (('--xla_force_host_platform_device_count=7', False),
-                          ('--xla_cpu_enable_fast_math=true', True)):
-    header = json.loads(lines[0])
-    header['header']['environment']['flags'] = ' '.join(
-        [*(flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag),
-         xla_flags])
-    path.write_text('\n'.join([json.dumps(header), *lines[1:], '']))
+  flags_now = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+  for other, is_said in (('--xla_force_host_platform_device_count=7', False),
+                      ('--xla_cpu_enable_fast_math=true', True)):
+    set_header(tmp_path, 'environment', flags=' '.join([*flags_now, other]))
     verify(run, tmp_path)
-    assert ('(the log was made with other flags)' in capsys.readouterr().out) == told
+    assert ('(the log was made with other flags)' in capsys.readouterr().out) == is_said
 
 
-def test_a_log_that_tells_nothing_of_the_training(make, tmp_path, capsys):
+def test_a_log_without_the_noise_of_the_training(make, tmp_path, capsys):
   run = make('fixed')
   certify(run, tmp_path)
   path = tmp_path / 'certify.jsonl'
-  lines = path.read_text().splitlines()
+  lines = path.read_text().splitlines(keepends=True)
   header = json.loads(lines[0])
   del header['header']['settings']['training_noise']
-  path.write_text('\n'.join([json.dumps(header), *lines[1:-2], '']))
+  path.write_text(''.join([json.dumps(header) + '\n', *lines[1:-2]]))
   certify(run, tmp_path)
   verify(run, tmp_path)
   assert '10 of 10 images drawn for again are identical' in capsys.readouterr().out
@@ -278,11 +291,7 @@ def test_what_is_wrong_is_named(name, make, tmp_path, capsys):
   for changes, message in cases:
     (tmp_path / 'certify.jsonl').write_text(whole)
     entry = tamper(tmp_path, 4, **changes)
-    capsys.readouterr()
-    with pytest.raises(MismatchError, match='1 of 10 images are not as logged') as error:
-      verify(run, tmp_path)
-    assert '\n' not in str(error.value) and error.value.exit_status not in (0, 1, 2, 3)
-    lines = capsys.readouterr().out.splitlines()
+    lines = finds(run, tmp_path, '1 of 10 images are not as logged', capsys).splitlines()
     assert any(re.match(f'image {entry["idx"]}: (?:{message})', line) for line in lines), lines
     assert all(line.startswith((f'image {entry["idx"]}: ', 'verify: 9 of 10')) for line in lines)
 
@@ -292,25 +301,17 @@ def test_images_and_labels_are_those_of_the_dataset(make, tmp_path, capsys):
   certify(run, tmp_path)
   path, table = tmp_path / 'certify.jsonl', tmp_path / 'certify.tsv'
   whole, rows_of_table = path.read_text(), table.read_text()
-
-  def finds(message, num=1):
-    capsys.readouterr()
-    with pytest.raises(MismatchError, match=f'{num} of [0-9]+ images are not as logged'):
-      verify(run, tmp_path)
-    assert re.search(message, capsys.readouterr().out)
-
-  # A label that the log has made right, in both twins, of an image that is not drawn for again.
+  # A label that log and table have made right, of an image that is not drawn for again.
   wrong = next(place for place, row in enumerate(rows(tmp_path)) if 0 < place < 9
                and row['predict'] not in (row['label'], -1))
   entry = tamper(tmp_path, wrong, label=lambda _: rows(tmp_path)[wrong]['predict'],
                  correct=lambda _: 1)
-  finds(f'image {entry["idx"]}: label: {entry["label"]} is logged; the dataset has ')
+  assert (f'image {entry["idx"]}: label: {entry["label"]} is logged; the dataset has '
+          in finds(run, tmp_path, '1 of 10 images are not as logged', capsys))
   path.write_text(whole)
   table.write_text(rows_of_table + '99\t1\t1\t0.5\t1\t0:00:01\n')
-  capsys.readouterr()
-  with pytest.raises(MismatchError, match='certify.tsv: 1 of [0-9]+ images are not as in'):
-    verify(run, tmp_path)
-  assert 'image 99: it is in certify.tsv alone' in capsys.readouterr().out
+  assert 'image 99: it is in certify.tsv alone' in finds(
+      run, tmp_path, 'certify.tsv: 1 of 10 images are not as in', capsys)
   # Images that are left out: a log in the making, or one that claims to be whole.
   path.write_text(''.join(whole.splitlines(keepends=True)[:8]))
   tamper(tmp_path, 0)
@@ -318,23 +319,14 @@ def test_images_and_labels_are_those_of_the_dataset(make, tmp_path, capsys):
   verify(run, tmp_path)
   assert 'verify: 3 of 10 images are not certified yet' in capsys.readouterr().out
   (tmp_path / 'stages.json').write_text(json.dumps({'certify': {'status': 'done'}}))
-  finds('it is missing, and the certify stage is done', num=3)
+  assert 'it is missing, and the certify stage is done' in finds(
+      run, tmp_path, '3 of 7 images are not as logged', capsys)
   foreign = make('fixed', '--config.certify_images.num_images=5')
-  header = json.loads(whole.splitlines()[0])
-  header['header']['settings']['num_images'] = 5
-  path.write_text('\n'.join([json.dumps(header), *whole.splitlines()[1:], '']))
+  path.write_text(whole)
+  set_header(tmp_path, 'settings', num_images=5)
   tamper(tmp_path, 0)
-  with pytest.raises(MismatchError, match='5 of 10 images'):
-    verify(foreign, tmp_path)
-  assert 'it is not among the images of config.certify_images' in capsys.readouterr().out
-
-
-def test_integers_that_cannot_be_are_refused_before_anything_runs(make):
-  for words, message in ((['--config.certify.alpha=1e-12'], 'alpha .*, got 1e-12'),
-                         (['--config.sigma=600.'], 'sigma .* 446.*, got 600.0')):
-    with pytest.raises(UserError, match=message) as error:
-      make('integer', *words)
-    assert 'config.certify' in str(error.value) and '\n' not in str(error.value)
+  assert 'it is not among the images of config.certify_images' in finds(
+      foreign, tmp_path, '5 of 10 images', capsys)
 
 
 def test_an_image_off_the_grid_is_named(make, tmp_path, monkeypatch):
@@ -355,11 +347,9 @@ def test_an_image_that_was_drawn_for_too_long(make, tmp_path, capsys):
   place = [row['idx'] for row in rows(tmp_path)].index(longer)
   tamper(tmp_path, place, **{name: lambda _, name=name: found[1][longer][name]
                              for name in ('looks', 'draws', 'counts')})
-  capsys.readouterr()
-  with pytest.raises(MismatchError, match='1 of 10 images'):
-    verify(run, tmp_path)
   assert (f'image {longer}: its drawing ended after {found[1][longer]["draws"]} draws; the rule '
-          f'ends it after {found[0][longer]["draws"]}') in capsys.readouterr().out
+          f'ends it after {found[0][longer]["draws"]}') in finds(
+              run, tmp_path, '1 of 10 images', capsys)
 
 
 def test_counts_and_decision_that_agree_but_are_not_drawn(make, tmp_path, capsys):
@@ -367,27 +357,19 @@ def test_counts_and_decision_that_agree_but_are_not_drawn(make, tmp_path, capsys
   certify(run, tmp_path)
   other = make('fixed', '--config.seed=1')
   certify(other, tmp_path / 'other')
-  lines = [(folder / 'certify.jsonl').read_text().splitlines()
-           for folder in (tmp_path, tmp_path / 'other')]
-  lines[0][3] = lines[1][3]
-  (tmp_path / 'certify.jsonl').write_text('\n'.join([*lines[0], '']))
-  capsys.readouterr()
-  with pytest.raises(MismatchError, match='1 of 10 images'):
-    verify(run, tmp_path)
-  assert re.search(r'image 2: counts\d?: \[.*\] is logged, \[.*\] now', capsys.readouterr().out)
+  rewrite(tmp_path, 3, lambda _: log.read_entries(tmp_path / 'other' / 'certify.jsonl')[2])
+  assert re.search(r'image 2: counts\d?: \[.*\] is logged, \[.*\] now',
+                   finds(run, tmp_path, '1 of 10 images', capsys))
 
 
 def test_the_table_is_verified_too(make, tmp_path, capsys):
   run = make('sequential')
   certify(run, tmp_path)
   table = tmp_path / 'certify.tsv'
-  lines = table.read_text().splitlines()
-  words = lines[3].split('\t')
-  words[3] = '1.50000'
-  table.write_text('\n'.join([*lines[:3], '\t'.join(words), *lines[4:], '']))
-  with pytest.raises(MismatchError, match='certify.tsv: 1 of 10 images are not as in certify.json'):
-    verify(run, tmp_path)
-  printed = capsys.readouterr().out
+  lines = table.read_text().splitlines(keepends=True)
+  radius = lines[3].split('\t')[3]
+  table.write_text(''.join([*lines[:3], lines[3].replace(radius, '1.50000'), *lines[4:]]))
+  printed = finds(run, tmp_path, 'certify.tsv: 1 of 10 images are not as in certify.json', capsys)
   assert 'certify.tsv has another line: ' in printed
   assert '10 of 10 agree with their own counts, 9 with the table' in printed
   record = json.loads((tmp_path / 'verify.json').read_text())
@@ -410,23 +392,25 @@ def test_other_parameters_and_settings_are_one_line(make, tmp_path):
 # Configs and the launcher.
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-    (['--config.certify.n0=0'], 'config.certify.n0 .*, got 0'),
-    (['--config.certify.n=0'], 'config.certify.n .* got 0'),
-    (['--config.certify.n=5'], 'config.certify.n .* 11 .*, got 5'),
-    (['--config.certify.alpha=1.0'], r'config.certify.alpha .*\(0, 1\), got 1.0'),
-    (['--config.certify.radii=(0.1, 3.0)'], 'config.certify.radii .* than 0.[0-9]+.*, got 3.0'),
-    (['--config.certify.radii=(0.1, 0.1)'], 'config.certify.radii .*, got 0.1 more than once'),
-    (['--config.certify.radii=("a",)'], "config.certify.radii must be a tuple .*'a'"),
-    (['--config.certify.radii=(-0.5,)'], 'config.certify.radii .*-0.5'),
-    (['--config.certify.choose=best'], "config.certify.choose .* majority, label, got 'best'"),
-    (['--config.certify.look_growth=0.5'], 'config.certify.look_growth .* got 0.5'),
-    (['--config.certify_images.images_per_call=100_000_000'],
-     'config.certify and config.certify_images: .*100000000 images'),
+@pytest.mark.parametrize(('name', 'word', 'message'), [
+    ('sequential', 'certify.n0=0', 'certify.n0 .*, got 0'),
+    ('sequential', 'certify.n=0', 'certify.n .* got 0'),
+    ('sequential', 'certify.n=5', 'certify.n .* 11 .*, got 5'),
+    ('sequential', 'certify.alpha=1.0', r'certify.alpha .*\(0, 1\), got 1.0'),
+    ('sequential', 'certify.radii=(0.1, 3.0)', 'certify.radii .* than 0.[0-9]+.*, got 3.0'),
+    ('sequential', 'certify.radii=(0.1, 0.1)', 'certify.radii .*, got 0.1 more than once'),
+    ('sequential', 'certify.radii=("a",)', "certify.radii must be a tuple .*'a'"),
+    ('sequential', 'certify.radii=(-0.5,)', 'certify.radii .*-0.5'),
+    ('sequential', 'certify.choose=best', "certify.choose .* majority, label, got 'best'"),
+    ('sequential', 'certify.look_growth=0.5', 'certify.look_growth .* got 0.5'),
+    ('sequential', 'certify_images.images_per_call=100_000_000',
+     'certify and config.certify_images: .*100000000 images'),
+    ('integer', 'certify.alpha=1e-12', 'certify.*alpha .*, got 1e-12'),
+    ('integer', 'sigma=600.', 'certify.*sigma .* 446.*, got 600.0'),
 ])
-def test_mistakes_are_found_before_anything_runs(words, message, make):
-  with pytest.raises(UserError, match=message) as error:
-    make('sequential', *words)
+def test_mistakes_are_found_before_anything_runs(name, word, message, make):
+  with pytest.raises(UserError, match=f'config.{message}') as error:
+    make(name, f'--config.{word}')
   assert '\n' not in str(error.value)
 
 
@@ -442,5 +426,4 @@ def test_configs_of_certification(name):
 
 
 def test_verification_is_no_part_of_a_run_unless_asked_for():
-  assert 'verify' not in flags.parse(['launch']).stages
-  assert 'verify' in stages.STAGES and 'verify' not in stages.KEPT
+  assert 'verify' not in flags.parse(['launch']).stages and 'verify' not in stages.KEPT

@@ -27,10 +27,10 @@ def attack(run, workdir):
                for name in ('num_noise', 'n', 'alpha', 'stride', 'num_images')},
             **origin}
   path = Path(workdir) / 'attack.jsonl'
-  everything = images.chosen(run.test_data, settings.stride, settings.num_images)
   entries = records.resume(path, {'header': header})
   records.check_same(path, entries[0].get('header', {}), header)
   done = {entry['idx'] for entry in entries[1:]}
+  everything = images.chosen(run.test_data, settings.stride, settings.num_images)
   left = [index for index in everything if index not in done]
   bar = monitoring.bar(desc='attack', initial=len(everything) - len(left),
                        total=len(everything), unit='image')

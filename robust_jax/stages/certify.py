@@ -52,12 +52,7 @@ def _result(path):
 
 
 def settings(run, loaded):
-  """Everything that a certificate depends on, for the header of the log.
-
-  Args:
-    run: the Run.
-    loaded: the `weights.Classifier`.
-  """
+  """Everything that a certificate of a `weights.Classifier` depends on, for the log's header."""
   chosen, dataset, derived = run.certify_images, run.test_data, run.certify.settings()
   if run.config['certify']['noise'] != 'gaussian':
     derived['noise_loss'] = noise_sources.loss(

@@ -30,9 +30,8 @@ def label(run, workdir):
     raise UserError(f'config.label.name: the images of {dataset.name!r} must have the shape '
                     f'{run.test_data.image_shape} of the network, got {dataset.image_shape}')
   num_noise = settings.num_noise
-  if num_noise is None:
-    trained_with_noise = classifier.training_noise is None or classifier.training_noise > 0
-    num_noise = NUM_NOISE if run.sigma > 0 and trained_with_noise else 0
+  if num_noise is None:  # A training noise of None is unknown.
+    num_noise = NUM_NOISE if run.sigma > 0 and classifier.training_noise != 0 else 0
   classes = predict(classifier.logits_fn, dataset, sigma=run.sigma, num_noise=num_noise,
                     batch_size=run.train.eval_batch_size, devices=run.devices)
   unlabelled = np.flatnonzero(classes < 0)

@@ -23,27 +23,30 @@ def initial(run):
   # The step that the variables are taken from; of a folder of checkpoints alone the newest.
   step = weights.finished_step(path) or checkpoint.latest_step(path)
   leaves, about = checkpoint.read(path, step)
-  saved = {name.removeprefix('memory/'): leaf for name, leaf in leaves.items()
-           if name.startswith('memory/')}
-  examples = about['info'].get('examples')
-  norm = _attack_norm(workdirs.stages(path).get('train', {}).get('config', {}))
-  reason = None
-  if not fresh.keys() <= saved.keys():
-    reason = f'{path} has none'
-  elif run.config['new_head']:
-    reason = 'config.new_head'
-  elif examples != run.examples:
-    reason = (f'{path} has that of {checkpoint.describe_examples(examples)}, this run trains on '
-              f'{checkpoint.describe_examples(run.examples)}')
-  elif norm not in (None, _attack_norm(run.config)):
-    reason = f'{path} has that of norm {norm}, this run attacks in {_attack_norm(run.config)}'
+  saved = {name: leaves.get(f'memory/{name}') for name in fresh}
+  reason = _why_fresh(run, path, saved, about['info'].get('examples'))
   names, warm_up = ', '.join(sorted(fresh)), run.config['method'].get('warmup_epochs')
   if reason:
     print(f'train: the {names} of each example begins anew: {reason}', flush=True)
     return fresh
   print(f'train: the {names} of each example is that of {path}'
         + (f', until the warm-up of {warm_up} epochs sets it anew' if warm_up else ''), flush=True)
-  return {name: saved[name] for name in fresh}
+  return saved
+
+
+def _why_fresh(run, path, saved, examples):
+  """Why the memory of config.weights, learned on `examples`, is not this run's; None if it is."""
+  norm = _attack_norm(workdirs.stages(path).get('train', {}).get('config', {}))
+  if any(leaf is None for leaf in saved.values()):
+    return f'{path} has none'
+  if run.config['new_head']:
+    return 'config.new_head'
+  if examples != run.examples:
+    return (f'{path} has that of {checkpoint.describe_examples(examples)}, this run trains on '
+            f'{checkpoint.describe_examples(run.examples)}')
+  if norm not in (None, _attack_norm(run.config)):
+    return f'{path} has that of norm {norm}, this run attacks in {_attack_norm(run.config)}'
+  return None
 
 
 def save_radii(run, workdir, radius):
@@ -51,11 +54,6 @@ def save_radii(run, workdir, radius):
 
   `shown` has the indices of config.evaluation.gallery images with the smallest and as many with
   the largest radii, some of them twice where there are few; `images` are theirs.
-
-  Args:
-    run: the Run.
-    workdir: its folder.
-    radius: [num_train].
   """
   dataset, number = run.train_data, run.evaluation.gallery
   order = np.argsort(radius, kind='stable')

@@ -105,9 +105,8 @@ def locked(workdir):
 def describe(run, workdir, words):
   """Writes config.json, and run.json on the training that the workdir holds, or will hold.
 
-  `words` are those that the launcher was given; run.json has them as a shell takes them.
-
-  config.verify and config.label are of one call: what they were is not remembered.
+  The command of run.json has the `words` that the launcher was given. config.verify and
+  config.label, which are of one call, are written as their defaults.
   """
   write_json(Path(workdir) / 'config.json',
              {**run.config, 'verify': type(run.verify)()._asdict(),
