@@ -10,6 +10,7 @@ import os
 
 import jax
 
+_UNROLLED_STEPS = 20
 SWITCH = 'ROBUST_JAX_CPU'
 """Environment variable; `plain` leaves `robust_jax/cpu` out."""
 
@@ -24,6 +25,19 @@ def cpu():
 def layers():
   """The layers for CPUs, `robust_jax.cpu`; None where there is none, or another default device."""
   return cpu() if jax.default_backend() == 'cpu' else None
+
+
+def unrolls(num_steps):
+  """Whether a loop over this many gradient steps is faster when it is unrolled.
+
+  XLA:CPU brings its own convolutions into the form of its fast kernels in the outermost computation
+  only: inside a loop, a convolution's input gradient takes about five times as long. Unrolling
+  costs compilation.
+  """
+  if jax.default_backend() != 'cpu' or num_steps > _UNROLLED_STEPS:
+    return False
+  package = cpu()
+  return package is None or not package.has_convolutions()
 
 
 def tune():

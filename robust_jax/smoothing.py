@@ -9,7 +9,6 @@ import functools
 import math
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -59,6 +58,11 @@ class Victim(NamedTuple):
   noise: Array | None
 
   @property
+  def smoothed(self):
+    """Whether there is noise."""
+    return self.noise is not None
+
+  @property
   def num_copies(self):
     """m."""
     return 1 if self.noise is None else len(self.noise)
@@ -67,7 +71,9 @@ class Victim(NamedTuple):
     """The logits of every copy: [m, batch, classes]."""
     if self.noise is None:
       return self.logits_fn(images)[None]
-    chex.assert_shape(self.noise, (None, *images.shape))
+    if self.noise.shape[1:] != images.shape:
+      raise ValueError(f'noise must have shape [num_noise, {", ".join(map(str, images.shape))}], '
+                       f'got {list(self.noise.shape)}')
     return jax.vmap(lambda n: self.logits_fn(images + n))(self.noise)
 
   def predict(self, images):

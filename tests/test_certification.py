@@ -415,6 +415,9 @@ def test_batch_equals_a_loop_of_singles():
   ({'batch_size': 0}, 'batch_size .*, got 0'),
   ({'bound': 'best'}, "bound .*, got 'best'"),
   ({'n0': 0}, 'n0 .*, got 0'),
+  ({'n0': 2.5}, 'n0 .*integer.*, got 2.5'),
+  ({'n': 100.5}, 'n .*integer.*, got 100.5'),
+  ({'n': 3_000_000_000}, 'n .*, got 3000000000'),
 ])
 def test_certify_rejects(change, message):
   settings = {'sigma': 0.5, 'n0': 10, 'n': 20, 'batch_size': 16, **change}

@@ -116,6 +116,13 @@ def test_sums_that_lack_files_are_damaged_too(keep, tmp_path):
   assert 'sha256sums cannot be read' in checkpoint.find_damage(tmp_path, 7)
 
 
+@pytest.mark.parametrize('name', ['.DS_Store', 'd/.nfs0001'])
+def test_hidden_files_of_the_system_are_no_damage(name, tmp_path):
+  save(tmp_path, 7)
+  (tmp_path / 'checkpoints' / 'step_7' / 'state' / name).write_text('not ours')
+  assert checkpoint.find_damage(tmp_path, 7) is None
+
+
 def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, capsys):
   save(tmp_path, 1, 2, 3)
   for step in (2, 3):

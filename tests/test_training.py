@@ -227,7 +227,13 @@ def mapped_step(network, optimizer, method, num_devices):
 
 def one_step(network, variables, batch, memory=None, **kwargs):
   optimizer = training.OPTIMIZERS['sgd'](0.1)
-  step = jitted_step(network, optimizer, functools.partial(methods.gaussian, sigma=0.2), **kwargs)
+
+  def gaussian(*arguments):
+    output = methods.gaussian(*arguments, sigma=0.2)
+    seen = {name: arguments[4].aux[name] + 1 for name in memory or {}}
+    return output._replace(memory=seen)
+
+  step = jitted_step(network, optimizer, gaussian, **kwargs)
   return step(training.create_state(variables, optimizer, memory=memory), batch, KEY)
 
 
@@ -310,9 +316,17 @@ def test_what_is_not_one_number_an_example_is_refused(field, name, called, linea
 
   step = jitted_step(linear[0], training.OPTIMIZERS['sgd'](0.1), method)
   state = training.create_state({'params': linear[1], 'batch_stats': {}},
-                                training.OPTIMIZERS['sgd'](0.1))
+                                training.OPTIMIZERS['sgd'](0.1), memory={'seen': jnp.zeros(40)})
   with pytest.raises(ValueError, match=rf'{called} must have shape \(16,\).* got \(\)'):
     jax.eval_shape(step, state, batch, KEY)
+
+
+def test_memory_without_new_values_is_refused(linear, batch):
+  optimizer = training.OPTIMIZERS['sgd'](0.1)
+  state = training.create_state({'params': linear[1], 'batch_stats': {}}, optimizer,
+                                memory={'seen': jnp.zeros(40)})
+  with pytest.raises(ValueError, match=r"memory .*\['seen'\].* got \[\]"):
+    jax.eval_shape(jitted_step(linear[0], optimizer, methods.standard), state, batch, KEY)
 
 
 def test_the_average_follows_parameters_and_statistics(small_net, batch):

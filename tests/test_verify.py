@@ -166,7 +166,7 @@ def test_progress_is_of_the_same_log_only(make, tmp_path, monkeypatch):
   with log.open_for_append(tmp_path / 'certify', saved['settings'], {}) as writer:
     assert writer.begun == {}
   progress.write_text('{')
-  with (pytest.raises(UserError, match='certify.progress.json cannot be read'),
+  with (pytest.raises(UserError, match='certify.progress.json cannot be read.*begun anew'),
         log.open_for_append(tmp_path / 'certify', saved['settings'], {})):
     pass
   assert progress.name in workdir.OUTPUTS['certify'], 'a redo leaves it behind'
@@ -374,6 +374,9 @@ def test_the_table_is_verified_too(make, tmp_path, capsys):
   assert '10 of 10 agree with their own counts, 9 with the table' in printed
   record = json.loads((tmp_path / 'verify.json').read_text())
   assert record['problems'] == {} and list(record['problems_in_table']) == ['3']
+  # A last line that was cut off, as a crash leaves it, is no line.
+  table.write_text(''.join(lines[:-1]) + '\0\0')
+  verify(run, tmp_path)
 
 
 def test_other_parameters_and_settings_are_one_line(make, tmp_path):

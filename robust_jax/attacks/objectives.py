@@ -45,17 +45,19 @@ def kl(logits, clean_logits):
 
 
 def targeted(logits, labels, targets):
-  """z_t - z_y, with z = log F for several copies: positive where the target beats the label.
+  """z_t - z_y of one copy, positive where the target beats the label; log F_t of several.
 
   Args:
     logits: [m, batch, classes].
     labels, targets: [batch] int.
   """
-  return losses.targeted_logit_gap(mean_logits(logits), labels, targets)
+  if len(logits) == 1:
+    return losses.targeted_logit_gap(logits[0], labels, targets)
+  return -cross_entropy(logits, targets)
 
 
 def naive(logits, labels, targets=None):
-  """The mean loss of the copies, (1/m) sum_i -log softmax(logits_i)_y; less that of the targets.
+  """The mean loss of the copies, (1/m) sum_i -log softmax(logits_i)_y; given targets, minus theirs.
 
   Not the loss of the smoothed classifier, and weaker as an attack on it (Salman et al. 2019,
   section 2.2).
@@ -65,8 +67,9 @@ def naive(logits, labels, targets=None):
     labels: [batch] int.
     targets: None, or [batch] int.
   """
-  loss = -jnp.mean(_log_probs(logits, labels), axis=0)
-  return loss if targets is None else loss - naive(logits, targets)
+  if targets is not None:
+    return -naive(logits, targets)
+  return -jnp.mean(_log_probs(logits, labels), axis=0)
 
 
 def gradient_free(victim, labels, targets=None, *, sigma):
@@ -84,7 +87,7 @@ def gradient_free(victim, labels, targets=None, *, sigma):
     victim: `smoothing.Victim` with noise of standard deviation `sigma`; two draws at least, as a
       single one has weight 1 whatever the network says of it.
     labels: [batch] int.
-    targets: None, or [batch] int, whose objective is subtracted.
+    targets: None, or [batch] int: minus their objective takes the place of that of the labels.
     sigma: > 0, in pixel units.
 
   Returns:
@@ -108,14 +111,10 @@ def _gradient_free(victim, labels, targets, sigma, images):
   fixed = jax.lax.stop_gradient(images)
   logits = victim.logits(fixed)
 
-  def estimate(classes):
-    weights = jax.nn.softmax(_log_probs(logits, classes), axis=0)
-    ascent = -jnp.einsum('mb,mb...->b...', weights, victim.noise) / sigma**2
-    return cross_entropy(logits, classes), ascent
-
-  value, ascent = estimate(labels)
-  if targets is not None:
-    value, ascent = jax.tree.map(jnp.subtract, (value, ascent), estimate(targets))
+  classes, sign = (labels, 1) if targets is None else (targets, -1)
+  weights = jax.nn.softmax(_log_probs(logits, classes), axis=0)
+  ascent = -sign * jnp.einsum('mb,mb...->b...', weights, victim.noise) / sigma**2
+  value = sign * cross_entropy(logits, classes)
   # Zero in value, `ascent` in gradient: any optimiser of objectives can follow it.
   offset = (ascent * (images - fixed)).reshape(len(images), -1)
   return value + jnp.sum(offset, axis=-1)

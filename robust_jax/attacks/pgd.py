@@ -101,9 +101,7 @@ def iterate(num_steps, step, first):
   """
   if num_steps == 1:
     return step(0, first)
-  cpu = backend.layers()
-  unroll = cpu is not None and cpu.unrolls(num_steps)
-  return jax.lax.fori_loop(0, num_steps, step, first, unroll=unroll or None)
+  return jax.lax.fori_loop(0, num_steps, step, first, unroll=backend.unrolls(num_steps) or None)
 
 
 def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
@@ -139,11 +137,11 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     loss: 'cross_entropy'; 'margin' (Carlini-Wagner); 'kl', KL(F(x) || F(x')) from a start at
       x + 0.001 N(0, I). With noise, F is the mean of the noisy copies' probabilities.
     target: 'none': raise the loss of the label. 'random' or 'least_likely': raise z_t - z_y of
-      that target (with noise: of log F).
+      that target; of several noisy copies, log F_t.
     targets: [batch] int, given targets; they take the place of `target`.
     direction: 'steepest', or 'gradient' for steps along the gradient as it is.
     smoothed_objective: how the noisy copies make up the cross-entropy: 'smoothadv', 'naive' or
-      'gradient_free' (see `objectives`).
+      'gradient_free' (see `objectives`); without noise they are one.
     order: 'ball_then_box' (Madry et al.), 'box_then_ball' (Salman et al.) or 'ball_only'.
     l1_top_k: gradient entries that an l1 step changes.
 
@@ -181,6 +179,11 @@ def _objective(victim, images, labels, targets, loss, smoothed_objective, sigma)
     raise ValueError(f"loss must be 'cross_entropy', 'margin' or 'kl', got {loss!r}")
   if loss != 'cross_entropy' and targets is not None:
     raise ValueError(f"loss must be 'cross_entropy' with a target, got {loss!r}")
+  if smoothed_objective not in ('smoothadv', 'naive', 'gradient_free'):
+    raise ValueError("smoothed_objective must be 'smoothadv', 'naive' or 'gradient_free', "
+                     f'got {smoothed_objective!r}')
+  if not victim.smoothed:
+    smoothed_objective = 'smoothadv'
   if loss != 'cross_entropy' and smoothed_objective != 'smoothadv':
     raise ValueError(f"smoothed_objective must be 'smoothadv' with loss {loss!r}, "
                      f'got {smoothed_objective!r}')
@@ -192,9 +195,6 @@ def _objective(victim, images, labels, targets, loss, smoothed_objective, sigma)
     return victim.objective(objectives.naive, labels, targets)
   if smoothed_objective == 'gradient_free':
     return objectives.gradient_free(victim, labels, targets, sigma=sigma)
-  if smoothed_objective != 'smoothadv':
-    raise ValueError("smoothed_objective must be 'smoothadv', 'naive' or 'gradient_free', "
-                     f'got {smoothed_objective!r}')
   if targets is not None:
     return victim.objective(objectives.targeted, labels, targets)
   return victim.objective(objectives.cross_entropy, labels)

@@ -137,7 +137,7 @@ def is_cut_off(path) -> bool:
   """Whether the last line was never written to its end, so that `read` drops it.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: as `read`.
   """
   return files.is_cut_off(path, _parser(Path(path)))
 
@@ -192,12 +192,12 @@ class Writer:
     """{index: dict} of the unfinished images; {} where the file is not of a log like this one."""
     if not self._progress.exists():
       return {}
-    saved = files.read_json(self._progress)
     try:
+      saved = files.read_json(self._progress)
       # A crash may have come after the log was written and before this file was.
       images = {entry['idx']: entry for entry in saved['images'] if entry['idx'] not in self.done}
       return images if saved['settings'] == self._settings else {}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UserError) as error:
       raise UserError(f'{self._progress} cannot be read ({type(error).__name__}: {error}); without '
                       'the file, its images are begun anew') from error
 

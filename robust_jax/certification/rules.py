@@ -191,12 +191,15 @@ def reach(rule):
 
 
 def check_fields(rule):
-  """Raises ValueError, in one line, at the first field outside the range that its type gives."""
+  """Raises ValueError, in one line, at the first field that is not of its type and range."""
   for name, hint in typing.get_type_hints(type(rule), include_extras=True).items():
     value = getattr(rule, name)
     if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
       choices = ' or '.join(map(repr, typing.get_args(hint)))
       raise ValueError(f'{name} must be {choices}, got {value!r}')
+    if getattr(hint, '__origin__', None) is int and (
+        isinstance(value, bool) or not isinstance(value, int | np.integer) or value >= 2**31):
+      raise ValueError(f'{name} must be an integer below 2^31, got {value!r}')
     for interval in getattr(hint, '__metadata__', ()):
       if value not in interval:
         raise ValueError(f'{name} must be in {interval}, got {value!r}')

@@ -4,8 +4,8 @@
 """
 
 from robust_jax.cpu.layers import BatchNorm, Conv
-from robust_jax.cpu.onednn import unrolls
+from robust_jax.cpu.onednn import available as has_convolutions
 from robust_jax.cpu.pooling import max_pool
 from robust_jax.cpu.process import tune
 
-__all__ = ['BatchNorm', 'Conv', 'max_pool', 'tune', 'unrolls']
+__all__ = ['BatchNorm', 'Conv', 'has_convolutions', 'max_pool', 'tune']

@@ -43,16 +43,6 @@ def available():
   return jaxlib.__version__ in VERIFIED
 
 
-def unrolls(num_steps):
-  """Whether a loop over this many gradient steps is faster when it is unrolled.
-
-  XLA:CPU brings its own convolutions into the form of its fast kernels in the outermost computation
-  only: inside a loop, a convolution's input gradient takes about five times as long. Unrolling
-  costs compilation.
-  """
-  return not available() and num_steps <= _UNROLLED_STEPS
-
-
 def conv(images, kernel, *, strides, padding):
   """lax.conv_general_dilated of NHWC images and an HWIO kernel, by oneDNN where it can.
 

@@ -33,7 +33,7 @@ def label(run, workdir):
   if num_noise is None:  # A training noise of None is unknown.
     num_noise = NUM_NOISE if run.sigma > 0 and classifier.training_noise != 0 else 0
   classes = predict(classifier.logits_fn, dataset, sigma=run.sigma, num_noise=num_noise,
-                    batch_size=run.train.eval_batch_size, devices=run.devices)
+                    batch_size=_batch_size(run), devices=run.devices)
   unlabelled = np.flatnonzero(classes < 0)
   if len(unlabelled):
     raise UserError(f'config.label.name: image {unlabelled[0]} of {dataset.name!r} '
@@ -47,6 +47,12 @@ def label(run, workdir):
     right = np.mean(classes == np.asarray(dataset.labels[:]))
     agreement = f'; {right:.1%} are those of the dataset'
   print(f'{settings.output}: {len(classes)} labels{votes}{agreement}')
+
+
+def _batch_size(run):
+  """At most 256, of which each goes through the network num_noise times, for all the devices."""
+  num_devices = len(run.devices)
+  return max(min(256, run.train.eval_batch_size) // num_devices, 1) * num_devices
 
 
 def check(run):

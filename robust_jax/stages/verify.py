@@ -82,8 +82,11 @@ def _compare_table(path, finished):
   if not table.exists() and not finished:
     return {}
   log.read(table)  # Raises UserError where it is malformed.
-  made, lines = ({int(line.partition('\t')[0]): line for line in text.splitlines()[1:]}
-                 for text in (log.export(path), table.read_text(encoding='utf-8')))
+  text = table.read_text(encoding='utf-8')
+  if log.is_cut_off(table):
+    text = text[:text.rfind('\n') + 1]
+  made, lines = ({int(line.partition('\t')[0]): line for line in lines.splitlines()[1:]}
+                 for lines in (log.export(path), text))
   problems = {idx: [f'{table.name} has another line: {lines[idx]!r}']
               for idx in made.keys() & lines.keys() if lines[idx] != made[idx]}
   problems |= {idx: [f'it is in {table.name} alone'] for idx in lines.keys() - made.keys()}

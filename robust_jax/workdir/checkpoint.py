@@ -262,7 +262,9 @@ def find_damage(workdir, step):
   except (OSError, ValueError):
     return f'{_FILE_SUMS} cannot be read'
   saved = {name: digest for digest, _, name in (line.partition('  ') for line in lines)}
-  files = _file_sums(folder)
+  # What a file system or a desktop puts there by itself, such as .nfs0001, is no damage.
+  files = {name: digest for name, digest in _file_sums(folder).items()
+           if name in saved or not Path(name).name.startswith('.')}
   for name in sorted(saved.keys() | files.keys()):
     if saved.get(name) != files.get(name):
       return (f'{name} is missing' if name not in files else

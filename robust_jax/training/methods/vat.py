@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from robust_jax import keys, losses
 from robust_jax.attacks import threat_models
+from robust_jax.attacks.pgd import iterate
 from robust_jax.training.methods import passes
 from robust_jax.types import Count, Fraction, MethodOutput, NonNegative
 
@@ -71,4 +72,4 @@ def virtual_direction(key, logits_fn, images, *, num_iterations=1):
     return sphere.steepest(keys.fold_in(example_keys, iteration), product)
 
   direction = sphere.steepest(keys.fold_in(example_keys, 0), jnp.zeros_like(images))
-  return jax.lax.fori_loop(1, num_iterations + 1, step, direction)
+  return iterate(num_iterations, lambda t, direction: step(t + 1, direction), direction)
