@@ -58,11 +58,6 @@ class Victim(NamedTuple):
   noise: Array | None
 
   @property
-  def smoothed(self):
-    """Whether there is noise."""
-    return self.noise is not None
-
-  @property
   def num_copies(self):
     """m."""
     return 1 if self.noise is None else len(self.noise)

@@ -141,7 +141,7 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     targets: [batch] int, given targets; they take the place of `target`.
     direction: 'steepest', or 'gradient' for steps along the gradient as it is.
     smoothed_objective: how the noisy copies make up the cross-entropy: 'smoothadv', 'naive' or
-      'gradient_free' (see `objectives`); without noise they are one.
+      'gradient_free' (see `objectives`); without noise there is one copy.
     order: 'ball_then_box' (Madry et al.), 'box_then_ball' (Salman et al.) or 'ball_only'.
     l1_top_k: gradient entries that an l1 step changes.
 
@@ -182,8 +182,6 @@ def _objective(victim, images, labels, targets, loss, smoothed_objective, sigma)
   if smoothed_objective not in ('smoothadv', 'naive', 'gradient_free'):
     raise ValueError("smoothed_objective must be 'smoothadv', 'naive' or 'gradient_free', "
                      f'got {smoothed_objective!r}')
-  if not victim.smoothed:
-    smoothed_objective = 'smoothadv'
   if loss != 'cross_entropy' and smoothed_objective != 'smoothadv':
     raise ValueError(f"smoothed_objective must be 'smoothadv' with loss {loss!r}, "
                      f'got {smoothed_objective!r}')
