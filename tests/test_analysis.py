@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -97,9 +98,61 @@ def test_means_and_differences_are_those_of_scipy():
     difference, half = analysis.welch_difference(first, second, confidence=confidence)
     interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
     assert (difference - half, difference + half) == pytest.approx((interval.low, interval.high))
-    difference, half = analysis.paired_difference(first[:4], second, confidence=confidence)
-    interval = stats.ttest_rel(first[:4], second).confidence_interval(confidence)
-    assert (difference - half, difference + half) == pytest.approx((interval.low, interval.high))
+    radii, others = rng.gamma(9, size=(2, 40))
+    interval = stats.ttest_rel(radii, others).confidence_interval(confidence)
+    assert analysis.paired_difference(radii, others, confidence=confidence) == pytest.approx(
+        (np.mean(radii - others), interval.low, interval.high))
+
+
+def of_discordant(only_first, only_second, count):
+  """The paired difference of networks that are right alone on so many of `count` images."""
+  first = np.arange(count) < only_first
+  second = (np.arange(count) >= only_first) & (np.arange(count) < only_first + only_second)
+  both = np.arange(count) >= count - 5
+  return analysis.paired_difference(first | both, second | both)
+
+
+@pytest.mark.parametrize('only_first, only_second', [(0, 0), (1, 0), (0, 4), (7, 5), (90, 60)])
+def test_paired_shares_by_square_and_add(only_first, only_second):
+  count, ends = 300, []
+  for hits in (only_first, only_second):
+    exact = stats.binomtest(hits, count).proportion_ci(0.95, method='exact')
+    ends.append((hits / count, exact.low, exact.high))
+  (p, low_p, high_p), (q, low_q, high_q) = ends
+  correlation = -math.sqrt(p * q / (1 - p) / (1 - q))
+  distance = lambda a, b: math.sqrt(a * a + b * b - 2 * correlation * a * b)
+  assert of_discordant(only_first, only_second, count) == pytest.approx(
+      (p - q, p - q - distance(p - low_p, high_q - q), p - q + distance(high_p - p, q - low_q)))
+
+
+@pytest.mark.parametrize('count, p, q', [
+    (20, 0.3, 0.2), (50, 0.02, 0.), (300, 0.003, 0.003), (300, 0.006, 0.), (300, 0.0001, 0.),
+    (300, 0.03, 0.02), (1000, 0.02, 0.001)])
+def test_paired_shares_are_covered_as_often_as_said(count, p, q):
+  """The exact probability of covering p - q, over all numbers of images on which two differ."""
+  most = int(stats.binom.isf(1e-6, count, p + q)) + 1
+  covered = total = 0.
+  for only_first in range(most + 1):
+    for only_second in range(min(most, count) - only_first + 1):
+      probability = stats.multinomial.pmf(
+          [only_first, only_second, count - only_first - only_second], count, [p, q, 1 - p - q])
+      if probability > 1e-7:
+        _, low, high = of_discordant(only_first, only_second, count)
+        total += probability
+        covered += probability * (low <= p - q <= high)
+  assert total > 0.999 and covered >= 0.95
+
+
+def test_few_images_with_other_radii_are_covered_as_often_as_said():
+  rng = np.random.default_rng(0)
+  hits, radius = 0, rng.uniform(0.5, 1.5, 300)
+  for _ in range(300):  # One image in fifty gains a step of the grid of radii, or loses one.
+    change = 0.25 * rng.choice([1, -1, 0], 300, p=[0.015, 0.005, 0.98])
+    _, low, high = analysis.paired_difference(radius + change, radius)
+    hits += low <= 0.25 * 0.01 <= high
+  assert hits / 300 >= 0.95
+  _, low, high = analysis.paired_difference(radius, radius)
+  assert low == -high and 0.01 < high < 0.03
 
 
 def test_one_value_has_no_interval():

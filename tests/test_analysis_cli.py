@@ -442,22 +442,22 @@ def test_differences_are_paired(tmp_path, capsys):
   assert status == 0
   assert 'warning: images that all logs have: 36; the intervals are meant for hundreds' in err
   title, one, other, difference = rows_of(out)
-  assert title == ['log', 'images', 'figure', 'r=0', 'r=0 ±', 'r=0.5', 'r=0.5 ±', 'r=9', 'r=9 ±',
-                   'ACR', 'ACR ±']
+  assert title == ['log', 'images', 'figure', *(
+      name + end for name in ('r=0', 'r=0.5', 'r=9', 'ACR') for end in ('', ' low', ' high'))]
   assert (one[1], other[1], difference[2]) == ('36 of 40', '36 of 36', 'minus the first')
-  for place, radius in ((3, 0), (5, 0.5)):
-    x, y = (np.array([100. * (by[i][0] and by[i][1] >= radius) for i in shared])
+  for place, radius in ((3, 0), (6, 0.5), (9, 9)):  # Nobody is certified at 9.
+    x, y = (np.array([bool(by[i][0] and by[i][1] >= radius) for i in shared])
             for by in (a_by, b_by))
-    interval = stats.ttest_rel(y, x).confidence_interval(0.95)
-    assert (one[place], other[place]) == (f'{x.mean():.1f}', f'{y.mean():.1f}')
-    assert difference[place] == f'{np.mean(y - x):+.1f}'
-    assert difference[place + 1] == f'{(interval.high - interval.low) / 2:.1f}'
-  assert difference[7:9] == ['+0.0', '']  # Nobody is certified there.
+    assert (one[place], other[place]) == (f'{100 * x.mean():.1f}', f'{100 * y.mean():.1f}')
+    assert difference[place:place + 3] == [
+        f'{100 * value:+.1f}' for value in analysis.paired_difference(y, x)]
   x, y = (np.array([by[i][0] * by[i][1] for i in shared]) for by in (a_by, b_by))
   interval = stats.ttest_rel(y, x).confidence_interval(0.95)
-  assert difference[9:] == [f'{np.mean(y - x):+.3f}', f'{(interval.high - interval.low) / 2:.3f}']
+  assert difference[12:] == [
+      f'{value:+.3f}' for value in (np.mean(y - x), interval.low, interval.high)]
   out = run(capsys, *words)[1]
-  assert 'that all 2 logs have: 36' in out and f'{difference[3]} ± {difference[4]}' in out
+  assert 'that all 2 logs have: 36' in out
+  assert '{} [{}, {}]'.format(*difference[3:6]) in out
 
 
 def test_what_makes_certificates_differ_is_said(tmp_path, capsys):
@@ -505,18 +505,19 @@ def test_certifiers_that_decide_other_radii_are_not_compared(tmp_path, capsys):
   # One grid for all is what the table shows, and compares.
   _, out, err = run(capsys, 'compare', *grids[1:], '--format=csv')
   titles, *_, difference = rows_of(out)
-  assert titles[3::2] == ['r=0', 'r=0.5', 'ACR'] and all(difference[3::2])
+  assert titles[3::3] == ['r=0', 'r=0.5', 'ACR'] and all(difference[3::3])
   assert not any('radii' in line for line in err)
   # The grid of one log says nothing of the two others.
   _, out, err = run(capsys, 'compare', fixed, write_run(tmp_path / 'again'), grids[0],
                     '--radii=0.25,0.4,0.75', '--format=csv')
   _, first, _, again, itself, grid = rows_of(out)
-  assert all(again[3::2]) and all(first[3::2])
-  assert [bool(text) for text in itself[3::2]] == [True, True, False, True]
-  assert [bool(text) for text in grid[3::2]] == [True, False, False, False]
+  assert all(again[3::3]) and all(first[3::3])
+  assert [bool(text) for text in itself[3::3]] == [True, True, False, True]
+  assert [bool(text) for text in grid[3::3]] == [True, False, False, False]
   # Those of one grid compare between its radii, and nothing is known beyond.
   _, out, _ = run(capsys, 'compare', *grids[1:], '--radii=0.25,0.5,0.75')
-  assert out.splitlines()[-1].split()[-4:] == ['+0.0', '+0.0', '–', '+0.000']
+  assert re.sub(r' \[[^]]*]', '', out.splitlines()[-1]).split()[-4:] == [
+      '+0.0', '+0.0', '–', '+0.000']
   assert out.splitlines()[-2].split()[-3:-1] == ['–', '≥']
   assert any(line.endswith('were decided; 0.4: at least the accuracy of the next larger one; 0.75: '
                            'nothing is known') for line in err)

@@ -111,16 +111,15 @@ def test_differences_over_runs_are_welch_and_over_images_paired(runs):
   assert column(panel, 'interval over', 'differences') == {'num_noise=8': 'images'}
   first, second = logs([runs[0], runs[3]])
   right = [one.correct & (one.radius >= 0.5) for one in (first, second)]
-  interval = stats.ttest_rel(100. * right[1], 100. * right[0]).confidence_interval()
   assert column(panel, 'certified 0.5', 'differences')['num_noise=8'] == (
-      f'{100 * (right[1].mean() - right[0].mean()):+.1f} ± '
-      f'{(interval.high - interval.low) / 2:.1f}')
+      '{:+.1f} [{:+.1f}, {:+.1f}]'.format(
+          *(100 * value for value in analysis.paired_difference(*right[::-1]))))
   # Against a single run, the mean over seeds is compared image by image.
   panel = panel_of(runs[0], *runs[3:])
   each = [one.correct * one.radius for one in logs([runs[0], *runs[3:]])]
   interval = stats.ttest_rel(np.mean(each[1:], axis=0), each[0]).confidence_interval()
   assert column(panel, 'ACR', 'differences')['num_noise=8'] == (
-      f'{np.mean(each[1:]) - np.mean(each[0]):+.3f} ± {(interval.high - interval.low) / 2:.3f}')
+      f'{np.mean(each[1:]) - np.mean(each[0]):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]')
 
 
 def test_figures_are_on_the_images_that_all_runs_have(runs, tmp_path):

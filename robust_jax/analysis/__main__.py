@@ -126,7 +126,7 @@ def compare(flags):
     _warn([f'images that all logs have: {shared}; the intervals are meant for hundreds'])
   _print(flags, found, log_tables.comparison_table, f"""\
 Certified accuracy in % at l2 radius r and average certified radius (ACR), on the
-images that all {len(found)} logs have: {shared}; ± 95% interval over images, paired.""")
+images that all {len(found)} logs have: {shared}; [95% interval over images, paired].""")
 
 
 def plot(flags):

@@ -104,19 +104,21 @@ class Column(NamedTuple):
     """The mean over the runs of a group, and the half-width of its interval."""
     return mean_interval(self.figures(group))
 
-  def difference(self, group: int, first: int = 0) -> tuple[float, float]:
-    """Mean of a group minus that of the first one, and the half-width of its interval.
+  def difference(self, group: int, first: int = 0) -> str:
+    """Mean of a group minus that of the first one, and its interval, as text.
 
-    The interval is over training runs, Welch's, where both groups have several. With one there is
-    no spread over runs, but one over images, the same for both: it is paired.
+    The interval is over training runs, Welch's, as +1.2 ± 0.3, where both groups have several. With
+    one there is no spread over runs, but one over images, the same for both: it is
+    `paired_difference`, as +1.2 [+0.9, +1.5].
     """
     both = [[values for values in self.values[number] if values is not None]
             for number in (group, first)]
     images = [np.mean(runs, axis=0) if runs else [] for runs in both]
     if min(map(len, both)) == 1 and min(map(len, images)) > 1:
-      difference, half = paired_difference(*images)
-      return self.scale * difference, self.scale * half
-    return welch_difference(self.figures(group), self.figures(first))
+      difference, low, high = (
+          f'{self.scale * value:+.{self.decimals}f}' for value in paired_difference(*images))
+      return f'{difference} [{low}, {high}]'
+    return self.text(*welch_difference(self.figures(group), self.figures(first)), '+')
 
   def text(self, value: float, half: float, sign='') -> str:
     """A figure or, with '+' as the sign, a difference, and its half-width if it is known."""

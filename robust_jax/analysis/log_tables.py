@@ -80,9 +80,9 @@ def comparison_table(found: Sequence[FoundLog], names: Sequence[str], radii, *, 
                      separate=False) -> Table:
   """Certified accuracy and ACR on the images that all logs have, and differences from the first.
 
-  A difference is mean(log - first) over the images, ± the half-width of its paired 95% interval
-  (`paired_difference`); without ± where all images agree in it, so that they show no spread; None
-  where the certifiers of the logs did not decide the same (`found_logs.comparable`).
+  A difference is mean(log - first) over the images and its paired 95% interval
+  (`paired_difference`); None where the certifiers of the logs did not decide the same
+  (`found_logs.comparable`).
 
   Raises:
     UserError: no image is in all logs.
@@ -109,7 +109,8 @@ def comparison_table(found: Sequence[FoundLog], names: Sequence[str], radii, *, 
   if separate:
     rows = [[*row[:3], *(part for figure in row[3:] for part in _parts(figure))] for row in rows]
   titles = [title for column in columns for title in (
-      [column.title, f'{column.title} ±'] if separate else [column.title])]
+      [column.title, f'{column.title} low', f'{column.title} high'] if separate
+      else [column.title])]
   return Table(['log', 'images', 'figure', *titles], rows)
 
 
@@ -117,14 +118,14 @@ def _difference(column, i, alike):
   """The text of a column's difference from the first log; None where they do not compare."""
   if not (alike and column.figures(i) and column.figures(0)):
     return None
-  difference, half = column.difference(i)
-  return column.text(difference, half if half > 0 else np.nan, '+')
+  return column.difference(i)
 
 
 def _parts(figure):
-  """(value, half-width) of a figure's text; None for what it does not have."""
-  value, _, half = (figure or '').partition(' ± ')
-  return value or None, half or None
+  """(value, low, high) of a figure's text; None for what it does not have."""
+  value, _, interval = (figure or '').rstrip(']').partition(' [')
+  low, _, high = interval.partition(', ')
+  return value or None, low or None, high or None
 
 
 def _text(value, spec):

@@ -111,9 +111,11 @@ def _cells(table, escape=str, mark='{}'):
 
 
 def _is_number(text):
-  # 57.0%, 8/255, 52.1–61.4, 57.0 (52.1–61.4), +1.2 ± 0.3, 427 of 500 and 97.1 (n=2) are too.
+  # 57.0%, 8/255, 52.1–61.4, 57.0 (52.1–61.4), +1.2 ± 0.3, +1.2 [+0.9, +1.5], 427 of 500 and
+  # 97.1 (n=2) are too.
   return re.fullmatch(r'(≥ )?[-+−]?[\d.,]+(e[+-]?\d+)?%?([–/][\d.,]+| \([\d.]+–[\d.]+\)'
-                      r'| ± [\d.,]+| of \d+)?( \(n=\d+\))?|–|nan|-?inf', text) is not None
+                      r'| ± [\d.,]+| \[[-+][\d.]+, [-+][\d.]+\]| of \d+)?( \(n=\d+\))?|–|nan|-?inf',
+                      text) is not None
 
 
 def _widths(cells, least=1):

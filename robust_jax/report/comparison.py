@@ -290,7 +290,7 @@ def tables(panel: Panel) -> dict[str, tuple[str, Table]]:
       'Mean ± 95% interval of the mean over n training runs, accuracies in %' if several
       else 'One training run each, accuracies in %', _figures(panel))}
   if len(panel.groups) > 1 and any(column.compared for column in panel.columns):
-    result['differences'] = (f'Differences from {panel.groups[0].label}, ± 95%',
+    result['differences'] = (f'Differences from {panel.groups[0].label}, with 95% intervals',
                              _differences(panel))
   if several:
     result['runs'] = ('Every run', _runs(panel))
@@ -339,8 +339,8 @@ def _differences(panel):
   for i, group in enumerate(panel.groups[1:], 1):
     over_runs = min(len(group.runs), len(panel.groups[0].runs)) > 1
     rows.append([group.label, 'training runs' if over_runs else 'images', *(
-        column.text(*column.difference(i), '+') if column.figures(i) and column.figures(0)
-        else None for column in columns)])
+        column.difference(i) if column.figures(i) and column.figures(0) else None
+        for column in columns)])
   return Table(['config', 'interval over', *(column.title for column in columns)], rows)
 
 
