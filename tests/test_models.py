@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 from numpy.lib.stride_tricks import sliding_window_view
 
-from robust_jax import keys, losses, models
+from robust_jax import backend, keys, losses, models
 from robust_jax.config import schema
 from robust_jax.errors import UserError
 from robust_jax.models import cnn, densenet, layers, preact_resnet, resnet, vgg
@@ -399,6 +399,35 @@ def test_statistics_are_those_of_all_devices(small_resnet, images, numpy_trainin
   for device in (0, 1):
     assert_statistics_close(jax.tree.map(lambda leaf: leaf[device], batch_stats),  # noqa: B023
                             numpy_training[1])
+
+
+@pytest.mark.parametrize('plain', [False, True])
+@pytest.mark.parametrize('devices', [1, 2])
+def test_statistics_far_from_zero_equal_those_in_float64(plain, devices, monkeypatch):
+  """E x^2 - (E x)^2 in float32 has no digit left where the mean is 1000 standard deviations."""
+  if jax.device_count() < devices:
+    pytest.skip('needs two devices')
+  if plain:
+    monkeypatch.setenv(backend.SWITCH, 'plain')
+  rng, spread = np.random.default_rng(0), np.array([0.5, 1., 2.])
+  images = (1000 + spread * rng.normal(size=(devices, 4, 6, 5, 3))).astype(np.float32)
+  images[-1] += 3  # Another device's images lie elsewhere.
+  exact = images.astype(np.float64)
+  mean, var = exact.mean((0, 1, 2, 3)), exact.var((0, 1, 2, 3))
+
+  class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+      return layers.norm(images, name='norm', train=True, axis_name='devices')
+
+  variables = {'params': {'norm': {'scale': np.ones(3), 'bias': np.zeros(3)}},
+               'batch_stats': {'norm': {'mean': np.zeros(3), 'var': np.zeros(3)}}}
+  out, stats = jax.pmap(lambda x: Norm().apply(variables, x, mutable=['batch_stats']),
+                        axis_name='devices', devices=jax.devices()[:devices])(images)
+  stats = jax.tree.map(lambda leaf: 10 * leaf[0], stats['batch_stats']['norm'])
+  np.testing.assert_allclose(stats['mean'], mean, rtol=1e-6)
+  np.testing.assert_allclose(stats['var'], var, rtol=1e-4)
+  np.testing.assert_allclose(out, (exact - mean) / np.sqrt(var + 1e-5), atol=1e-3)
 
 
 def test_a_model_without_batchnorm_trains_without_statistics(images):

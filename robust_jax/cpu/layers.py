@@ -82,10 +82,11 @@ class BatchNorm(nn.Module):
     if self.use_running_average:
       mean, var = stored_mean.value, stored_var.value
     else:
-      mean, square = _channel_mean(x, *channels), _channel_mean(jnp.square(x), *channels)
+      mean, var = _moments(x, *channels)
       if self.axis_name is not None and not self.is_initializing():
-        mean, square = jax.lax.pmean(jnp.stack([mean, square]), self.axis_name)
-      var = jnp.maximum(square - jnp.square(mean), 0)
+        means, variances = jax.lax.all_gather(jnp.stack([mean, var]), self.axis_name, axis=1)
+        mean = means.mean(axis=0)
+        var = jnp.mean(variances + jnp.square(means - mean), axis=0)
       if not self.is_initializing():
         for stored, new in ((stored_mean, mean), (stored_var, var)):
           stored.value = self.momentum * stored.value + (1 - self.momentum) * new
@@ -116,6 +117,19 @@ def _per_row(vector, rows):
 def _channel_mean(rows, channels):
   """The mean over everything but channels: [rows, width * channels] -> [channels]."""
   return rows.mean(axis=0).reshape(-1, channels).mean(axis=0)
+
+
+def _moments(rows, channels):
+  """Mean and variance over everything but channels, in one pass: E x = s + E d and
+  Var x = E d^2 - (E d)^2, where d = x - s.
+
+  The shift s, the mean of the first row, makes both exact to float32 where the mean is many
+  standard deviations, as E x^2 - (E x)^2 is not.
+  """
+  shift = jax.lax.stop_gradient(_channel_mean(rows[:1], channels))
+  apart = rows - _per_row(shift, rows)
+  mean = _channel_mean(apart, channels)
+  return shift + mean, jnp.maximum(_channel_mean(jnp.square(apart), channels) - jnp.square(mean), 0)
 
 
 @jax.custom_jvp

@@ -120,7 +120,9 @@ def norm(images, *, name, train, axis_name=None, affine=True, added=None, activa
   if cpu := backend.layers():
     x = cpu.BatchNorm(use_affine=affine, relu=activation == 'relu', **settings)(images, added)
   else:
-    x = nn.BatchNorm(use_scale=affine, use_bias=affine, dtype=jnp.float32, **settings)(images)
+    # The fast variance, E x^2 - (E x)^2, loses its digits where the mean is many deviations.
+    x = nn.BatchNorm(use_scale=affine, use_bias=affine, dtype=jnp.float32, use_fast_variance=False,
+                     **settings)(images)
     x = x if added is None else x + added
     x = nn.relu(x) if activation == 'relu' else x
   x = x.astype(dtype)
