@@ -1,6 +1,7 @@
 # make demo      the default experiment, end to end, with a report to look at
 # make test      what CI runs: lint and the quick tests (TESTS=tests/test_NAME.py for some)
 # make test-all  the slow tests as well
+# make docs      the documentation as a site, build/site/index.html
 # make bench     speed beside PyTorch (benchmarks/README.md); ARGS=--help for its options
 # make setup     the environment alone (.venv)
 
@@ -16,13 +17,16 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 LIBRARY := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 JEMALLOC := $(if $(LIBRARY),LD_PRELOAD=$(LIBRARY) MALLOC_CONF=dirty_decay_ms:-1)
 
-.PHONY: bench demo setup test test-all
+.PHONY: bench demo docs setup test test-all
 
 demo: $(VENV)/run.done
 	$(JEMALLOC) $(BIN)/python -m launch --config=configs/smoothadv_digits.py --workdir=runs/demo
 
 bench: $(VENV)/bench.done
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 setup: $(VENV)/run.done
 
@@ -42,6 +46,10 @@ $(VENV)/run.done: requirements.txt pyproject.toml
 
 $(VENV)/test.done: $(VENV)/run.done
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/docs.done: $(VENV)/run.done
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 # torchattacks pins a requests of 2021; what it needs is there.

@@ -1,6 +1,7 @@
 """Who may import whom: the maths knows nothing of configs, data, files or the launcher."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,15 @@ from robust_jax.training import evaluate
 from robust_jax.training import methods
 """
   subprocess.run([sys.executable, '-c', block], check=True, cwd=ROOT)
+
+
+def test_the_folder_above_a_checkout_of_the_same_name_has_the_package_too(tmp_path):
+  (tmp_path / 'robust_jax').symlink_to(ROOT)
+  environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+  done = subprocess.run(
+      [sys.executable, '-c', 'import robust_jax; from robust_jax import errors; '
+       'print(robust_jax.__file__, robust_jax.__version__, errors.__name__)'],
+      cwd=tmp_path, env=environment, capture_output=True, text=True)
+  file, version, name = done.stdout.split()
+  assert Path(file).samefile(PACKAGE / '__init__.py') and name == 'robust_jax.errors'
+  assert version[0].isdigit()
