@@ -29,6 +29,7 @@ from robust_jax.workdir import checkpoint  # noqa: E402
 
 WORDS = ['--config.train.num_epochs=16.', '--config.train.checkpoint_every=40',
          '--config.train.ema_decay=0.99', '--config.train.keep_best=True',
+         '--config.data.validation=0.1',
          '--config.train.log_every=7', '--config.train.eval_every_epochs=3',
          '--config.evaluation.num_images=40', '--config.evaluation.batch_size=10',
          '--config.evaluation.n=500', '--config.certify_images.num_images=200',

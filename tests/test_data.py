@@ -277,6 +277,34 @@ def test_images_decoded_on_the_way_are_those_in_memory(keeps, how, data_dir):
   np.testing.assert_array_equal(kept.images, np.asarray(lazies.images))
 
 
+@pytest.mark.parametrize('how', [{'in_memory_bytes': 0}, {'at_once': False}, {}])
+@pytest.mark.parametrize('share, number', [(0.1, 144), (300, 300), (1., 1)])
+def test_images_are_held_out_always_the_same(how, share, number, data_dir):
+  whole = data.load('digits', 'train', data_dir=data_dir, **how)
+  rest, held_out = data.hold_out(whole, share)
+  assert (rest.num_examples, held_out.num_examples) == (1442 - number, number)
+  rows = lambda dataset: [*map(bytes, np.asarray(dataset.images))]
+  assert sorted(rows(rest) + rows(held_out)) == sorted(rows(whole))
+  again = data.hold_out(data.load('digits', 'train', data_dir=data_dir), share)[1]
+  np.testing.assert_array_equal(again.images, held_out.images)
+  np.testing.assert_array_equal(again.labels, held_out.labels)
+  if number > 100:  # At random: of every class.
+    assert np.bincount(held_out.labels, minlength=10).min() > number / 20
+  assert_same(*(list(data.train_batches(
+      dataset, batch_size=64, seed=1, num_steps=2, augment='resized_crop')) for dataset in (
+          rest, data.hold_out(data.load('digits', 'train', data_dir=data_dir), share)[0])))
+  settings = sections.DataSettings('digits', data_dir, validation=share)
+  for use, expected in (('train', rest), ('validation', held_out)):
+    np.testing.assert_array_equal(settings.load(use).labels, expected.labels)
+  assert settings.load('test').num_examples == 355
+
+
+@pytest.mark.parametrize('share', [0., 1442, 2000., 1.5, 1e-6])
+def test_what_cannot_be_held_out_is_refused(share, data_dir):
+  assert refused(rf'config.data.validation .*1442 .*got {share:g}', data.hold_out,
+                 data.load('digits', 'train', data_dir=data_dir), share)
+
+
 def test_runs_decode_images_when_they_are_asked_for(data_dir):
   settings = sections.DataSettings('digits', data_dir)
   extra = data.extra.load('digits', data_dir=data_dir, like=settings.load('train'))

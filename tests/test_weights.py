@@ -17,7 +17,9 @@ from robust_jax.config import experiment, sections
 from robust_jax.config.sections import component
 from robust_jax.errors import UserError
 from robust_jax.models import resnet, torch_weights
+from robust_jax.report import contents
 from robust_jax.stages import weights
+from robust_jax.training import evaluate
 from robust_jax.workdir import checkpoint
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -42,13 +44,14 @@ def make_run(data_dir, model=None, **fields):
   return experiment.build(sections.resolve(config), jax.devices()[:1])
 
 
-def save(run, folder, *, seed=0, step=3, done=True, **info):
+def save(run, folder, *, seed=0, step=3, done=True, accuracy=None, **info):
   """A workdir as a training of `run` would leave it."""
   optimizer = run.optimizer()
   variables = models.init(jax.random.key(seed), run.model, run.test_data.image_shape)
   state = training.create_state(variables, optimizer)._replace(step=np.int32(step))
-  with checkpoint.manager(folder) as checkpoints:
-    checkpoint.save(checkpoints, state, {**INFO, 'model': run.config['model'], **info})
+  with checkpoint.manager(folder, keep_best=accuracy is not None) as checkpoints:
+    checkpoint.save(checkpoints, state, {**INFO, 'model': run.config['model'], **info},
+                    accuracy=accuracy)
   workdirs.write_json(folder / 'stages.json', {
       'train': {'status': 'done' if done else 'running', 'last_step': step, 'config': run.config}})
   return variables
@@ -150,6 +153,42 @@ def test_the_best_checkpoint_is_judged_where_it_was_asked_for(data_dir, tmp_path
   assert weights.load(run, tmp_path)[1]['checkpoint_step'] == 1
   last = dataclasses.replace(run, config={**run.config, 'checkpoint': 'last'})
   assert weights.load(last, tmp_path)[1]['checkpoint_step'] == 2
+
+
+def test_the_best_checkpoint_is_chosen_by_images_that_are_held_out(data_dir, tmp_path, monkeypatch):
+  run = make_run(data_dir, checkpoint='best', train__keep_best=True, data__validation=0.2,
+                 train__num_steps=3, train__eval_every_epochs=0.05)
+  tested, original = {'validation': [0.9, 0.2, 0.1], 'test': [0.1, 0.2, 0.9]}, []
+
+  def accuracy(key, logits_fn, batches, **kwargs):
+    images = np.concatenate([batch.images[batch.mask > 0] for batch in batches])
+    split = 'test' if len(images) == 355 else 'validation'
+    original.append((split, len(images)))
+    return {'loss': 1., 'accuracy': tested[split].pop(0)}
+
+  monkeypatch.setattr(evaluate, 'loss_and_accuracy', accuracy)
+  train(run, tmp_path)
+  assert original == 3 * [('validation', 288), ('test', 355)] and run.steps_per_epoch == 19
+  assert checkpoint.load(tmp_path, step='best')[2]['step'] == 1
+  judged = contents.load(tmp_path)
+  assert (judged.tested['step'], judged.tested['accuracy']) == (1, 0.1)
+  assert not judged.chosen_by_test
+
+
+def test_the_test_split_chooses_no_checkpoint(data_dir, tmp_path, capsys):
+  run = make_run(data_dir, checkpoint='best', train__keep_best=True)
+  with pytest.raises(UserError, match='config.data.validation must be more than 0'):
+    train(run, tmp_path)
+  # What was trained when it did is judged all the same, and it is said.
+  save(run, tmp_path / 'old', accuracy=0.9)
+  weights.load(run, tmp_path / 'old')
+  assert 'chosen by accuracy on the test split' in capsys.readouterr().err
+  workdirs.write_json(tmp_path / 'old/config.json', run.config)
+  (tmp_path / 'old/metrics.jsonl').write_text(''.join(
+      f'{{"split": "test", "step": {step}, "accuracy": {accuracy}}}\n'
+      for step, accuracy in ((1, 0.9), (2, 0.9), (3, 0.8))))
+  judged = contents.load(tmp_path / 'old')
+  assert judged.chosen_by_test and judged.tested['step'] == 2
 
 
 def test_of_a_folder_of_images_the_place_is_the_name(data_dir):

@@ -119,6 +119,11 @@ class Run:
     return self.extra.mix(self.data, self.data.load('train'))
 
   @functools.cached_property
+  def validation_data(self):
+    """What is held out of the training split; None without config.data.validation."""
+    return self.data.load('validation') if self.data.validation else None
+
+  @functools.cached_property
   def examples(self):
     """What tells the training examples, and their order, from others: plain JSON.
 
@@ -276,7 +281,7 @@ def _check_fields(run):
   require(not run.config['new_head'] or (run.config['weights'] is not None and run.trainable),
           'new_head', 'False without config.weights, whose last layer it initialises anew')
   require(run.config['checkpoint'] != 'best' or run.train.keep_best,
-          'checkpoint', "'last' without config.train.keep_best")
+          'checkpoint', "'last' without config.train.keep_best, which needs config.data.validation")
   require(not run.extra.share or run.extra.name, 'extra.share', '0 without config.extra.name')
   require(not run.train.tensorboard or importlib.util.find_spec('tensorboardX'),
           'train.tensorboard', "False without tensorboardX (pip install -e '.[tensorboard]')")

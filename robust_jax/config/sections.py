@@ -57,8 +57,8 @@ class ExperimentSettings(NamedTuple):
   weights: str | None = None
   # Initialise the last layer of `weights` anew and train from there: for other classes.
   new_head: bool = False
-  # Which parameters are attacked and certified: the 'last', or the 'best' by test accuracy
-  # (train.keep_best).
+  # Which parameters are attacked and certified: the 'last', or the 'best' by accuracy on the images
+  # of data.validation (train.keep_best).
   checkpoint: Literal['last', 'best'] = 'last'
 
 
@@ -93,6 +93,9 @@ class DataSettings(NamedTuple):
   # validation where there is no test split with labels.
   train_split: str | None = None
   test_split: str | None = None
+  # Held out of the training images, the same ones in every run: a share below 1, or their number.
+  # They are tested on along with the test split, and choose the best checkpoint.
+  validation: NonNegative = 0.
 
   @property
   def reading(self):
@@ -101,9 +104,13 @@ class DataSettings(NamedTuple):
             'mean': self.mean, 'std': self.std, 'pad': self.pad}
 
   def load(self, use):
-    """The dataset that is for 'train' or 'test'."""
-    split = {'train': self.train_split, 'test': self.test_split}[use] or use
-    return data.load(self.name, split, **self.reading, at_once=False)
+    """The dataset that is for 'train', 'validation' or 'test'."""
+    split = self.test_split or 'test' if use == 'test' else self.train_split or 'train'
+    dataset = data.load(self.name, split, **self.reading, at_once=False)
+    if use == 'test' or not self.validation:
+      return dataset
+    rest, held_out = data.hold_out(dataset, self.validation)
+    return rest if use == 'train' else held_out
 
 
 class ExtraSettings(NamedTuple):
@@ -149,13 +156,13 @@ class TrainSettings(NamedTuple):
   ema_decay: Annotated[float, Interval(0, 1, open_high=True)] = 0.
   # Steps a line of metrics.jsonl.
   log_every: Annotated[Count, FREE] = 50
-  # Epochs between evaluations on the test split.
+  # Epochs between evaluations on the test split, and on data.validation.
   eval_every_epochs: Positive = 1.
   eval_batch_size: Annotated[Count, FREE] = 512
   # Steps between checkpoints, and how many of the newest are kept.
   checkpoint_every: Annotated[Count, FREE] = 500
   keep_checkpoints: Annotated[Count, FREE] = 2
-  # Keep the one of the highest test accuracy too: every evaluation then saves one.
+  # Keep the one of the highest accuracy on data.validation too: every evaluation then saves one.
   keep_best: Annotated[bool, FREE] = False
   # Write TensorBoard events besides metrics.jsonl.
   tensorboard: Annotated[bool, FREE] = False

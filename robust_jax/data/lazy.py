@@ -25,9 +25,12 @@ class LazyArray:
     compute: indices [k] int -> rows [k, ...].
     shape: of the array.
     dtype: likewise.
-    keep: whether rows stay in memory, so that each is computed once; the attribute `keeps`.
+    keep: whether rows stay in memory, so that each is computed once.
     map_originals: (indices, function) -> rows, as the function of that name; None where the rows
       are the originals.
+
+  Attributes:
+    keeps: whether rows stay in memory, here or in the array that this is a part of.
   """
 
   def __init__(self, compute, shape, dtype, *, keep=False, map_originals=None):
@@ -45,7 +48,7 @@ class LazyArray:
   def __getitem__(self, indices):
     indices = np.arange(len(self))[indices]
     flat = indices.ravel()
-    if self.keeps:
+    if self._rows is not None:
       missing = np.unique(flat[~self._is_known[flat]])
       if len(missing):
         self.put(missing, self._compute(missing))
@@ -144,6 +147,18 @@ def concatenate(first, second):
 
   return LazyArray(compute, (first_length + len(second), *row_shape), first.dtype,
                    map_originals=map_each)
+
+
+def part(array, indices):
+  """The rows at `indices` [number] int of an array or a LazyArray, of the latter without a copy."""
+  if not isinstance(array, LazyArray):
+    return array[indices]
+  originals = array.map_originals and (
+      lambda chosen, function: array.map_originals(indices[chosen], function))
+  found = LazyArray(lambda chosen: array[indices[chosen]], (len(indices), *array.shape[1:]),
+                    array.dtype, map_originals=originals)
+  found.keeps = array.keeps
+  return found
 
 
 def map_originals(images, indices, function):

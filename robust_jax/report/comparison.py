@@ -156,6 +156,10 @@ def _notes(found, differing, certified, attacked):
   if any(analysis.decided_radii(log) is not None for log in present(certified)):
     notes.append('Where only the radii of a grid were tested, the ACR is a lower bound: every '
                  'certified radius is rounded down to one of them.')
+  chosen = [str(each.path) for group in found for each in group.runs if each.chosen_by_test]
+  if chosen:
+    notes.append(f'{_listed(chosen)}: the checkpoint was chosen by accuracy on the test split, on '
+                 'which it is judged: its figures are too good.')
   devices = {run.device_text(each) for group in found for each in group.runs
              if 'device' in {**each.record, **each.stages.get('train', {})}}
   if len(devices) > 1:
@@ -236,13 +240,9 @@ def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_a
 
 
 def _test_accuracy(each):
-  """The accuracy of the parameters that are attacked and certified: the last, or the best."""
-  accuracies = [row['accuracy'] for row in each.metrics['test'] if 'accuracy' in row]
+  """The accuracy of the parameters that are attacked and certified."""
   done = each.stages.get('train', {}).get('status', 'done') == 'done'
-  if not (accuracies and done):
-    return None
-  best = each.config.get('checkpoint') == 'best'
-  return np.array([max(accuracies) if best else accuracies[-1]])
+  return np.array([each.tested['accuracy']]) if done and each.tested else None
 
 
 def _robust_at(log, epsilon):

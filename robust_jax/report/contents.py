@@ -23,7 +23,8 @@ class Contents(NamedTuple):
     config: the resolved configuration, nested ({} if absent).
     record: command, versions, device, dataset, model ({} if absent).
     stages: {name: {'status', 'started', 'finished', 'seconds', ...}} ({} if absent).
-    metrics: {'train' | 'test': list of dicts}, by step; a resume's repeated steps once.
+    metrics: {'train' | 'validation' | 'test': list of dicts}, by step; a resume's repeated steps
+      once.
     attack: `analysis.AttackLog`, or None.
     certified: `certification.log.Log`, or None.
     votes: its `certification.log.Votes`, or None.
@@ -55,6 +56,26 @@ class Contents(NamedTuple):
       return self.attack.header['sigma'] or None
     own = self.config.get('certify', {}).get('sigma')
     return (self.config.get('sigma') if own is None else own) or None
+
+  @property
+  def tested(self):
+    """The test, in `metrics`, of the parameters that are judged: the last or the best.
+
+    None without one. The best is chosen by what was held out of the training images; runs of before
+    there was that chose it by the test split itself (`chosen_by_test`).
+    """
+    tests = {row['step']: row for row in self.metrics['test'] if 'accuracy' in row}
+    if self.config.get('checkpoint') != 'best' or not tests:
+      return max(tests.items(), default=(None, None))[1]
+    chosen_by = self.metrics['validation'] or tests.values()
+    step = max((row['accuracy'], row['step']) for row in chosen_by)[1]
+    return tests.get(step)
+
+  @property
+  def chosen_by_test(self):
+    """Whether the parameters were chosen by the test split on which they are then judged."""
+    return (self.config.get('checkpoint') == 'best'
+            and not self.config.get('data', {}).get('validation'))
 
 
 def load(workdir) -> Contents:
@@ -120,7 +141,7 @@ def _verified(path):
 
 
 def _metrics(path):
-  splits = {'train': {}, 'test': {}}
+  splits = {'train': {}, 'validation': {}, 'test': {}}
 
   def parse(line, number):
     row = records.parse_json(line, number)

@@ -259,18 +259,16 @@ def _facts(run):
 def _clean(run):
   """Clean accuracy of the classifier that is deployed: the smoothed one where there is one."""
   name, log, attack = 'Clean accuracy', run.certified, run.attack
-  tests = [row for row in run.metrics['test'] if 'accuracy' in row]
   if _has_images(log):
     accuracy = analysis.certified_accuracy(log, [0.0])[0]
     return Figure(name, percent(accuracy), _measured(accuracy, len(log.idx)) + '; smoothed')
-  if _has_images(attack) and (attack.header.get('smoothed') or not tests):
+  if _has_images(attack) and (attack.header.get('smoothed') or not run.tested):
     accuracy = analysis.clean_accuracy(attack)
     return Figure(name, percent(accuracy), _measured(accuracy, len(attack.idx)))
-  if tests:
-    last = tests[-1]
-    note = 'test split, ' + (f'epoch {last["epoch"]:.4g}' if 'epoch' in last
-                             else f'step {last["step"]:,}')
-    return Figure(name, percent(last['accuracy']),
+  if run.tested:
+    note = 'test split, ' + (f'epoch {run.tested["epoch"]:.4g}' if 'epoch' in run.tested
+                             else f'step {run.tested["step"]:,}')
+    return Figure(name, percent(run.tested['accuracy']),
                   note + '; base classifier under noise' if run.sigma else note)
   return None
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from robust_jax import data, training
 from robust_jax.devices import parallel
-from robust_jax.errors import NonFiniteLossError
+from robust_jax.errors import NonFiniteLossError, UserError
 from robust_jax.stages import memory, weights
 from robust_jax.stages.metrics import Metrics
 from robust_jax.training import evaluate
@@ -27,11 +27,15 @@ def train(run, workdir):
   Raises:
     NonFiniteLossError: the loss or a parameter is not finite; the last good checkpoint is kept.
     Interrupted: SIGTERM or SIGINT came; a checkpoint of the last step was saved.
-    UserError: a checkpoint cannot be written.
+    UserError: a checkpoint cannot be written, or is to be chosen by the test split.
   """
   if not run.trainable:
     print(f'train: skipped, {run.config["model"]["name"]!r} has no parameters')
     return {}
+  if run.train.keep_best and not run.data.validation:
+    raise UserError('config.data.validation must be more than 0, as 0.1, with config.train.'
+                    'keep_best: training images that are held out say which checkpoint is the '
+                    'best, as the test split must not')
   _print_unused_fields(run)
   # Mistakes come to light before the folder of checkpoints, by which a workdir counts as begun.
   data.take(run.train_data, [0, run.train_data.num_examples - 1])  # The last is of config.extra.
@@ -137,17 +141,26 @@ def _log(run, metrics, step, bar):
 
 
 def _test(run, state, metrics, step, bar, record):
-  """Tests the base classifier, under noise of config.sigma; logs and returns its accuracy."""
-  result = evaluate.loss_and_accuracy(
-      run.key('evaluate'), run.network.eval_logits(state.variables),
-      data.eval_batches(run.test_data, batch_size=run.train.eval_batch_size),
-      sigma=run.config['sigma'], devices=run.devices)
-  epoch, accuracy = step / run.steps_per_epoch, result['accuracy']
-  metrics.write({'split': 'test', 'step': step, 'epoch': epoch, 'loss': result['loss'],
-                 'accuracy': accuracy})
+  """Tests the base classifier, under noise of config.sigma, on the test split and what is held out.
+
+  Returns:
+    Its accuracy on what is held out of the training images; None where nothing is.
+  """
+  epoch, accuracies = step / run.steps_per_epoch, {}
+  for split, dataset in (('validation', run.validation_data), ('test', run.test_data)):
+    if dataset is None:
+      continue
+    result = evaluate.loss_and_accuracy(
+        run.key('evaluate'), run.network.eval_logits(state.variables),
+        data.eval_batches(dataset, batch_size=run.train.eval_batch_size),
+        sigma=run.config['sigma'], devices=run.devices)
+    accuracies[split] = result['accuracy']
+    metrics.write({'split': split, 'step': step, 'epoch': epoch, 'loss': result['loss'],
+                   'accuracy': result['accuracy']})
+  shown = '  '.join(f'{split} accuracy {value:.1%}' for split, value in accuracies.items())
   bar.write(f'epoch {epoch:.3g}  step {step}/{run.num_steps}  train loss {record["loss"]:.4f}  '
-            f'test accuracy {accuracy:.1%}  {record["images_per_second"]:,.0f} images/s')
-  return accuracy
+            f'{shown}  {record["images_per_second"]:,.0f} images/s')
+  return accuracies.get('validation')
 
 
 def _save(run, checkpoints, state, metrics, accuracy):

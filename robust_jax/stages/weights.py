@@ -126,8 +126,12 @@ def load(run, workdir):
   elif step is None:
     variables, identity, training_noise = _load_weights(run)
   else:
-    chosen = 'best' if run.config['checkpoint'] == 'best' else step
-    network, variables, info = checkpoint.load(workdir, step=chosen)
+    best = run.config['checkpoint'] == 'best'
+    if best and not run.data.validation:
+      print(f'{workdir}: the best checkpoint was chosen by accuracy on the test split, on which it '
+            'is judged: its figures are too good (config.data.validation holds other images out)',
+            file=sys.stderr)
+    network, variables, info = checkpoint.load(workdir, step='best' if best else step)
     step, identity, training_noise = info['step'], info['sha256'], info.get('training_noise')
   return Classifier(network.eval_logits(variables),
                     {'checkpoint_step': step, 'classifier_sha256': identity}, training_noise)

@@ -81,7 +81,8 @@ def save(checkpoints, state, info, *, progress=None, accuracy=None):
     state: TrainState.
     info: dict of plain JSON that tells how to rebuild the network.
     progress: plain JSON that training needs besides the state to go on; see `restore`.
-    accuracy: test accuracy at this step, by which `manager` keeps the best; None if not known.
+    accuracy: that of this step, on images that are held out, by which `manager` keeps the best;
+      None if not known.
 
   Raises:
     UserError: this or the previous checkpoint could not be written.
@@ -153,8 +154,9 @@ def load(workdir, *, step=None):
 
   Args:
     workdir: folder given to the launcher.
-    step: which checkpoint; 'best' for that of the highest test accuracy where the run has kept it
-      (config.train.keep_best); the newest whole one if None.
+    step: which checkpoint; 'best' for that of the highest accuracy on the images of
+      config.data.validation where the run has kept it (config.train.keep_best); the newest whole
+      one if None.
 
   Returns:
     (network, variables, info): `types.Network`, what it is evaluated with (the moving average
@@ -237,7 +239,7 @@ def latest_step(workdir):
 
 
 def _best_step(workdir):
-  """The step with the highest test accuracy; of equals, the last."""
+  """The step with the highest accuracy that was saved with it; of equals, the last."""
   accuracies = []
   for step in _steps(workdir):
     folder = _folder(workdir, step)
