@@ -24,6 +24,9 @@ def as_key(key):
   key = jnp.asarray(key)
   if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     return key
+  if key.dtype != jnp.uint32 or key.ndim == 0 or key.shape[-1] != 2:
+    raise ValueError(f'key must be a key such as jax.random.key(0), got {key.dtype} of shape '
+                     f'{key.shape}')
   return jax.random.wrap_key_data(key, impl='threefry2x32')
 
 

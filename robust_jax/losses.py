@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robust_jax import inputs
+
 
 def predicted(logits):
   """The class of the largest logit, the lowest of several; -1, no class, where a logit is NaN.
@@ -32,6 +34,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.):
   Reference:
     Szegedy et al., Rethinking the Inception architecture, 2016, section 7 (label smoothing).
   """
+  labels = inputs.labels(labels, len(logits), num_classes=logits.shape[-1])
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
   if label_smoothing == 0:
@@ -52,6 +55,7 @@ def margin(logits, labels):
   Reference:
     Carlini & Wagner, Towards evaluating the robustness of neural networks, 2017.
   """
+  labels = inputs.labels(labels, len(logits), num_classes=logits.shape[-1])
   logits = logits.astype(jnp.float32)
   is_label = labels[:, None] == jnp.arange(logits.shape[-1])
   label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
@@ -72,6 +76,8 @@ def targeted_logit_gap(logits, labels, targets):
   Reference:
     Kolter & Madry, Adversarial robustness: theory and practice, chapter 4.
   """
+  for name, classes in (('labels', labels), ('targets', targets)):
+    inputs.labels(classes, len(logits), num_classes=logits.shape[-1], name=name)
   logits = logits.astype(jnp.float32)
   gap = jnp.take_along_axis(logits, jnp.stack([targets, labels], axis=-1), axis=-1)
   return gap[:, 0] - gap[:, 1]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, losses
+from robust_jax import inputs, keys, losses
 from robust_jax.types import Array, LogitsFn
 
 
@@ -30,9 +30,11 @@ def sample_noise(key, images, *, sigma, num_noise):
   Returns:
     [num_noise, batch, ...] float32.
   """
+  if num_noise < 1:
+    raise ValueError(f'num_noise must be at least 1, got {num_noise}')
+  sigma = inputs.radius(sigma, len(images), name='sigma')
   example_keys = keys.per_example(key, len(images))
   unit = _unit_noise(example_keys, num_noise=num_noise, shape=images.shape[1:])
-  sigma = jnp.asarray(sigma, jnp.float32)
   return unit * sigma.reshape((-1,) + (1,) * (images.ndim - 1))
 
 
@@ -65,11 +67,13 @@ class Victim(NamedTuple):
   def logits(self, images):
     """The logits of every copy: [m, batch, classes]."""
     if self.noise is None:
-      return self.logits_fn(images)[None]
-    if self.noise.shape[1:] != images.shape:
-      raise ValueError(f'noise must have shape [num_noise, {", ".join(map(str, images.shape))}], '
-                       f'got {list(self.noise.shape)}')
-    return jax.vmap(lambda n: self.logits_fn(images + n))(self.noise)
+      return inputs.logits(self.logits_fn(images), len(images))[None]
+    noise = inputs.noise(self.noise, images)
+    return jax.vmap(lambda n: inputs.logits(self.logits_fn(images + n), len(images)))(noise)
+
+  def num_classes(self, images):
+    """The number of classes, from the shape of the logits alone."""
+    return inputs.logits(jax.eval_shape(self.logits_fn, images), len(images)).shape[-1]
 
   def predict(self, images):
     """The class that most copies are given, [batch]; see `majority`."""

@@ -319,9 +319,9 @@ def contradictions(certifier):
 
   The other image is darker by 0.01 sigma at each of 100 pixels, 0.1 sigma away.
   """
-  here = np.zeros((10, 100), np.float32)
+  here = np.full((10, 100), 0.5, np.float32)
   images = np.concatenate([here, here - np.float32(0.01)])
-  found = certifier(wall, images, n=4000, alpha=0.001)
+  found = certifier(lambda x: wall(x - 0.5), images, n=4000, alpha=0.001)
   here, there = np.split(found.prediction, 2)
   both = (here >= 0) & (there >= 0) & (here != there) & (found.radius[:10] > 0.1)
   radius = f'{found.radius[:10].max():.2f} sigma certified'

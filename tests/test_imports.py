@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'robust_jax'
 
 # Each layer may import itself and the layers before it.
 LAYERS = [
-    {'types', 'errors', 'keys', 'cpu'},
+    {'types', 'errors', 'inputs', 'keys', 'cpu'},
     {'backend', 'devices'},
     {'losses', 'smoothing', 'models', 'data'},
     {'workdir'},
@@ -23,7 +23,7 @@ LAYERS = [
     {'stages', 'analysis', 'report'},
     {'studies'},
 ]
-MATHS = ['losses', 'smoothing', 'keys', 'types', 'attacks',
+MATHS = ['inputs', 'losses', 'smoothing', 'keys', 'types', 'attacks',
          'certification/anytime', 'certification/bounds', 'certification/certify',
          'certification/fixed', 'certification/radius_grid', 'certification/rules',
          'certification/sampling', 'certification/stream', 'training/methods', 'training/step',

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys, smoothing
+from robust_jax import inputs, keys, smoothing
 from robust_jax.attacks import objectives, threat_models
 from robust_jax.attacks.pgd import iterate
 from robust_jax.attacks.targets import reached
@@ -83,9 +83,10 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     raise ValueError(f"rounding must be 'inside', 'nearest' or 'none', got {rounding!r}")
   if num_steps < 1:
     raise ValueError(f'num_steps must be at least 1, got {num_steps}')
-  example_keys = keys.per_example(key, len(images))
   victim = smoothing.victim(logits_fn, noise)
-  epsilon = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), (len(images),))
+  images, labels, epsilon, _ = inputs.attacked(victim, images, labels, epsilon=epsilon)
+  example_keys = keys.per_example(key, len(images))
+  epsilon = jnp.broadcast_to(epsilon, (len(images),))
   if gamma == 0:
     gamma = 1 - (3 * _HALF_LEVEL / jnp.maximum(epsilon, 3 * _HALF_LEVEL)) ** (1 / num_steps)
   steepest = threat_models.l2(1.).steepest

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from robust_jax import smoothing
+from robust_jax import inputs, smoothing
 from robust_jax.attacks import objectives
 from robust_jax.attacks.targets import choose_targets, reached
 from robust_jax.types import AttackResult, Count, Positive
@@ -67,8 +67,10 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   if target_class not in ('runner_up', 'least_likely'):
     raise ValueError(f"target_class must be 'runner_up' or 'least_likely', got {target_class!r}")
   victim = smoothing.victim(logits_fn, noise)
-  images, labels = np.asarray(images, np.float32), np.asarray(labels)
-  epsilon = np.broadcast_to(np.asarray(epsilon, np.float32), len(images))
+  images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
+                                                     targets=targets)
+  images, labels = np.asarray(images), np.asarray(labels)
+  epsilon = np.broadcast_to(epsilon, len(images))
   any_class = targets is None and target_class == 'runner_up'
   if targets is None:
     targets = choose_targets(None, victim, images, labels, target=target_class)

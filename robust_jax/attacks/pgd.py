@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import backend, keys, smoothing
+from robust_jax import backend, inputs, keys, smoothing
 from robust_jax.attacks import objectives, threat_models
 from robust_jax.attacks.targets import choose_targets, reached
 from robust_jax.types import AttackResult, Count, Index, NonNegative, Positive
@@ -60,6 +60,10 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     raise ValueError(f'restarts must be at least 1, got {restarts}')
   if restarts > 1 and not random_start:
     raise ValueError(f'restarts must be 1 where random_start is False, got {restarts}')
+  images = inputs.images(images)
+  inputs.radius(threat_model.epsilon, len(images))
+  if not callable(step_size):
+    step_size = inputs.radius(step_size, len(images), name='step_size')
   example_keys = keys.per_example(key, len(images))
   gradient = jax.grad(lambda x: jnp.sum(objective(x)))
 
@@ -155,9 +159,10 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   Reference:
     Madry et al. 2018; Salman et al. 2019, section 2.2.
   """
-  start_keys, loop_keys, target_keys = keys.uses(key, len(images), 3)
   victim = smoothing.victim(logits_fn, noise)
-  epsilon = jnp.asarray(epsilon, images.dtype)
+  images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
+                                                     targets=targets)
+  start_keys, loop_keys, target_keys = keys.uses(key, len(images), 3)
   threat_model = threat_models.make(norm, epsilon, order=order, l1_top_k=l1_top_k)
   if targets is None and target != 'none':
     targets = choose_targets(target_keys, victim, images, labels, target=target)

@@ -20,7 +20,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from robust_jax import keys
+from robust_jax import inputs, keys
 from robust_jax.types import Array
 
 Norm = Literal['linf', 'l2', 'l1']
@@ -89,7 +89,7 @@ def linf(epsilon, *, order: Order = 'ball_then_box'):
     epsilon: radius in pixel units, scalar or [batch].
     order: 'ball_then_box' or 'box_then_ball' (the same point for this norm), or 'ball_only'.
   """
-  return ThreatModel(epsilon, 'linf', order, _start_linf, _steepest_linf, _ball_linf)
+  return ThreatModel(inputs.radius(epsilon), 'linf', order, _start_linf, _steepest_linf, _ball_linf)
 
 
 def l2(epsilon, *, order: Order = 'ball_then_box'):
@@ -99,7 +99,7 @@ def l2(epsilon, *, order: Order = 'ball_then_box'):
     epsilon: radius in pixel units, scalar or [batch].
     order: 'ball_then_box', 'box_then_ball' or 'ball_only'.
   """
-  return ThreatModel(epsilon, 'l2', order, _start_l2, _steepest_l2, _ball_l2)
+  return ThreatModel(inputs.radius(epsilon), 'l2', order, _start_l2, _steepest_l2, _ball_l2)
 
 
 def l1(epsilon, *, order: Order = 'ball_then_box', top_k: int = 1):
@@ -120,7 +120,7 @@ def l1(epsilon, *, order: Order = 'ball_then_box', top_k: int = 1):
   """
   if top_k < 1:
     raise ValueError(f'top_k must be at least 1, got {top_k}')
-  return ThreatModel(epsilon, 'l1', order, _start_l1, _steepest_l1(top_k), _ball_l1)
+  return ThreatModel(inputs.radius(epsilon), 'l1', order, _start_l1, _steepest_l1(top_k), _ball_l1)
 
 
 NORMS = {'linf': linf, 'l2': l2, 'l1': l1}
@@ -196,7 +196,7 @@ def tangent(epsilon, basis):
   """
   if jnp.ndim(basis) != 3:
     raise ValueError(f'basis must be [batch, pixels, directions], got shape {jnp.shape(basis)}')
-  return Tangent(epsilon, basis)
+  return Tangent(inputs.radius(epsilon), basis)
 
 
 def norms(perturbation, norm):

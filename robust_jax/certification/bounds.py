@@ -7,22 +7,10 @@ which is a certificate that the draws do not support.
 import numpy as np
 from scipy import special
 
+from robust_jax import inputs
+
 # Phi^-1 is finite on [TINY, 1 - TINY]; 1 - TINY is the largest float64 below 1.
 TINY = 2.0**-53
-
-
-def check(name, values, valid, expected):
-  """Raises ValueError, in one line, with the first of `values` where `valid` is False.
-
-  Args:
-    name: of the argument.
-    values: scalar or array.
-    valid: bool, broadcast against values.
-    expected: what they must be, in words.
-  """
-  values, valid = np.broadcast_arrays(values, valid)
-  if not valid.all():
-    raise ValueError(f'{name} must be {expected}, got {values[~valid][0]}')
 
 
 def _counts(k, n):
@@ -30,20 +18,20 @@ def _counts(k, n):
   for name, values in (('k', k), ('n', n)):
     if not np.issubdtype(values.dtype, np.integer):
       raise ValueError(f'{name} must be integers, got dtype {values.dtype}')
-  check('n', n, n >= 1, 'at least 1')
-  check('k', k, (k >= 0) & (k <= n), 'in 0, ..., n')
+  inputs.check('n', n, n >= 1, 'at least 1')
+  inputs.check('k', k, (k >= 0) & (k <= n), 'in 0, ..., n')
   return k.astype(np.float64), n.astype(np.float64)
 
 
 def _probability(name, p):
   p = np.asarray(p, np.float64)
-  check(name, p, (p >= 0) & (p <= 1), 'in [0, 1]')
+  inputs.check(name, p, (p >= 0) & (p <= 1), 'in [0, 1]')
   return p
 
 
 def _alpha(alpha):
   alpha = np.asarray(alpha, np.float64)
-  check('alpha', alpha, (alpha > 0) & (alpha < 1), 'in (0, 1)')
+  inputs.check('alpha', alpha, (alpha > 0) & (alpha < 1), 'in (0, 1)')
   return alpha
 
 
@@ -111,7 +99,7 @@ def certified_radius(p_lower, sigma, p_upper=None):
   """
   p_lower = _probability('p_lower', p_lower)
   sigma = np.asarray(sigma, np.float64)
-  check('sigma', sigma, (sigma >= 0) & (sigma < np.inf), 'in [0, inf)')
+  inputs.check('sigma', sigma, (sigma >= 0) & (sigma < np.inf), 'in [0, inf)')
   score = special.ndtri(np.clip(p_lower, TINY, 1 - TINY))
   if p_upper is not None:
     p_upper = _probability('p_upper', p_upper)
@@ -182,7 +170,7 @@ def log_e_value(k, n, score):
   """
   k, n = _counts(k, n)
   score = np.asarray(score, np.float64)
-  check('score', score, np.abs(score) <= 37, 'in [-37, 37]')
+  inputs.check('score', score, np.abs(score) <= 37, 'in [-37, 37]')
   misses = n - k
   above = special.ndtr(-score)
   with np.errstate(divide='ignore'):

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from robust_jax import keys
+from robust_jax import inputs, keys
 from robust_jax.certification import bounds, noise_sources, rules
 from robust_jax.certification.fixed import Fixed
 from robust_jax.certification.sampling import PREDICT, count
@@ -71,12 +71,10 @@ def certify_by_rule(key, logits_fn, images, rule, *, labels=None, example_ids=No
   Returns:
     types.Certificate or, by a rule that stops early, `stream.StoppedCertificate`, NumPy.
   """
-  if not len(images):
-    raise ValueError('images must be at least 1, got 0')
-  ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
-  if ids.shape != (len(images),):
-    raise ValueError(f'example_ids must have shape {(len(images),)}, got {ids.shape}')
-  labels = [None] * len(images) if labels is None else labels
+  images = inputs.images(images)
+  ids = np.arange(len(images)) if example_ids is None else np.asarray(
+    inputs.labels(example_ids, len(images), name='example_ids'))
+  labels = [None] * len(images) if labels is None else inputs.labels(labels, len(images))
 
   def count_by_place(key, logits_fn, images, places, *args, **kwargs):
     return count(key, logits_fn, images, ids[places], *args, **kwargs)
@@ -124,9 +122,11 @@ def predict(
 
   Reference: Cohen, Rosenfeld and Kolter 2019, section 3.2.1 (PREDICT).
   """
-  bounds.check('sigma', sigma, sigma >= 0, 'at least 0')
-  bounds.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
-  ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
+  inputs.check('sigma', sigma, sigma >= 0, 'at least 0')
+  inputs.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
+  images = inputs.images(images)
+  ids = np.arange(len(images)) if example_ids is None else np.asarray(
+    inputs.labels(example_ids, len(images), name='example_ids'))
   num = n if sigma > 0 else 1
   counts = np.asarray(count(
     jax.random.fold_in(keys.as_key(key), PREDICT), logits_fn, images, ids, 0, num,

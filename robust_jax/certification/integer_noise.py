@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax.certification import bounds
+from robust_jax import inputs
 from robust_jax.keys import random_words
 
 _BITS = 63
@@ -70,10 +70,10 @@ def thresholds(sigma, steps=255):
     ValueError: sigma is not positive, steps no multiple of 255, or noise that with an image of
       [0, 1] would exceed 2^20 steps.
   """
-  bounds.check('sigma', sigma, 0 < sigma < math.inf, 'in (0, inf)')
-  bounds.check('steps', steps, steps >= 1 and steps % 255 == 0, 'a positive multiple of 255')
+  inputs.check('sigma', sigma, 0 < sigma < math.inf, 'in (0, inf)')
+  inputs.check('steps', steps, steps >= 1 and steps % 255 == 0, 'a positive multiple of 255')
   most = (_LARGEST / steps - 1) / 9.2
-  bounds.check('sigma', sigma, sigma <= most, f'at most {most:g} at steps={steps}')
+  inputs.check('sigma', sigma, sigma <= most, f'at most {most:g} at steps={steps}')
   return _thresholds(float(np.float32(sigma)), int(steps))
 
 
@@ -201,7 +201,7 @@ def _rounded(steps):
 def check_images(images, steps=255):
   """Raises ValueError, in one line, where a pixel is outside [0, 1] or off the grid."""
   pixels = np.asarray(images, np.float64)
-  bounds.check('pixels', pixels, (pixels >= 0) & (pixels <= 1), 'in [0, 1]')
+  inputs.check('pixels', pixels, (pixels >= 0) & (pixels <= 1), 'in [0, 1]')
   distance = np.abs(pixels * steps - np.rint(pixels * steps))
-  bounds.check('pixels', pixels, distance <= steps * 2.0**-24,
+  inputs.check('pixels', pixels, distance <= steps * 2.0**-24,
                f'multiples of 1/{steps} in float32')

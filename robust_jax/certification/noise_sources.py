@@ -7,7 +7,8 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from robust_jax.certification import bounds, integer_noise, sampling
+from robust_jax import inputs
+from robust_jax.certification import integer_noise, sampling
 
 Noise = Literal['gaussian', 'integer']
 
@@ -72,5 +73,5 @@ def counted_alpha(alpha, noise: Noise):
   Raises:
     ValueError: alpha outside (0, 1).
   """
-  bounds.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
+  inputs.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
   return alpha if noise == 'gaussian' else (1 - INTEGER_SHARE) * alpha

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from robust_jax import inputs
 from robust_jax.certification import bounds, noise_sources
 from robust_jax.types import Count, Interval
 
@@ -131,9 +132,9 @@ def look_schedule(n: Count, *, first_look: Count = 100, look_growth: AtLeastOne 
   Raises:
     ValueError: n or first_look below 1, look_growth below 1 or not finite.
   """
-  bounds.check('n', n, n >= 1, 'at least 1')
-  bounds.check('first_look', first_look, first_look >= 1, 'at least 1')
-  bounds.check('look_growth', look_growth, 1 <= look_growth < math.inf, 'in [1, inf)')
+  inputs.check('n', n, n >= 1, 'at least 1')
+  inputs.check('first_look', first_look, first_look >= 1, 'at least 1')
+  inputs.check('look_growth', look_growth, 1 <= look_growth < math.inf, 'in [1, inf)')
   looks, multiple = [], 1
   while multiple * first_look < n:
     looks.append(multiple * first_look)
@@ -213,7 +214,7 @@ def num_selecting(rule):
   """
   if rule.choose == 'label':
     return 0
-  bounds.check('n0', rule.n0, rule.n0 >= 1, "at least 1, or choose 'label'")
+  inputs.check('n0', rule.n0, rule.n0 >= 1, "at least 1, or choose 'label'")
   return rule.n0
 
 
@@ -235,7 +236,7 @@ def check_counts(state, image, hits, draws, cap):
     ('hits', k, (new_hits >= 0) & (new_hits <= new_draws),
      'those of the last look and at most one more for each new draw'),
   ):
-    bounds.check(name, values, valid, expected)
+    inputs.check(name, values, valid, expected)
   return replaced(state.hits, image, k), replaced(state.draws, image, n), k, n
 
 

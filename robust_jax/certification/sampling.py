@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import keys
-from robust_jax.certification import bounds
+from robust_jax import inputs, keys
 from robust_jax.devices import parallel
 from robust_jax.keys import standard_normal
 
@@ -47,9 +46,9 @@ def check_draws(batch, start, num, batch_size):
   start, num = values.values()
   for name, value, low in (('len(images)', batch, 1), ('start', start, 0),
                            ('num', num, 0 if num.ndim else 1), ('batch_size', batch_size, 1)):
-    bounds.check(name, value, value >= low, f'at least {low}')
+    inputs.check(name, value, value >= low, f'at least {low}')
   last = start + num
-  bounds.check('start + num', last, last <= INT32_MAX, f'at most {INT32_MAX}')
+  inputs.check('start + num', last, last <= INT32_MAX, f'at most {INT32_MAX}')
   rows = int(num.sum()) if num.ndim else batch * int(num)
   if rows + batch_size > INT32_MAX:
     raise ValueError(f'the rows of one call must be at most {INT32_MAX - batch_size}, got {rows} '
@@ -94,10 +93,8 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
     ValueError: draws or rows that int32 cannot number (`check_draws`; only where start and num
       are not traced), or example_ids of another shape than [batch].
   """
-  images = jnp.asarray(images, jnp.float32)
-  example_ids = jnp.asarray(example_ids, jnp.int32)
-  if example_ids.shape != images.shape[:1]:
-    raise ValueError(f'example_ids must have shape {images.shape[:1]}, got {example_ids.shape}')
+  images = jnp.asarray(inputs.images(images, in_box=False))
+  example_ids = jnp.asarray(inputs.labels(example_ids, len(images), name='example_ids'), jnp.int32)
   if not isinstance(start, jax.core.Tracer) and not isinstance(num, jax.core.Tracer):
     check_draws(len(images), start, num, batch_size)
   if not isinstance(logits_fn, jax.tree_util.Partial):
@@ -118,7 +115,7 @@ def _count(key, logits_fn, images, example_ids, start, num, sigma, shard, num_sh
            batch_size, noise_fn):
   batch, *shape = images.shape
   row_shape = jax.ShapeDtypeStruct((batch_size, *shape), images.dtype)
-  num_classes = jax.eval_shape(logits_fn, row_shape).shape[-1]
+  num_classes = inputs.logits(jax.eval_shape(logits_fn, row_shape), batch_size).shape[-1]
   image_keys = keys.fold_in(key, example_ids)
   ends = jnp.cumsum(num)
   # What is to be added to the number of a row of image i to have that of its draw.
@@ -171,13 +168,15 @@ def _sharded_count(devices):
 
   def count_on_devices(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
                        noise_fn=gaussian_noise):
+    images = inputs.images(images, in_box=False)
+    example_ids = inputs.labels(example_ids, len(images), name='example_ids')
     check_draws(len(images), start, num, batch_size)
     if not isinstance(logits_fn, jax.tree_util.Partial):
       logits_fn = jax.tree_util.Partial(logits_fn)
     start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
                   for value in (start, num))
     return mapped(batch_size, noise_fn)(
-        key, logits_fn, np.asarray(images, np.float32), np.asarray(example_ids, np.int32),
+        key, logits_fn, np.asarray(images), np.asarray(example_ids, np.int32),
         start, num, sigma, shards)
 
   return count_on_devices

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_jax import keys
+from robust_jax import inputs, keys
 from robust_jax.certification import rules, sampling
 from robust_jax.types import Certificate
 
@@ -130,7 +130,8 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
         break
       if images is None:
         images = np.zeros((pool, *np.shape(example.image)), np.float32)
-      rule.source.check(np.asarray(example.image)[None], rule.n, rule.alpha)
+      image = inputs.images(np.asarray(example.image)[None], name=f'image {example.index}')
+      rule.source.check(image, rule.n, rule.alpha)
       images[place] = example.image
       slots[place] = _slot(rule, example, begun.pop(example.index, None))
     if not slots:

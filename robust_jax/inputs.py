@@ -1,0 +1,152 @@
+"""What public functions take and what they refuse: one check of images, labels, radii and logits.
+
+Shapes and dtypes are checked always, values where they are concrete. Under jit, where values are
+not known, an example whose label, target or radius is out of range gets images of NaN, so that
+its result cannot pass for one (`attacked`). All raise ValueError, in one line.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# float32 rounding of images that went through a projection or a resize.
+_TOLERANCE = 1e-6
+
+
+def check(name, values, valid, expected):
+  """Raises ValueError, in one line, with the first of `values` where `valid` is False.
+
+  Args:
+    name: of the argument.
+    values: scalar or array.
+    valid: bool, broadcast against values.
+    expected: what they must be, in words.
+  """
+  values, valid = np.broadcast_arrays(values, valid)
+  if not valid.all():
+    raise ValueError(f'{name} must be {expected}, got {values[~valid][0]}')
+
+
+def images(value, *, name='images', in_box=True):
+  """Images as float32 [batch, ...].
+
+  Args:
+    value: floating point [batch, ...] in [0, 1], at least one. Integers are refused, not scaled.
+    name: of the argument.
+    in_box: whether values are checked, where they are concrete.
+
+  Returns:
+    The same as float32 (jax array, or NumPy if `value` is not a jax array).
+  """
+  value = _array(value)
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    raise ValueError(f'{name} must be floating point in [0, 1], got {value.dtype}: pixels of 0 to '
+                     '255 are to be divided by 255')
+  if value.ndim < 2 or 0 in value.shape:
+    raise ValueError(f'{name} must have shape [batch, ...] with at least one image and pixel, got '
+                     f'{value.shape}')
+  if in_box and concrete(value):
+    known = np.asarray(value)
+    low, high = float(known.min()), float(known.max())
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+      raise ValueError(f'{name} must be in [0, 1], got values from {low:g} to {high:g}')
+  return value.astype(np.float32)
+
+
+def labels(value, batch, *, num_classes=None, name='labels'):
+  """Labels, or targets, as integers [batch].
+
+  Args:
+    value: integers of shape [batch].
+    batch: number of images.
+    num_classes: they must be below it; None: not known.
+    name: of the argument.
+  """
+  value = _array(value)
+  if value.shape != (batch,) or not jnp.issubdtype(value.dtype, jnp.integer):
+    raise ValueError(f'{name} must be integers of shape ({batch},), got {value.dtype} of shape '
+                     f'{value.shape}')
+  if concrete(value):
+    high = np.inf if num_classes is None else num_classes - 1
+    known = np.asarray(value)
+    check(name, known, (known >= 0) & (known <= high), f'in [0, {high}]')
+  return value
+
+
+def radius(value, batch=None, *, name='epsilon'):
+  """A radius in pixel units, or another length, as float32.
+
+  Args:
+    value: finite and >= 0, scalar or [batch].
+    batch: number of images; None: not known.
+    name: of the argument.
+  """
+  value = _array(value)
+  if value.ndim > 1 or (value.ndim == 1 and batch is not None and value.shape != (batch,)):
+    raise ValueError(f'{name} must be a number or of shape ({batch or "batch"},), got shape '
+                     f'{value.shape}')
+  if concrete(value):
+    check(name, value, np.isfinite(value) & (np.asarray(value) >= 0), 'finite and at least 0')
+  return jnp.asarray(value, jnp.float32)
+
+
+def noise(value, images):
+  """Noise of a smoothed classifier, [num_noise, *images.shape]; None stays None."""
+  if value is None:
+    return None
+  if value.ndim != images.ndim + 1 or value.shape[1:] != images.shape or not len(value):
+    raise ValueError(f'noise must have shape [num_noise, {", ".join(map(str, images.shape))}], got '
+                     f'{list(value.shape)}')
+  return value
+
+
+def logits(value, batch):
+  """Returns `value`, logits or their `jax.ShapeDtypeStruct`, if they are float [batch, classes]."""
+  shape, dtype = getattr(value, 'shape', None), getattr(value, 'dtype', None)
+  if (shape is None or len(shape) != 2 or shape[0] != batch or shape[1] < 2 or
+      not jnp.issubdtype(dtype, jnp.floating)):
+    got = type(value).__name__ if shape is None else f'{dtype} of shape {shape}'
+    raise ValueError(f'logits_fn must return floating point logits of shape ({batch}, classes), at '
+                     f'least 2 classes, for {batch} images, got {got}')
+  return value
+
+
+def attacked(victim, x, y, *, epsilon, targets=None):
+  """The arguments of an attack, checked.
+
+  Args:
+    victim: `smoothing.Victim`.
+    x, y, epsilon: images, labels and radius.
+    targets: None, or [batch] int.
+
+  Returns:
+    (images, labels, epsilon, targets). Where labels, targets or epsilon are traced, images of
+    examples for which one of them is out of range are NaN.
+  """
+  x = images(x)
+  noise(victim.noise, x)
+  num_classes = victim.num_classes(x)
+  y = labels(y, len(x), num_classes=num_classes)
+  epsilon = radius(epsilon, len(x))
+  if targets is not None:
+    targets = labels(targets, len(x), num_classes=num_classes, name='targets')
+  valid = True
+  for classes in (y, targets):
+    if classes is not None and not concrete(classes):
+      valid &= (classes >= 0) & (classes < num_classes)
+  if not concrete(epsilon):
+    valid &= jnp.isfinite(epsilon) & (epsilon >= 0)
+  if valid is not True:
+    valid = jnp.broadcast_to(valid, (len(x),)).reshape((-1,) + (1,) * (x.ndim - 1))
+    x = jnp.where(valid, x, jnp.nan)
+  return x, y, epsilon, targets
+
+
+def concrete(value):
+  """Whether the values of an array are known, as they are not within jit, grad or vmap."""
+  return not isinstance(value, jax.core.Tracer)
+
+
+def _array(value):
+  # Not jnp.asarray, which makes a traced array of a known one within jit.
+  return value if isinstance(value, jax.Array) else np.asarray(value)
