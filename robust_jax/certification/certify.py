@@ -52,6 +52,7 @@ def certify(
 
   Reference: Cohen, Rosenfeld and Kolter 2019, theorem 1 and section 3.2.2 (CERTIFY).
   """
+  images = inputs.images(images)
   rule = Fixed(sigma=sigma, n0=n0, n=n, alpha=alpha, batch_size=batch_size, bound=bound,
                noise=noise)
   return certify_by_rule(key, logits_fn, images, rule, example_ids=example_ids, pool=len(images),
