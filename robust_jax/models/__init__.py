@@ -46,6 +46,7 @@ MODELS = {
   'resnet20': resnet.resnet20,
   'resnet56': resnet.resnet56,
   'resnet110': resnet.resnet110,
+  'resnet18': resnet.resnet18,
   'resnet50': resnet.resnet50,
   'preact_resnet18': preact_resnet.preact_resnet18,
   'wide_resnet': preact_resnet.wide_resnet,

@@ -16,6 +16,8 @@ from robust_jax.models import layers
 from robust_jax.types import Count
 
 Form = Literal['zagoruyko', 'deepmind', 'mcdonnell']
+Form18 = Literal['he', 'wong', 'deepmind']
+Shortcut = Literal['activated', 'input', 'input_3x3', 'pool']
 
 
 def haiku_normal(fan_in):
@@ -32,15 +34,16 @@ def zeros(fan_in):
 class PreActBlock(nn.Module):
   """conv3x3(dropout(act(BN(conv3x3(out))))) + shortcut, out = act(BN(x)).
 
-  The shortcut is x or, where the shape changes, a strided 1x1 convolution of `out`.
+  The shortcut is x or, where the shape changes, what `shortcut` says.
 
   Attributes:
     conv: layers.conv but for its images, features and name.
     norm: layers.norm with act as its activation, but for its images and name.
     width: channels.
     stride: stride of the first convolution.
-    pool_shortcut: where the shape changes, the shortcut is the 3x3 average pool of x and zeros
-      for the further channels.
+    shortcut: where the shape changes, a strided 1x1 convolution of `out` ('activated') or of x
+      ('input'), a strided 3x3 convolution of x ('input_3x3'), or the 3x3 average pool of x and
+      zeros for the further channels ('pool').
     dropout: probability that an entry is dropped.
     number: of this block in its network.
   """
@@ -49,7 +52,7 @@ class PreActBlock(nn.Module):
   norm: Callable
   width: int
   stride: int
-  pool_shortcut: bool
+  shortcut: Shortcut
   dropout: float
   number: int
 
@@ -58,11 +61,13 @@ class PreActBlock(nn.Module):
     out = self.norm(x, name='norm1')
     if self.stride == 1 and x.shape[-1] == self.width:
       shortcut = x
-    elif self.pool_shortcut:
+    elif self.shortcut == 'pool':
       shortcut = nn.avg_pool(x, (3, 3), (self.stride,) * 2, ((1, 1), (1, 1)))
       shortcut = jnp.pad(shortcut, ((0, 0),) * 3 + ((0, self.width - x.shape[-1]),))
     else:
-      shortcut = self.conv(out, self.width, kernel_size=1, stride=self.stride, name='shortcut')
+      shortcut = self.conv(out if self.shortcut == 'activated' else x, self.width,
+                           kernel_size=3 if self.shortcut == 'input_3x3' else 1,
+                           stride=self.stride, name='shortcut')
     out = self.conv(out, self.width, stride=self.stride, name='conv1')
     out = self.norm(out, name='norm2')
     out = layers.dropout(out, self.dropout, key, self.number)
@@ -79,7 +84,8 @@ class PreActResNet(nn.Module):
     stem: channels of the first convolution.
     width: channels of the first stage.
     activation: 'relu' or 'swish'.
-    form: as of `wide_resnet`.
+    form: as of `wide_resnet` and `preact_resnet18`.
+    shortcut: as of `PreActBlock`.
     initialise: fan_in -> (kernel_init, bias_init) of the convolutions.
     final_norm: whether BN and the activation precede the pool.
     dropout: probability that an entry is dropped, between the convolutions of a block.
@@ -90,7 +96,8 @@ class PreActResNet(nn.Module):
   stem: int
   width: int
   activation: layers.Activation = 'relu'
-  form: Form = 'zagoruyko'
+  form: Form | Form18 = 'zagoruyko'
+  shortcut: Shortcut = 'activated'
   initialise: Callable = layers.fan_out_normal
   final_norm: bool = True
   dropout: float = 0.0
@@ -113,7 +120,7 @@ class PreActResNet(nn.Module):
     for stage, blocks in enumerate(self.num_blocks):
       for block in range(blocks):
         stride = 2 if stage > 0 and block == 0 else 1
-        x = block_type(conv, inner_norm, self.width * 2**stage, stride, mcdonnell,
+        x = block_type(conv, inner_norm, self.width * 2**stage, stride, self.shortcut,
                        self.dropout, number, name=f'stage{stage + 1}_block{block + 1}')(x, key)
         number += 1
     if self.final_norm:
@@ -126,8 +133,8 @@ class PreActResNet(nn.Module):
                         initialise=zeros if deepmind else layers.uniform)
 
 
-def preact_resnet18(num_classes, *, activation: layers.Activation = 'relu', final_norm: bool = True,
-                    dtype: layers.Dtype = 'float32', remat: bool = False):
+def preact_resnet18(num_classes, *, activation: layers.Activation = 'relu', form: Form18 = 'he',
+                    final_norm: bool = True, dtype: layers.Dtype = 'float32', remat: bool = False):
   """PreActResNet-18 for CIFAR-sized images: 11,172,170 parameters at 10 classes.
 
   conv3x3-64; stages of 64, 128, 256 and 512 channels, of 2 pre-activation blocks each; BN, ReLU;
@@ -135,14 +142,27 @@ def preact_resnet18(num_classes, *, activation: layers.Activation = 'relu', fina
 
   Args:
     activation: 'relu' or 'swish'.
+    form: 'he', as above, whose shortcuts that change the shape are 1x1 convolutions of the input
+      after BN and ReLU, as in the code of kuangliu and Rice et al. 2020; 'wong', of the input
+      itself, as in that of Wong et al. 2020 and Andriushchenko & Flammarion 2020; 'deepmind', of
+      Gowal et al. 2021: 3x3 convolutions of the input itself, and padding, running statistics and
+      initialisation as in the Wide ResNet of that form (12,548,426 parameters).
     final_norm: whether BN and the activation precede the pool, as in He et al. and the code of
-      Rice et al. 2020; kuangliu's code has neither (11,171,146 parameters).
+      Rice et al. and Gowal et al.; that of kuangliu and Wong et al. has neither (11,171,146
+      parameters).
 
   Reference:
-    He et al., Identity Mappings in Deep Residual Networks, 2016; github.com/kuangliu/pytorch-cifar.
+    He et al., Identity Mappings in Deep Residual Networks, 2016; github.com/kuangliu/pytorch-cifar;
+    Wong et al., Fast is better than free, 2020; Gowal et al., Improving Robustness using Generated
+    Data, 2021.
   """
-  return PreActResNet(num_classes, (2, 2, 2, 2), stem=64, width=64, activation=activation,
-                      initialise=layers.uniform, final_norm=final_norm, dtype=dtype, remat=remat)
+  deepmind = form == 'deepmind'
+  return PreActResNet(
+      num_classes, (2, 2, 2, 2), stem=64, width=64, activation=activation,
+      form='zagoruyko' if form == 'he' else form,
+      shortcut={'he': 'activated', 'wong': 'input', 'deepmind': 'input_3x3'}[form],
+      initialise=haiku_normal if deepmind else layers.uniform, final_norm=final_norm, dtype=dtype,
+      remat=remat)
 
 
 def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
@@ -181,6 +201,7 @@ def wide_resnet(num_classes, *, depth: Count = 28, width: Count = 10,
   return PreActResNet(
       num_classes, (num_blocks,) * 3, stem=16 * width if form == 'mcdonnell' else 16,
       width=16 * width, activation=activation, form=form,
+      shortcut='pool' if form == 'mcdonnell' else 'activated',
       initialise=haiku_normal if form == 'deepmind' else layers.fan_out_normal, dropout=dropout,
       dtype=dtype, remat=remat)
 

@@ -1,14 +1,17 @@
-"""ResNets (v1, post-activation): those of depth 6n+2 for CIFAR-sized images, and ResNet-50.
+"""ResNets (v1, post-activation): those of depth 6n+2 for CIFAR-sized images, ResNet-18 and -50.
 
 What all models have in common, such as `dtype` and `remat`, is explained in `robust_jax.models`.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 from flax import linen as nn
 
 from robust_jax.models import layers
+
+Stem = Literal['imagenet', 'cifar']
 
 
 class BasicBlock(nn.Module):
@@ -135,16 +138,32 @@ def resnet110(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = Fal
   return ResNet(num_classes, (18,) * 3, dtype=dtype, remat=remat)
 
 
-def resnet50(num_classes, *, dtype: layers.Dtype = 'float32', remat: bool = False):
-  """ResNet-50 for ImageNet-sized images: 25,557,032 parameters at 1000 classes.
+def resnet50(num_classes, *, stem: Stem = 'imagenet', dtype: layers.Dtype = 'float32',
+             remat: bool = False):
+  """ResNet-50: 25,557,032 parameters at 1000 classes.
 
   conv7x7-64 of stride 2, BN, ReLU, 3x3 max-pool of stride 2; stages of 3, 4, 6 and 3 bottlenecks
   that put out 256, 512, 1024 and 2048 channels; global average pool; dense. torchvision's
   network, layer by layer, and its initialisation.
 
+  Args:
+    stem: 'imagenet', as above; 'cifar', conv3x3-64, BN, ReLU for CIFAR-sized images, as in
+      Engstrom et al. 2019 (23,520,842 parameters at 10 classes).
+
   Reference:
     He et al., Deep Residual Learning for Image Recognition, 2016, table 1; torchvision.models,
-    resnet50.
+    resnet50; github.com/MadryLab/robustness, cifar_models.
   """
-  return ResNet(num_classes, (3, 4, 6, 3), width=64, bottleneck=True, large_images=True,
-                dtype=dtype, remat=remat)
+  return ResNet(num_classes, (3, 4, 6, 3), width=64, bottleneck=True,
+                large_images=stem == 'imagenet', dtype=dtype, remat=remat)
+
+
+def resnet18(num_classes, *, stem: Stem = 'imagenet', dtype: layers.Dtype = 'float32',
+             remat: bool = False):
+  """ResNet-18: 11,689,512 parameters at 1000 classes.
+
+  As `resnet50`, with stages of 2 basic blocks each, of 64, 128, 256 and 512 channels; of
+  11,173,962 parameters with the stem 'cifar' and 10 classes.
+  """
+  return ResNet(num_classes, (2, 2, 2, 2), width=64, large_images=stem == 'imagenet', dtype=dtype,
+                remat=remat)

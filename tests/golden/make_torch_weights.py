@@ -8,10 +8,14 @@ the same names; their weights are those of `seeded`, so that only names, shapes 
 stored, in torch_logits.json. The files torch_*.pth and torch_*.safetensors are small checkpoints.
 """
 
+import argparse
 import collections
+import datetime
 import json
+import pathlib
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import seeded
 import torch
@@ -25,37 +29,39 @@ def conv(features_in, features, size, stride=1):
   return nn.Conv2d(features_in, features, size, stride, size // 2, bias=False)
 
 
-# ResNets as in torchvision, and for CIFAR as in pytorch-classification.
+# ResNets as in torchvision, and for CIFAR as in pytorch-classification or pytorch-cifar.
 
 
 class BasicBlock(nn.Module):
   expansion = 1
 
-  def __init__(self, features_in, width, stride):
+  def __init__(self, features_in, width, stride, shortcut):
     super().__init__()
     self.conv1, self.bn1 = conv(features_in, width, 3, stride), nn.BatchNorm2d(width)
     self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
-    self.downsample = downsample(features_in, width, stride)
+    self.add_module(shortcut, downsample(features_in, width, stride))
+    self.name = shortcut
 
   def forward(self, x):
     out = functional.relu(self.bn1(self.conv1(x)))
-    return functional.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+    return functional.relu(self.bn2(self.conv2(out)) + getattr(self, self.name)(x))
 
 
 class Bottleneck(nn.Module):
   expansion = 4
 
-  def __init__(self, features_in, width, stride):
+  def __init__(self, features_in, width, stride, shortcut):
     super().__init__()
     self.conv1, self.bn1 = conv(features_in, width, 1), nn.BatchNorm2d(width)
     self.conv2, self.bn2 = conv(width, width, 3, stride), nn.BatchNorm2d(width)
     self.conv3, self.bn3 = conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
-    self.downsample = downsample(features_in, 4 * width, stride)
+    self.add_module(shortcut, downsample(features_in, 4 * width, stride))
+    self.name = shortcut
 
   def forward(self, x):
     out = functional.relu(self.bn1(self.conv1(x)))
     out = functional.relu(self.bn2(self.conv2(out)))
-    return functional.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+    return functional.relu(self.bn3(self.conv3(out)) + getattr(self, self.name)(x))
 
 
 def downsample(features_in, features, stride):
@@ -66,8 +72,10 @@ def downsample(features_in, features, stride):
 
 class ResNet(nn.Module):
 
-  def __init__(self, block, num_blocks, width, num_classes, large_images=False):
+  def __init__(self, block, num_blocks, width, num_classes, large_images=False,
+               names=('downsample', 'fc')):
     super().__init__()
+    shortcut, self.last = names
     self.conv1 = conv(3, width, 7, 2) if large_images else conv(3, width, 3)
     self.bn1 = nn.BatchNorm2d(width)
     self.maxpool = nn.MaxPool2d(3, 2, 1) if large_images else nn.Identity()
@@ -76,17 +84,17 @@ class ResNet(nn.Module):
       layers = []
       for number in range(blocks):
         stride = 2 if stage > 0 and number == 0 else 1
-        layers.append(block(features, width * 2**stage, stride))
+        layers.append(block(features, width * 2**stage, stride, shortcut))
         features = width * 2**stage * block.expansion
       self.stages.append(f'layer{stage + 1}')
       self.add_module(self.stages[-1], nn.Sequential(*layers))
-    self.fc = nn.Linear(features, num_classes)
+    self.add_module(self.last, nn.Linear(features, num_classes))
 
   def forward(self, x):
     x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
     for stage in self.stages:
       x = getattr(self, stage)(x)
-    return self.fc(x.mean((2, 3)))
+    return getattr(self, self.last)(x.mean((2, 3)))
 
 
 # Pre-activation ResNets as in pytorch-cifar, TRADES and deepmind-research.
@@ -94,8 +102,9 @@ class ResNet(nn.Module):
 
 class PreActBlock(nn.Module):
 
-  def __init__(self, features_in, width, stride):
+  def __init__(self, features_in, width, stride, of_input=False):
     super().__init__()
+    self.of_input = of_input
     self.bn1, self.conv1 = nn.BatchNorm2d(features_in), conv(features_in, width, 3, stride)
     self.bn2, self.conv2 = nn.BatchNorm2d(width), conv(width, width, 3)
     if stride != 1 or features_in != width:
@@ -103,19 +112,21 @@ class PreActBlock(nn.Module):
 
   def forward(self, x):
     out = functional.relu(self.bn1(x))
-    shortcut = self.shortcut(out) if hasattr(self, 'shortcut') else x
+    shortcut = x
+    if hasattr(self, 'shortcut'):
+      shortcut = self.shortcut(x if self.of_input else out)
     return self.conv2(functional.relu(self.bn2(self.conv1(out)))) + shortcut
 
 
 class PreActResNet(nn.Module):
 
-  def __init__(self, num_classes, final_norm):
+  def __init__(self, num_classes, final_norm, of_input=False):
     super().__init__()
     self.conv1 = conv(3, 64, 3)
-    self.layer1 = nn.Sequential(PreActBlock(64, 64, 1), PreActBlock(64, 64, 1))
-    self.layer2 = nn.Sequential(PreActBlock(64, 128, 2), PreActBlock(128, 128, 1))
-    self.layer3 = nn.Sequential(PreActBlock(128, 256, 2), PreActBlock(256, 256, 1))
-    self.layer4 = nn.Sequential(PreActBlock(256, 512, 2), PreActBlock(512, 512, 1))
+    for number, (features_in, width) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
+      self.add_module(f'layer{number}', nn.Sequential(
+        PreActBlock(features_in, width, 1 if number == 1 else 2, of_input),
+        PreActBlock(width, width, 1, of_input)))
     if final_norm:
       self.bn = nn.BatchNorm2d(512)
     self.linear = nn.Linear(512, num_classes)
@@ -214,6 +225,42 @@ class DeepMindWideResNet(nn.Module):
     return self.logits(x.mean((2, 3)))
 
 
+class DeepMindPreActBlock(nn.Module):
+
+  def __init__(self, features_in, width, stride):
+    super().__init__()
+    self.batchnorm_0 = nn.BatchNorm2d(features_in)
+    self.conv_2d_1 = nn.Conv2d(features_in, width, 3, stride, bias=False)
+    self.batchnorm_1, self.conv_2d_2 = nn.BatchNorm2d(width), conv(width, width, 3)
+    if stride != 1 or features_in != width:
+      self.shortcut = nn.Conv2d(features_in, width, 3, stride, bias=False)
+    self.padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+
+  def forward(self, x):
+    out = functional.pad(functional.silu(self.batchnorm_0(x)), self.padding)
+    out = self.conv_2d_2(functional.silu(self.batchnorm_1(self.conv_2d_1(out))))
+    if hasattr(self, 'shortcut'):
+      x = self.shortcut(functional.pad(x, self.padding))
+    return out + x
+
+
+class DeepMindPreActResNet(nn.Module):
+
+  def __init__(self, num_classes):
+    super().__init__()
+    self.conv_2d = conv(3, 64, 3)
+    for number, (features_in, width) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)]):
+      self.add_module(f'layer_{number}', nn.Sequential(
+        DeepMindPreActBlock(features_in, width, 2 if number else 1),
+        DeepMindPreActBlock(width, width, 1)))
+    self.batchnorm = nn.BatchNorm2d(512)
+    self.logits = nn.Linear(512, num_classes)
+
+  def forward(self, x):
+    x = self.layer_3(self.layer_2(self.layer_1(self.layer_0(self.conv_2d(x)))))
+    return self.logits(functional.silu(self.batchnorm(x)).mean((2, 3)))
+
+
 class Normalise(nn.Module):
   """The first layer of the smoothing code bases, here with its constants in the state_dict."""
 
@@ -247,8 +294,15 @@ def write_logits():
     'resnet56': (ResNet(BasicBlock, (9, 9, 9), 16, 10), 32),
     'resnet110': (ResNet(BasicBlock, (18, 18, 18), 16, 10), 32),
     'resnet50': (ResNet(Bottleneck, (3, 4, 6, 3), 64, 1000, large_images=True), 64),
+    'resnet18': (ResNet(BasicBlock, (2, 2, 2, 2), 64, 1000, large_images=True), 64),
+    'resnet18 of pytorch-cifar': (
+      ResNet(BasicBlock, (2, 2, 2, 2), 64, 10, names=('shortcut', 'linear')), 16),
+    'resnet50 of pytorch-cifar': (
+      ResNet(Bottleneck, (3, 4, 6, 3), 64, 10, names=('shortcut', 'linear')), 16),
     'preact_resnet18': (PreActResNet(10, final_norm=True), 16),
     'preact_resnet18 without final norm': (PreActResNet(10, final_norm=False), 16),
+    'preact_resnet18 of wong': (PreActResNet(10, final_norm=False, of_input=True), 16),
+    'preact_resnet18 of deepmind': (DeepMindPreActResNet(10), 16),
     'wide_resnet': (WideResNet(2, 2, 10), 16),
     'wide_resnet of deepmind': (DeepMindWideResNet(2, 2, 10), 16),
   }
@@ -286,6 +340,27 @@ def write_checkpoints():
   (FOLDER / 'torch_resnet8.json').write_text(json.dumps(logits(network, 8)) + '\n')
 
 
+class Settings:
+  """An object of the training script's own, as configs and loggers are."""
+
+  def __init__(self):
+    self.lr = 0.1
+
+
+def write_objects():
+  """A state_dict beside what scripts save with it: objects that only their code can make."""
+  saved = {
+    'state_dict': nn.Linear(2, 2).state_dict(), 'best': np.float64(0.5), 'history': np.arange(3.),
+    'args': argparse.Namespace(lr=0.1, epochs={1, 2}), 'device': torch.device('cpu'),
+    'folder': pathlib.PurePosixPath('a/b'), 'classes': {'cat', 'dog'}, 'settings': Settings(),
+    'dtype': torch.float16, 'shape': torch.Size([2, 3]), 'counts': collections.Counter('aab'),
+    'when': datetime.datetime(2026, 1, 1), 'complex': 1j, 'scores': collections.defaultdict(list)}
+  for weight in saved['state_dict'].values():
+    weight.copy_(torch.arange(weight.numel()).reshape(weight.shape))
+  torch.save(saved, FOLDER / 'torch_objects_zip.pth')
+  torch.save(saved, FOLDER / 'torch_objects_legacy.pth', _use_new_zipfile_serialization=False)
+
+
 def write_tensors():
   """Tensors of all kinds: shared storages, strides, types. The test builds them in NumPy."""
   base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
@@ -308,4 +383,5 @@ def write_tensors():
 if __name__ == '__main__':
   write_logits()
   write_checkpoints()
+  write_objects()
   write_tensors()

@@ -2,8 +2,8 @@
 
 Three formats: safetensors; the zip archives of torch.save since PyTorch 1.6; and the pickles one
 after the other that torch.save wrote before (2019's checkpoints). The last two are pickles, which
-can call any function of Python: this reader knows the few that rebuild tensors, and refuses a
-file that asks for any other.
+can call any function of Python: this reader knows the few that rebuild tensors, and puts an object
+that does nothing in the place of every other.
 
 Reference: torch/serialization.py; github.com/huggingface/safetensors, "Format".
 """
@@ -31,26 +31,30 @@ _SAFETENSORS_TYPES = {
     'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'I64': 'int64',
     'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
 }
-# Where training scripts keep the parameters among other things; the first one counts.
-_STATE_DICTS = ('state_dict', 'model_state_dict', 'model', 'net')
+# A dict with fewer than this share of the tensors of the largest is no network of the file.
+_LEAST_SHARE = 0.25
 _HINT = 'write it with torch.save(model.state_dict(), FILE)'
 
 
-def read(path):
+def read(path, part=None):
   """The named arrays of a PyTorch checkpoint.
 
   Args:
-    path: a file of safetensors, or one of torch.save that holds a state_dict, by itself or in a
-      dict such as {'epoch', 'arch', 'state_dict', 'optimizer'}. The format is found from the
-      file's contents, not from its name.
+    path: a file of safetensors, or one of torch.save that holds a state_dict, by itself or in
+      dicts such as {'epoch', 'args', 'state_dict', 'optimizer'}. The format is found from the
+      file's contents, not from its name. Whatever else is in it, numbers of NumPy, namespaces,
+      devices, objects of any class, is passed over, and nothing of it is run.
+    part: which state_dict of a file with several, as 'ema_state_dict', or 'last.model' of one
+      within another; or the start of names of which the file has several, as 'ema' of ema.conv1
+      and model.conv1 (see `naming.convert`). None where there is one.
 
   Returns:
     {name: NumPy array} of the state_dict, with PyTorch's names, shapes and types (bfloat16 is
     ml_dtypes'). Arrays may be read-only views that share memory.
 
   Raises:
-    UserError: there is no such file; it is damaged, or no checkpoint; it holds something else
-      than tensors, containers, numbers and strings, which is named.
+    UserError: there is no such file; it is damaged, or no checkpoint; it holds no state_dict, or
+      several and `part` is none of them.
   """
   path = Path(path)
   try:
@@ -60,11 +64,11 @@ def read(path):
   try:
     # First: a safetensors file may begin with any byte, but its header opens at the ninth.
     if data[8:9] == b'{':
-      return _read_safetensors(data)
+      return _checked(_read_safetensors(data), part)
     if data.startswith(b'PK'):
-      return _arrays(*_unpickle_zip(data))
+      return _arrays(*_unpickle_zip(data), part)
     if data.startswith(b'\x80'):
-      return _arrays(*_unpickle_legacy(data))
+      return _arrays(*_unpickle_legacy(data), part)
     raise UserError(f'must be a file of torch.save or safetensors, begins with {data[:9]!r}')
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
@@ -101,31 +105,58 @@ class _Tensor(NamedTuple):
   strides: tuple[int, ...]
 
 
+class _Other:
+  """In the place of an object that is no tensor, container, number or string: it does nothing.
+
+  Whatever an unpickler does to an object or to a class of it, to make and to fill it, is passed
+  over. There is nothing to be set on it, so that one pickle cannot change what another one sees.
+  """
+
+  __slots__ = ()
+
+  def __new__(cls, *args, **kwargs):
+    del args, kwargs
+    return super().__new__(cls)
+
+  def __init__(self, *args, **kwargs):
+    pass
+
+  def _pass(self, *args, **kwargs):
+    return self
+
+  __call__ = __setstate__ = __setitem__ = append = extend = add = _pass
+
+
 class _Unpickler(pickle.Unpickler):
-  """Makes `_Tensor`s, plain containers, numbers and strings, and nothing else.
+  """Makes `_Tensor`s, plain containers, numbers and strings, and `_Other`s for all else.
 
   A pickle calls what `find_class` returns, and may try to set attributes of it. So these are a
-  built-in class, strings, and functions made for this pickle alone, which nothing else sees.
+  built-in class, strings, and functions and classes made for this pickle alone, which nothing else
+  sees.
   """
 
   def __init__(self, file):
-    super().__init__(file, encoding='utf-8')  # of Python 2's strings
+    # The strings of Python 2, among which are the bytes of NumPy's numbers.
+    super().__init__(file, encoding='utf-8', errors='replace')
     self.storages = {}
     self._classes = {
         ('collections', 'OrderedDict'): collections.OrderedDict,
+        ('collections', 'defaultdict'): lambda *_: {},
         ('torch._utils', '_rebuild_tensor_v2'): lambda *arguments: _rebuild_tensor(*arguments),
         ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+        ('torch._utils', '_rebuild_parameter_with_state'): lambda tensor, *_: tensor,
         **{('torch', name): dtype for name, dtype in _TORCH_STORAGES.items()}}
 
   def find_class(self, module, name):
-    if (module, name) not in self._classes:
-      raise UserError(f'must hold nothing but tensors, asks for {f"{module}.{name}"[:100]!r}, '
-                      f'which could run code; {_HINT}')
-    return self._classes[module, name]
+    key = module, name
+    if key not in self._classes:
+      self._classes[key] = type(f'{module}.{name}'[:100], (_Other,), {'__slots__': ()})
+    return self._classes[key]
 
   def persistent_load(self, pid):
     kind, dtype, key, _, num_entries, *view = pid  # the fourth: a device, such as 'cuda:0'
-    if kind != 'storage' or dtype not in _TORCH_STORAGES.values() or any(view):
+    known = isinstance(dtype, str) and dtype in _TORCH_STORAGES.values()
+    if kind != 'storage' or not known or any(view):
       raise UserError(f'must hold nothing but tensors, refers to {str(pid)[:100]!r}; {_HINT}')
     self.storages[key] = _Storage(key, dtype, num_entries)
     return self.storages[key]
@@ -179,10 +210,10 @@ def _check_little_endian(is_little_endian):
     raise UserError('must be little-endian, was written on a big-endian machine')
 
 
-def _arrays(saved, contents):
+def _arrays(saved, contents, part):
   """The arrays of the state_dict in a saved object; `contents`: _Storage -> bytes."""
   storages, arrays = {}, {}
-  for name, tensor in _state_dict(saved).items():
+  for name, tensor in _state_dict(saved, part).items():
     storage = tensor.storage
     if storage.key not in storages:
       storages[storage.key] = np.frombuffer(contents(storage), _dtype(storage.dtype))
@@ -193,27 +224,41 @@ def _arrays(saved, contents):
   return arrays
 
 
-def _state_dict(saved):
+def _state_dict(saved, part):
   """{name: _Tensor}, from the saved dict or one of the dicts in it."""
   if not isinstance(saved, dict):
     raise UserError(f'must hold a state_dict, got a {type(saved).__name__}; {_HINT}')
-  nested = {key: _tensors(value) for key, value in saved.items()
-            if isinstance(value, dict) and _tensors(value)}
-  for key in _STATE_DICTS:
-    if key in nested:
-      return nested[key]
-  if len(nested) > 1:
-    raise UserError(f'must hold one dict of tensors, or one called {_STATE_DICTS[0]!r}, got '
-                    f'{", ".join(map(repr, nested))}')
-  state_dict = next(iter(nested.values()), None) or _tensors(saved)
-  if not state_dict:
+  found = _state_dicts(saved)
+  if not found:
     raise UserError(f'must hold a state_dict, got no tensors; {_HINT}')
-  return state_dict
+  if part in found:
+    return found[part]
+  most = max(map(len, found.values()))
+  found = {path: tensors for path, tensors in found.items() if len(tensors) >= _LEAST_SHARE * most}
+  if len(found) > 1:
+    must = 'must be' if part is not None else 'says which of its state_dicts is read:'
+    raise UserError(f'config.weights_part {must} one of {", ".join(map(repr, found))}'
+                    + (f', got {part!r}' if part is not None else ''))
+  return _checked(*found.values(), part)
 
 
-def _tensors(values):
-  return {name: value for name, value in values.items()
-          if isinstance(name, str) and isinstance(value, _Tensor)}
+def _state_dicts(saved, path=''):
+  """{path: {name: _Tensor}} of the dicts of tensors in a dict; its own where it has no such."""
+  found = {}
+  for key, value in saved.items():
+    if isinstance(key, str) and isinstance(value, dict):  # Optimizers' keys are numbers.
+      found |= _state_dicts(value, f'{path}.{key}'.removeprefix('.'))
+  own = {name: value for name, value in saved.items()
+         if isinstance(name, str) and isinstance(value, _Tensor)}
+  return found or ({path: own} if own else {})
+
+
+def _checked(named, part):
+  """`named`, if a name starts with `part`."""
+  if part is not None and not any(name.startswith(f'{part}.') for name in named):
+    raise UserError(f'config.weights_part must be None, for the one state_dict of the file, or the '
+                    f'start of names in it, as {next(iter(named))!r}, got {part!r}')
+  return named
 
 
 def _view(name, entries, offset, shape, strides):

@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from robust_jax import keys
 from robust_jax.errors import UserError
-from robust_jax.models import HEAD, preact_resnet, resnet
+from robust_jax.models import HEAD, MODELS, preact_resnet, resnet
 
 
 class Naming(NamedTuple):
@@ -39,6 +39,12 @@ class Naming(NamedTuple):
   block_layers: dict[str, str]
   unused: tuple[str, ...] = ()
 
+  @property
+  def kernels(self):
+    """Matches the names of the blocks' first convolutions: groups of the prefix, stage, block."""
+    name = re.escape(f'{self.block}.{self.block_layers["conv1"]}.weight')
+    return re.compile(r'(.*\.)?' + re.sub(r'\\{(?:stage1?|block)\\}', r'(\\d+)', name))
+
   def array(self, path):
     """PyTorch's name of the array at `path` in our tree: (collection, [block,] layer, leaf)."""
     _, *blocks, layer, leaf = path
@@ -49,46 +55,70 @@ class Naming(NamedTuple):
     return f'{block}.{self.block_layers[layer]}.{_LEAVES[leaf]}'
 
 
-def _preactivation(model, deepmind):
-  """Which form a Wide ResNet has decides what its weights compute, though not their names."""
-  return (isinstance(model, preact_resnet.PreActResNet)
-          and model.form == ('deepmind' if deepmind else 'zagoruyko'))
+def _resnet(model):
+  return isinstance(model, resnet.ResNet)
+
+
+def _preactivation(model, forms):
+  """Which form a network has decides what its weights compute, though not always their names."""
+  return isinstance(model, preact_resnet.PreActResNet) and model.form in forms
 
 
 _BLOCK = {'conv1': 'conv1', 'norm1': 'bn1', 'conv2': 'conv2', 'norm2': 'bn2'}
+_BOTTLENECK = {**_BLOCK, 'conv3': 'conv3', 'norm3': 'bn3'}
+_DEEPMIND = {'norm': 'batchnorm', 'logits': 'logits'}
 NAMINGS = {
     # torchvision's ResNets; the CIFAR ResNets of github.com/bearpaw/pytorch-classification, which
     # github.com/locuslab/smoothing and its successors use.
     'torchvision': Naming(
-        lambda model: isinstance(model, resnet.ResNet),
-        {'conv': 'conv1', 'norm': 'bn1', 'logits': 'fc'}, 'layer{stage1}.{block}',
-        {**_BLOCK, 'conv3': 'conv3', 'norm3': 'bn3', 'shortcut': 'downsample.0',
-         'shortcut_norm': 'downsample.1'}),
-    # github.com/kuangliu/pytorch-cifar's PreActResNet, with the last BatchNorm of its successors.
+        _resnet, {'conv': 'conv1', 'norm': 'bn1', 'logits': 'fc'}, 'layer{stage1}.{block}',
+        {**_BOTTLENECK, 'shortcut': 'downsample.0', 'shortcut_norm': 'downsample.1'}),
+    # ResNets of github.com/kuangliu/pytorch-cifar, which github.com/MadryLab/robustness and
+    # RobustBench have for CIFAR.
     'pytorch-cifar': Naming(
-        functools.partial(_preactivation, deepmind=False),
+        _resnet, {'conv': 'conv1', 'norm': 'bn1', 'logits': 'linear'}, 'layer{stage1}.{block}',
+        {**_BOTTLENECK, 'shortcut': 'shortcut.0', 'shortcut_norm': 'shortcut.1'}),
+    # Its PreActResNets, with the last BatchNorm of its successors.
+    'pytorch-cifar (PreActResNet)': Naming(
+        functools.partial(_preactivation, forms=('zagoruyko', 'wong')),
         {'conv': 'conv1', 'norm': 'bn', 'logits': 'linear'}, 'layer{stage1}.{block}',
         {**_BLOCK, 'shortcut': 'shortcut.0'}),
     # Wide ResNets of github.com/xternalz/WideResNet-pytorch and of TRADES and its successors, which
     # make one block more than they use.
     'trades': Naming(
-        functools.partial(_preactivation, deepmind=False),
+        functools.partial(_preactivation, forms=('zagoruyko',)),
         {'conv': 'conv1', 'norm': 'bn1', 'logits': 'fc'}, 'block{stage1}.layer.{block}',
         {**_BLOCK, 'shortcut': 'convShortcut'}, unused=('sub_block1',)),
-    # Wide ResNets of deepmind-research/adversarial_robustness/pytorch.
+    # Wide ResNets of deepmind-research/adversarial_robustness/pytorch, and its PreActResNets.
     'deepmind': Naming(
-        functools.partial(_preactivation, deepmind=True),
-        {'conv': 'init_conv', 'norm': 'batchnorm', 'logits': 'logits'},
-        'layer.{stage}.block.{block}',
+        functools.partial(_preactivation, forms=('deepmind',)),
+        {'conv': 'init_conv', **_DEEPMIND}, 'layer.{stage}.block.{block}',
         {'conv1': 'conv_0', 'norm1': 'batchnorm_0', 'conv2': 'conv_1', 'norm2': 'batchnorm_1',
          'shortcut': 'shortcut'}),
+    'deepmind (PreActResNet)': Naming(
+        functools.partial(_preactivation, forms=('deepmind',)),
+        {'conv': 'conv_2d', **_DEEPMIND}, 'layer_{stage}.{block}',
+        {'conv1': 'conv_2d_1', 'norm1': 'batchnorm_0', 'conv2': 'conv_2d_2',
+         'norm2': 'batchnorm_1', 'shortcut': 'shortcut'}),
 }
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
 # Axes of PyTorch's array that become those of ours, by rank.
 _AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
-# (mean, std) of an input normalisation whose constants are in the state_dict.
-_NORMALISATIONS = (('means', 'sds'), ('mean', 'std'), ('mu', 'sigma'))
+# Networks of MODELS, and fields of them that make another one.
+_NAMED = (('resnet20', {}), ('resnet56', {}), ('resnet110', {}), ('resnet18', {}), ('resnet50', {}),
+          ('resnet18', {'stem': 'cifar'}), ('resnet50', {'stem': 'cifar'}),
+          ('preact_resnet18', {}), ('preact_resnet18', {'final_norm': False}),
+          ('preact_resnet18', {'form': 'deepmind'}))
+# Networks of MODELS, and fields of them that make another one.
+_NAMED = (('resnet20', {}), ('resnet56', {}), ('resnet110', {}), ('resnet18', {}), ('resnet50', {}),
+          ('resnet18', {'stem': 'cifar'}), ('resnet50', {'stem': 'cifar'}),
+          ('preact_resnet18', {}), ('preact_resnet18', {'final_norm': False}),
+          ('preact_resnet18', {'form': 'deepmind'}))
+# Names of the constants of an input normalisation that are in the state_dict.
+_MEANS, _STDS = ('means', 'mean', 'mu', 'new_mean'), ('sds', 'std', 'sigma', 'new_std')
+# Arrays that count steps: of BatchNorm, and of torch.optim.swa_utils.AveragedModel.
+_COUNTERS = ('num_batches_tracked', 'n_averaged')
 
 
 class _Leaf(NamedTuple):
@@ -99,60 +129,60 @@ class _Leaf(NamedTuple):
   axes: tuple[int, ...]
 
 
-def convert(arrays, model, image_shape, *, path='weights'):
+def convert(arrays, model, image_shape, *, path='weights', part=None):
   """PyTorch's arrays as the variables of a Flax module.
 
   Names may have any prefix, the same for all, such as that of torch.nn.DataParallel or of a
   torch.nn.Sequential(normalisation, network). Every array must have its place and every leaf its
-  array; only BatchNorm's num_batches_tracked and the constants of `normalisation` have none.
+  array; only counters of BatchNorm and of averages, the constants of `normalisation`, and a second
+  copy of the network under another prefix have none.
 
   What the names do not show is not checked: the activation, and whether a pre-activation block's
-  shortcut takes its input after BN and activation, as ours does, or before.
+  shortcut takes its input after BN and activation or before (form='wong').
 
   Args:
     arrays: {name: array}, as `files.read` returns them.
     model: a module from `models.create`.
     image_shape: (height, width, channel).
     path: what errors call the arrays.
+    part: the start of the names, without the dot after it, where two networks are among them.
 
   Returns:
     {'params': ..., 'batch_stats': ...} as `models.init` returns them, of NumPy float32 arrays.
 
   Raises:
-    UserError: no naming fits the module; a name is missing or unknown; an array has another shape,
-      or is not of finite floating-point numbers.
+    UserError: no naming fits the module; a name is missing or unknown; two prefixes have networks
+      that differ; an array has another shape, or is not of finite floating-point numbers.
   """
-  naming, prefix, leaves = _match(arrays, model, image_shape, path)
-  missing = [name for name in leaves if name not in arrays]
-  if missing:
-    raise UserError(f'{path}: missing {_some(missing)}; {missing[0]} must have the shape '
-                    f'{list(leaves[missing[0]].shape)}')
-  unused = tuple(f'{prefix}{module}.' for module in naming.unused)
-  known = {*leaves, *(_normalisation_names(arrays) or ())}
-  unknown = [name for name in arrays if name not in known and not name.startswith(unused)
-             and name.rpartition('.')[2] != 'num_batches_tracked']
-  if unknown:
-    raise UserError(f'{path}: the model, which has {len(leaves)} arrays, has no place for '
-                    f'{_some(unknown)}')
-  flat = {leaf.path: _array(arrays[name], name, leaf, path) for name, leaf in leaves.items()}
+  leaves = _match(arrays, model, image_shape, path, part)
+  flat = {leaf.path: _array(arrays, name, leaf, path, model) for name, leaf in leaves.items()}
   return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(flat)}
 
 
-def normalisation(arrays):
+def normalisation(arrays, *, path='weights'):
   """The input normalisation (images - mean) / std that a state_dict holds.
 
   Args:
     arrays: {name: array}, as `files.read` returns them.
+    path: what errors call the arrays.
 
   Returns:
-    (mean, std), tuples with a number for each channel, from arrays called means and sds, mean and
-    std, or mu and sigma; None if there are none, as in the code bases that do not save them.
+    (mean, std), tuples with a number for each channel, from arrays called means, mean, mu or
+    new_mean and sds, std, sigma or new_std; None if there are none, as in the code bases that do
+    not save them.
+
+  Raises:
+    UserError: there are several, and they differ.
   """
-  names = _normalisation_names(arrays)
-  return names and tuple(tuple(np.ravel(arrays[name]).astype(float).tolist()) for name in names)
+  found = {names: tuple(tuple(np.ravel(arrays[name]).astype(float).tolist()) for name in names)
+           for names in _normalisations(arrays)}
+  if len(set(found.values())) > 1:
+    raise UserError(f'{path}: must hold one normalisation, has several that differ: '
+                    + ', '.join(mean for mean, _ in found))
+  return next(iter(found.values()), None)
 
 
-def num_classes(arrays, model, image_shape, *, path='weights'):
+def num_classes(arrays, model, image_shape, *, path='weights', part=None):
   """The number of classes of PyTorch's arrays: the rows of the last layer's weight.
 
   Args:
@@ -160,41 +190,149 @@ def num_classes(arrays, model, image_shape, *, path='weights'):
     model: a module from `models.create`, of any number of classes.
     image_shape: (height, width, channel).
     path: what errors call the arrays.
+    part: as of `convert`.
 
   Raises:
-    UserError: no naming fits the module, or there is no such array.
+    UserError: the names are not those of the module, as of `convert`.
   """
-  leaves = _match(arrays, model, image_shape, path)[2]
+  leaves = _match(arrays, model, image_shape, path, part)
   name = next(name for name, leaf in leaves.items() if leaf.path == ('params', HEAD, 'kernel'))
-  if name not in arrays:
-    raise UserError(f'{path}: missing {name}, the weight of the last layer')
   return len(np.atleast_1d(arrays[name]))
 
 
-def _normalisation_names(arrays):
-  for mean, std in _NORMALISATIONS:
-    for name in arrays:
-      prefix, dot, last = name.rpartition('.')
-      if last == mean and f'{prefix}{dot}{std}' in arrays:
-        return name, f'{prefix}{dot}{std}'
+def _normalisations(arrays):
+  """The names [(mean, std), ...] of the normalisations among the arrays."""
+  names = []
+  for name in arrays:
+    prefix, dot, last = name.rpartition('.')
+    stds = [std for std in _STDS if f'{prefix}{dot}{std}' in arrays]
+    if last in _MEANS and stds:
+      names.append((name, f'{prefix}{dot}{stds[0]}'))
+  return names
+
+
+class _Match(NamedTuple):
+  """A naming, and a prefix under which arrays have names of it.
+
+  Attributes:
+    leaves: {PyTorch's name without the prefix: _Leaf}.
+    number: how many of these names there are.
+  """
+
+  prefix: str
+  naming: Naming
+  leaves: dict
+  number: int
+
+
+def _match(arrays, model, image_shape, path, part):
+  """{PyTorch's name: _Leaf} of the module: all of them are there, and nothing else is."""
+  within = [name for name in arrays if part is not None and name.startswith(f'{part}.')] or arrays
+  matches, leaves = [], _leaves(model, image_shape)
+  for naming in NAMINGS.values():
+    if naming.fits(model):
+      named = {naming.array(leaf.path): leaf for leaf in leaves}
+      matches += [_Match(prefix, naming, named, number)
+                  for prefix, number in _prefixes(within, named).most_common()]
+  if not any(naming.fits(model) for naming in NAMINGS.values()):
+    raise UserError(f'{path}: the layers of a {type(model).__name__} have no PyTorch names; those '
+                    f'of {", ".join(NAMINGS)} are known')
+  if not matches:
+    raise UserError(f'{path}: a {type(model).__name__} must have {_some(named)}, got '
+                    f'{_some(arrays)}{_other(arrays, model)}')
+  best = max(matches, key=lambda match: match.number)
+  found = {best.prefix + name: leaf for name, leaf in best.leaves.items()}
+  missing = [name for name in found if name not in arrays]
+  if missing:
+    raise UserError(f'{path}: missing {_some(missing)}; {missing[0]} must have the shape '
+                    f'{list(found[missing[0]].shape)}{_other(arrays, model)}')
+  prefixes = [match.prefix for match in matches
+              if (match.naming, match.number) == (best.naming, best.number)]
+  _check_same(arrays, best.leaves, prefixes, path)
+  unused = tuple(f'{best.prefix}{module}.' for module in best.naming.unused)
+  known = {*(name for names in _normalisations(arrays) for name in names),
+           *(prefix + name for prefix in prefixes for name in best.leaves)}
+  unknown = [name for name in within if name not in known and not name.startswith(unused)
+             and name.rpartition('.')[2] not in _COUNTERS]
+  if unknown:
+    raise UserError(f'{path}: the model, which has {len(found)} arrays, has no place for '
+                    f'{_some(unknown)}{_other(arrays, model)}')
+  return found
+
+
+def _check_same(arrays, names, prefixes, path):
+  """Raises UserError if the networks under the prefixes, of the same names, differ."""
+  first, *others = prefixes
+  for prefix in others:
+    if not all(np.array_equal(arrays[first + name], arrays[prefix + name]) for name in names):
+      raise UserError(f'{path}: config.weights_part says which of its networks is read: one of '
+                      + ', '.join(repr(prefix.removesuffix('.')) for prefix in prefixes))
+
+
+def _other(arrays, model):
+  """'; its arrays are those of ...', if that is known and another network; else ''."""
+  found = _size_of_arrays(arrays)
+  return f'; its arrays are those of {_called(found)}' if found not in (None, _size(model)) else ''
+
+
+class _Size(NamedTuple):
+  """What tells the networks that have namings from each other.
+
+  Attributes:
+    kind: 'v1', 'preact' or 'deepmind'.
+    stem: channels and side of the first convolution's kernel.
+    width: channels of the first block's first convolution.
+    norm: whether there is a BatchNorm outside of the blocks.
+  """
+
+  kind: str
+  bottleneck: bool
+  num_blocks: tuple[int, ...]
+  stem: tuple[int, int]
+  width: int
+  norm: bool
+
+
+def _size(model):
+  if _resnet(model):
+    stem = (model.width, 7 if model.large_images else 3)
+    return _Size('v1', model.bottleneck, model.num_blocks, stem, model.width, True)
+  kind = 'deepmind' if model.form == 'deepmind' else 'preact'
+  return _Size(kind, False, model.num_blocks, (model.stem, 3), model.width, model.final_norm)
+
+
+def _size_of_arrays(arrays):
+  """The _Size of the network that has these arrays; None if no naming has them."""
+  for label, naming in NAMINGS.items():
+    kernels = list(filter(None, map(naming.kernels.fullmatch, arrays)))
+    prefix = (kernels[0][1] or '') if kernels else ''
+    conv, norm, logits = (f'{prefix}{naming.layers[layer]}.weight'
+                          for layer in ('conv', 'norm', 'logits'))
+    is_v1 = naming.fits is _resnet
+    if kernels and conv in arrays and logits in arrays and (norm in arrays or not is_v1):
+      blocks = collections.Counter(int(match[2]) for match in kernels if match[1] == kernels[0][1])
+      return _Size(
+          'v1' if is_v1 else 'deepmind' if label.startswith('deepmind') else 'preact',
+          is_v1 and kernels[0][0].replace('conv1', 'conv3') in arrays,
+          tuple(number for _, number in sorted(blocks.items())),
+          (len(arrays[conv]), np.shape(arrays[conv])[-1]), len(arrays[kernels[0][0]]),
+          norm in arrays)
   return None
 
 
-def _match(arrays, model, image_shape, path):
-  """The naming and the prefix under which most names are found; {PyTorch's name: _Leaf}."""
-  leaves, matches = _leaves(model, image_shape), []
-  for naming in NAMINGS.values():
-    if naming.fits(model):
-      named_leaves = {naming.array(leaf.path): leaf for leaf in leaves}
-      matches.append((*_prefix(arrays, named_leaves), naming, named_leaves))
-  if not matches:
-    raise UserError(f'{path}: the layers of a {type(model).__name__} have no PyTorch names; those '
-                    f'of {", ".join(NAMINGS)} are known')
-  prefix, number, naming, named_leaves = max(matches, key=lambda match: match[1])
-  if not number:
-    raise UserError(f'{path}: a {type(model).__name__} must have {_some(named_leaves)}, got '
-                    f'{_some(arrays)}')
-  return naming, prefix, {prefix + name: leaf for name, leaf in named_leaves.items()}
+def _called(size):
+  """What a config calls the network of a _Size."""
+  for name, fields in _NAMED:
+    if _size(MODELS[name](2, **fields)) == size:
+      break
+  else:
+    blocks, *others = set(size.num_blocks)
+    if size.kind == 'v1' or others or len(size.num_blocks) != 3:
+      return f'a ResNet of {", ".join(map(str, size.num_blocks))} blocks'
+    name, fields = 'wide_resnet', {'depth': 6 * blocks + 4, 'width': size.width // 16}
+    fields |= {'form': 'deepmind'} if size.kind == 'deepmind' else {}
+  values = ', '.join(f'{field}={value!r}' for field, value in fields.items())
+  return f'{name} ({values})' if values else name
 
 
 def _leaves(model, image_shape):
@@ -210,13 +348,13 @@ def _leaves(model, image_shape):
   return leaves
 
 
-def _prefix(arrays, names):
-  """The prefix under which most of `names` are in `arrays`, and how many are."""
+def _prefixes(arrays, names):
+  """{prefix: how many of `names` are in `arrays` under it}."""
   counts = collections.Counter()
   for name in arrays:
     starts = [0, *(dot.end() for dot in re.finditer(r'\.', name))]
     counts.update(name[:start] for start in starts if name[start:] in names)
-  return counts.most_common(1)[0] if counts else ('', 0)
+  return counts
 
 
 def _some(names):
@@ -225,11 +363,12 @@ def _some(names):
   return f'{first} and {rest} more' if rest > 0 else first
 
 
-def _array(array, name, leaf, path):
+def _array(arrays, name, leaf, path, model):
   """The array of a leaf of ours, checked."""
+  array = arrays[name]
   if array.shape != leaf.shape:
     raise UserError(f'{path}: {name} must have the shape {list(leaf.shape)}, got '
-                    f'{list(array.shape)}')
+                    f'{list(array.shape)}{_other(arrays, model)}')
   if not jnp.issubdtype(array.dtype, jnp.floating):  # which knows bfloat16
     raise UserError(f'{path}: {name} must be of floating-point numbers, got {array.dtype}')
   with np.errstate(over='ignore'):
