@@ -43,7 +43,8 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
     run = experiment.build(config, devices)
     stages.check(run, folder, wanted)
     workdir.set_aside(folder, redo)
-    print(run.summary(), '->', folder, flush=True)
+    trained = 'train' in wanted or 'train' in workdir.stages(folder)
+    print(run.summary(trained=trained), '->', folder, flush=True)
     workdir.describe(run, folder, words)
     for stage in stages.STAGES:
       if stage in wanted:

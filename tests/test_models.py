@@ -244,9 +244,16 @@ VGG_WIDTHS = (3, 64, 64, 128, 128, *[256] * 3, *[512] * 6)
   # ResNet-20's and 6 blocks more in each stage, a block of w channels being 18 w^2 + 4 w.
   ('resnet56', {}, CIFAR, 272_474 + 6 * sum(18 * w**2 + 4 * w for w in (16, 32, 64))),
   ('resnet110', {}, CIFAR, 1_730_714),  # 1.7M
+  ('resnet18', {}, IMAGENET, 11_689_512),  # torchvision's
+  ('resnet18', {'stem': 'cifar'}, CIFAR, 11_173_962),  # kuangliu's
   ('resnet50', {}, IMAGENET, 25_557_032),  # torchvision's
+  ('resnet50', {'stem': 'cifar'}, CIFAR, 23_520_842),  # kuangliu's
   ('preact_resnet18', {}, CIFAR, 11_171_146 + 2 * 512),
   ('preact_resnet18', {'final_norm': False}, CIFAR, 11_171_146),  # kuangliu's
+  ('preact_resnet18', {'form': 'wong', 'final_norm': False}, CIFAR, 11_171_146),
+  # Three shortcuts of 3x3 rather than 1x1.
+  ('preact_resnet18', {'form': 'deepmind'}, CIFAR,
+   11_172_170 + 8 * (64 * 128 + 128 * 256 + 256 * 512)),
   ('wide_resnet', {}, CIFAR, 36_479_194),  # Zagoruyko & Komodakis: 36.5M
   ('wide_resnet', {'depth': 40, 'width': 4}, CIFAR, 8_949_210),  # 8.9M
   ('wide_resnet', {'form': 'deepmind', 'activation': 'swish'}, CIFAR, 36_479_194),

@@ -2,12 +2,16 @@
 
 import dataclasses
 import functools
+import json
+import re
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import seeded
 from PIL import Image
 
 from configs import base
@@ -105,6 +109,7 @@ def test_an_unfinished_training_is_not_judged(data_dir, tmp_path):
     ({'image_shape': [4, 4, 1]}, r'image_shape \[8, 8, 1\], got \[4, 4, 1\]'),
     ({'model': {'name': 'mlp', 'hidden': [5]}}, "model .*, got .*'hidden': .5"),
     ({'std': [0.25]}, 'config.data.mean and config.data.std'),
+    ({'class_names': list('1032456789')}, r"class_names \['0', '1', .*, got \['1', '0'"),
 ])
 def test_weights_that_do_not_fit_are_refused(info, message, data_dir, tmp_path):
   run = make_run(data_dir, weights=str(tmp_path))
@@ -296,28 +301,97 @@ def test_where_new_head_is_needed_or_wrong(data_dir, pretrained, three_digits, t
     weights.initial_variables(wider)
 
 
-def test_pytorch_weights_with_another_head(monkeypatch, capsys):
+@pytest.fixture
+def resnet8(monkeypatch):
+  """Makes a run of the network of golden/torch_zip.pth, which has mean and std of its own."""
+  monkeypatch.setitem(models.MODELS, 'resnet8',
+                      lambda num_classes: resnet.ResNet(num_classes, (1, 1, 1), width=4))
+
+  def make(num_classes=5, labels=(0, 1, 2), mean=(0.1,), **fields):
+    rng = np.random.default_rng(0)
+    dataset = data.Dataset(
+        'any', 'test', rng.integers(0, 256, (len(labels), 8, 8, 3), np.uint8),
+        np.array(labels, np.int32), tuple('abcde'[:num_classes]), mean=mean, std=(0.5,))
+    monkeypatch.setattr(data, 'load', lambda *args, **kwargs: dataset)
+    return make_run('', data__name='any', weights=str(GOLDEN / 'torch_zip.pth'),
+                    model=component('model', 'resnet8'), **fields)
+
+  return make
+
+
+def test_pytorch_weights_with_another_head(resnet8, capsys):
+  own = dict(mean=(0.4, 0.5, 0.6), data__mean=(0.4, 0.5, 0.6), data__std=(0.25, 0.5, 0.2))
   path = GOLDEN / 'torch_zip.pth'
-
-  def resnet8(num_classes):
-    return resnet.ResNet(num_classes, (1, 1, 1), width=4)
-
-  def load(name, split, **kwargs):
-    del name, kwargs
-    return data.Dataset('any', split, np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, np.int32),
-                        ('a', 'b', 'c'), mean=(0.4, 0.5, 0.6), std=(0.25, 0.5, 0.2))
-
-  monkeypatch.setitem(models.MODELS, 'resnet8', resnet8)
-  monkeypatch.setattr(data, 'load', load)
-  settings = dict(data__name='any', weights=str(path), model=component('model', 'resnet8'))
-  found = weights.initial_variables(make_run('', **settings, new_head=True))
+  run = resnet8(3, **own, new_head=True)
+  run = dataclasses.replace(run, test_data=run.test_data._replace(std=own['data__std']))
+  found = weights.initial_variables(run)
   assert 'last layer of 5 classes; a new one of 3' in capsys.readouterr().out
-  whole = torch_weights.convert(torch_weights.read(path), resnet8(5), (8, 8, 3))
+  whole = torch_weights.load(path, resnet.ResNet(3, (1, 1, 1), width=4), (8, 8, 3)).variables
   assert found['params'].pop('logits')['kernel'].shape == (16, 3)
   del whole['params']['logits']
   jax.tree.map(np.testing.assert_array_equal, found, whole)
   with pytest.raises(UserError, match='num_classes 3, got 5 .*config.new_head=True'):
-    weights.initial_variables(make_run('', **settings))
+    weights.initial_variables(resnet8(3))
+
+
+def test_pytorch_weights_are_judged_with_the_normalisation_of_their_file(resnet8, tmp_path):
+  run, images = resnet8(), seeded.images((2, 8, 8, 3))
+  workdirs.describe(run, tmp_path, [])
+  expected = json.loads((GOLDEN / 'torch_resnet8.json').read_text())
+  judged = weights.load(run, tmp_path)
+  np.testing.assert_allclose(judged.logits_fn(images), expected, rtol=1e-5, atol=1e-5)
+  # And so they are opened from the folder that has judged them.
+  network, variables, info = workdirs.load(tmp_path)
+  np.testing.assert_allclose(network.eval_logits(variables)(images), expected, rtol=1e-5, atol=1e-5)
+  assert info['sha256'] == judged.origin['classifier_sha256']
+  assert (info['step'], info['mean'], info['class_names']) == (
+      None, pytest.approx([0.4, 0.5, 0.6]), list('abcde'))
+  for function in (weights.initial_variables, lambda run: weights.load(run, tmp_path)):
+    with pytest.raises(UserError, match='config.data.mean and config.data.std must be those of'):
+      function(resnet8(data__mean=(0.1,)))
+
+
+def test_judged_weights_are_announced_as_such(resnet8):
+  summary = resnet8().summary(trained=False)
+  assert 'weights of ' in summary and 'torch_zip.pth' in summary and 'training' not in summary
+
+
+def test_which_network_of_a_file(resnet8, tmp_path):
+  weights.load(resnet8(weights_part='1.module'), tmp_path)
+  for part in ('ema', '1.mod'):
+    with pytest.raises(UserError, match=f"config.weights_part must be None, .* got '{part}'"):
+      weights.load(resnet8(weights_part=part), tmp_path)
+  with pytest.raises(UserError, match="weights_part must be None without config.weights, got 'a'"):
+    make_run('', weights_part='a')
+
+
+def test_a_function_that_was_judged_is_opened(data_dir, tmp_path, monkeypatch):
+  (tmp_path / 'judged_function.py').write_text(
+      'import jax.numpy as jnp\n'
+      'def logits(x): return jnp.stack([x.mean((1, 2, 3))] * 10, -1) * jnp.arange(10)\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  run = make_run(data_dir, component('model', 'external', function='judged_function:logits'))
+  (tmp_path / 'run').mkdir()
+  workdirs.describe(run, tmp_path / 'run', [])
+  network, variables, info = workdirs.load(tmp_path / 'run')
+  found = network.eval_logits(variables)(np.full((1, 8, 8, 1), 0.5, np.float32))
+  np.testing.assert_allclose(found[0], 0.5 * np.arange(10))
+  assert info['num_classes'] == 10
+
+
+@pytest.mark.parametrize(('order', 'message'), [
+    ([0, 1, 2, 3, 4], None),
+    ([1, 0, 2, 3, 4], r'\d+ of \d+ .* class 0 \(a\) are taken for class 1 \(b\); .* class 1 .* 0'),
+    ([1, 2, 3, 4, 0], r'0% of 100 test images are right, which is chance; .*order of any')])
+def test_classes_in_another_order_are_said(order, message, resnet8, capsys):
+  run = resnet8(labels=np.arange(200) % 5)
+  images = run.test_data.images.copy()
+  images[:, 0, 0, 0] = np.arange(200) % 5  # Each image shows its class.
+  run = dataclasses.replace(run, test_data=run.test_data._replace(images=images))
+  weights.check_classes(run, jax.tree_util.Partial(
+      lambda x: jax.nn.one_hot(jnp.array(order)[(x[:, 0, 0, 0] * 255 + 0.5).astype(int)], 5)))
+  found = capsys.readouterr().err
+  assert (message is None and not found) or re.search(message, found)
 
 
 @pytest.mark.parametrize('name', sorted(set(models.MODELS) - {'external'}))

@@ -90,11 +90,18 @@ class Run:
     """Standard deviation of the noise that the method trains with, pixel units; 0 without any."""
     return self.components['method'].get('sigma', 0.)
 
-  def summary(self):
-    """What is about to run, on one line."""
+  def summary(self, *, trained=True):
+    """What is about to run, on one line.
+
+    Args:
+      trained: whether the network is one that this run trains or has trained, rather than
+        config.weights as they are.
+    """
     config, method = self.config, self.components['method']
     phrases = [f'{config["model"]["name"]} on {self.data.name}']
-    if self.trainable:
+    if self.trainable and not trained:
+      phrases.append(f'weights of {config["weights"]}')
+    elif self.trainable:
       attack = method.get('attack', {})
       by = f' by {attack["norm"]} {attack["name"]}' if 'norm' in attack else ''
       taken = [f'{name} {method[name]:.4g}' for name in SHARED if name in method]
@@ -280,6 +287,8 @@ def _check_fields(run):
 
   require(not run.config['new_head'] or (run.config['weights'] is not None and run.trainable),
           'new_head', 'False without config.weights, whose last layer it initialises anew')
+  require(run.config['weights_part'] is None or run.config['weights'] is not None,
+          'weights_part', 'None without config.weights')
   require(run.config['checkpoint'] != 'best' or run.train.keep_best,
           'checkpoint', "'last' without config.train.keep_best, which needs config.data.validation")
   require(not run.extra.share or run.extra.name, 'extra.share', '0 without config.extra.name')

@@ -55,6 +55,9 @@ class ExperimentSettings(NamedTuple):
   # What training starts from, and what is attacked and certified where nothing was trained: a
   # workdir, or a PyTorch checkpoint (.safetensors, .pth); None: a fresh initialisation.
   weights: str | None = None
+  # Which network of a PyTorch checkpoint that has several: the name of its state_dict, as
+  # 'ema_state_dict', or the start of its layers' names, as 'ema'.
+  weights_part: str | None = None
   # Initialise the last layer of `weights` anew and train from there: for other classes.
   new_head: bool = False
   # Which parameters are attacked and certified: the 'last', or the 'best' by accuracy on the images
@@ -226,9 +229,10 @@ SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings
             'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
             'verify': VerifySettings, 'label': LabelSettings}
 # What a stage's results depend on.
-_CLASSIFIER = ('seed', 'sigma', 'data', 'model', 'weights', 'new_head', 'checkpoint')
+_WEIGHTS = ('weights', 'weights_part', 'new_head')
+_CLASSIFIER = ('seed', 'sigma', 'data', 'model', *_WEIGHTS, 'checkpoint')
 STAGE_FIELDS = {
-    'train': ('seed', 'epsilon', 'sigma', 'data', 'extra', 'model', 'weights', 'new_head',
+    'train': ('seed', 'epsilon', 'sigma', 'data', 'extra', 'model', *_WEIGHTS,
               'method', 'optimizer', 'schedule', 'train'),
     'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
     'certify': (*_CLASSIFIER, 'certify', 'certify_images'),

@@ -6,15 +6,20 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from robust_jax import models
+from robust_jax import data, models
 from robust_jax import workdir as workdirs
 from robust_jax.config import sections
 from robust_jax.errors import UserError
 from robust_jax.models import torch_weights
 from robust_jax.types import LogitsFn
 from robust_jax.workdir import checkpoint
+
+# Test images on which a classifier from elsewhere is tried, and how many make a class.
+_NUM_CHECKED = 100
+_LEAST_OF_CLASS = 5
 
 
 class Classifier(NamedTuple):
@@ -35,7 +40,10 @@ class Classifier(NamedTuple):
 def check(run, workdir, wanted):
   """Raises UserError if the wanted stages, those to be redone included, lack what they start from.
   """
-  if not run.trainable or not {'train', 'attack', 'certify', 'verify', 'label'} & set(wanted):
+  judging = {'attack', 'certify', 'verify', 'label'} & set(wanted)
+  if not run.trainable and judging:
+    check_classes(run, load(run, workdir).logits_fn)
+  if not run.trainable or not {'train', *judging} & set(wanted):
     return
   weights, step = run.config['weights'], finished_step(workdir)
   resumes = 'train' in wanted and checkpoint.latest_step(workdir) is not None
@@ -55,6 +63,39 @@ def check(run, workdir, wanted):
   if damage:
     raise UserError(f'{workdir}: the last checkpoint, of step {step}, is damaged ({damage}); '
                     '--stages=train makes it again from the one before')
+  if step is None and not Path(weights).is_dir():
+    check_classes(run, load(run, workdir).logits_fn)
+
+
+def check_classes(run, logits_fn):
+  """Says on stderr where a classifier from elsewhere seems to have its classes in another order.
+
+  On some test images: where no more are right than by chance, or nearly all of one class are taken
+  for another. So do images that are normalised twice, or not at all.
+
+  Args:
+    run: the Run.
+    logits_fn: images -> logits.
+  """
+  dataset = run.test_data
+  index = np.unique(np.linspace(0, dataset.num_examples - 1, _NUM_CHECKED).astype(int))
+  batch = data.take(dataset, index)
+  predicted = np.argmax(jax.jit(lambda f, x: f(x))(logits_fn, batch.images), axis=-1)
+  labels, names = np.asarray(batch.labels), dataset.class_names
+  right, chance = np.mean(predicted == labels), np.bincount(labels).max() / len(labels)
+  says = []
+  if right <= chance + 2 * np.sqrt(chance * (1 - chance) / len(labels)):
+    says.append(f'{right:.0%} of {len(labels)} test images are right, which is chance')
+  for label in np.flatnonzero(np.bincount(labels) >= _LEAST_OF_CLASS):
+    taken = np.bincount(predicted[labels == label], minlength=dataset.num_classes)
+    other = np.argmax(taken)
+    if other != label and taken[other] >= 0.8 * taken.sum():
+      says.append(f'{taken[other]} of {taken.sum()} test images of class {label} '
+                  f'({names[label]}) are taken for class {other} ({names[other]})')
+  if says:
+    print(f'{run.config["weights"] or run.model.function}: {"; ".join(says[:3])}: are its classes '
+          f'in the order of {run.data.name}, and are its images normalised once?', file=sys.stderr,
+          flush=True)
 
 
 def check_same_classifier(run, workdir, stage):
@@ -86,7 +127,9 @@ def initial_variables(run):
   """
   if run.config['weights'] is None:
     return fresh_variables(run)
-  loaded, _, _ = _load_weights(run)
+  weights = _load_weights(run)
+  _check_normalisation(run, weights.normalisation)
+  loaded = weights.variables
   if not run.config['new_head']:
     return loaded
   fresh = fresh_variables(run)
@@ -124,7 +167,8 @@ def load(run, workdir):
     variables = {'params': {}, 'batch_stats': {}}
     identity, training_noise = source and _sha256(source), None
   elif step is None:
-    variables, identity, training_noise = _load_weights(run)
+    variables, identity, training_noise, normalisation = _load_weights(run)
+    network = models.network(run.model, **_normalisation(run, normalisation))
   else:
     best = run.config['checkpoint'] == 'best'
     if best and not run.data.validation:
@@ -143,22 +187,29 @@ def finished_step(workdir):
   return record.get('last_step') if record.get('status') == 'done' else None
 
 
-def _load_weights(run):
-  """(variables, sha256, training noise) of config.weights; UserError where they do not fit the run.
+class _Weights(NamedTuple):
+  """What config.weights holds: variables, their sha256, `Classifier.training_noise`, and the
+  (mean, std) that they were trained with, None if unknown.
   """
+
+  variables: dict[str, Any]
+  identity: str
+  training_noise: float | None
+  normalisation: tuple | None
+
+
+def _load_weights(run):
+  """The _Weights of a run; UserError where they do not fit it."""
   path = Path(run.config['weights'])
   return _load_workdir(run, path) if path.is_dir() else _load_torch(run, path)
 
 
 def _load_torch(run, path):
   dataset = run.test_data
-  arrays = torch_weights.read(path)
-  _check_normalisation(path, torch_weights.normalisation(arrays), dataset)
-  num_classes = torch_weights.num_classes(arrays, run.model, dataset.image_shape, path=path)
-  _check_equal(run, 'num_classes', num_classes, dataset.num_classes)
-  model = run.model.clone(num_classes=num_classes)
-  variables = torch_weights.convert(arrays, model, dataset.image_shape, path=path)
-  return variables, _sha256(path), None
+  loaded = torch_weights.load(path, run.model, dataset.image_shape,
+                              part=run.config['weights_part'])
+  _check_equal(run, 'num_classes', loaded.num_classes, dataset.num_classes)
+  return _Weights(loaded.variables, _sha256(path), None, loaded.normalisation)
 
 
 def _load_workdir(run, path):
@@ -176,8 +227,11 @@ def _load_workdir(run, path):
   _check_equal(run, 'model', loaded, expected)
   _check_equal(run, 'num_classes', info['num_classes'], dataset.num_classes)
   _check_equal(run, 'image_shape', info['image_shape'], list(dataset.image_shape))
-  _check_normalisation(path, (info['mean'], info['std']), dataset)
-  return variables, info['sha256'], info.get('training_noise')
+  names = info.get('class_names', [])
+  if set(names) == set(dataset.class_names):
+    _check_equal(run, 'class_names', names, list(dataset.class_names))
+  return _Weights(variables, info['sha256'], info.get('training_noise'),
+                  (info['mean'], info['std']))
 
 
 def _check_equal(run, name, loaded, expected):
@@ -190,14 +244,27 @@ def _check_equal(run, name, loaded, expected):
                   f'{run.config["weights"]!r}{hint}')
 
 
-def _check_normalisation(path, loaded, dataset):
-  if loaded is None:
-    return
+def _check_normalisation(run, loaded):
+  """Raises UserError if the images of the run are not normalised as those of config.weights."""
+  dataset = run.test_data
   expected, channels = (dataset.mean, dataset.std), dataset.image_shape[-1]
-  if not all(np.size(a) in (1, channels) and np.allclose(a, b, atol=1e-4)
-             for a, b in zip(loaded, expected)):
-    raise UserError(f'config.data.mean and config.data.std must be those of {str(path)!r} '
-                    f'(config.weights), {loaded}, got {expected}')
+  if loaded is not None and not all(
+      np.size(a) in (1, channels) and np.allclose(a, b, atol=1e-4)
+      for a, b in zip(loaded, expected)):
+    raise UserError(f'config.data.mean and config.data.std must be those of '
+                    f'{run.config["weights"]!r} (config.weights), {loaded}, got {expected}')
+
+
+def _normalisation(run, loaded):
+  """{'mean', 'std'} of weights that are judged: their own, unless config.data says another."""
+  dataset = run.test_data
+  if loaded is None or {run.data.mean, run.data.std} != {None}:
+    _check_normalisation(run, loaded)
+    return {'mean': dataset.mean, 'std': dataset.std}
+  if any(np.size(values) not in (1, dataset.image_shape[-1]) for values in loaded):
+    _check_normalisation(run, loaded)
+  mean, std = (tuple(values) if np.ndim(values) else values for values in loaded)
+  return {'mean': mean, 'std': std}
 
 
 def _sha256(path):

@@ -22,6 +22,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from robust_jax import models
 from robust_jax.errors import UserError
+from robust_jax.models import torch_weights
+from robust_jax.workdir.folder import stages
+from robust_jax.workdir.records import read_json
 
 FOLDER = 'checkpoints'
 DAMAGED = 'damaged'
@@ -163,23 +166,63 @@ def load(workdir, *, step=None):
     where there is one), and a dict with 'model', 'num_classes', 'class_names', 'image_shape',
     'mean', 'std', 'sigma', 'training_noise', 'epsilon', 'dataset', 'data', the keyword arguments
     with which `data.load` reads it, 'examples', what it was trained on, 'step', and 'sha256' of
-    the variables.
+    the variables. Of a workdir that has trained nothing and judged config.weights, or a function,
+    it is that; 'step' is None.
     `network.eval_logits(variables)` is the classifier.
 
   Raises:
     UserError: the folder has no checkpoint, not this one, or it is damaged.
   """
+  if not _steps(workdir) and step is None and (judged := _load_judged(workdir)):
+    return judged
   step, leaves, info = _read_whole(workdir, step)
   model = models.create(num_classes=info['num_classes'], **info['model'])
-  mean, std = (tuple(value) if isinstance(value, list) else value
-               for value in (info['mean'], info['std']))
-  network = models.network(model, mean=mean, std=std)
+  network = _network(model, info)
   saved = flax.traverse_util.unflatten_dict(leaves, sep='/')
   variables = saved.get('ema') or saved
   variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
   sums = {name: _sha256(leaf) for name, leaf in _leaves(variables).items()}
   identity = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
   return network, variables, {**info, 'step': step, 'sha256': identity}
+
+
+def _load_judged(workdir):
+  """`load` of a workdir that has judged config.weights, or a function; None where it has not."""
+  try:
+    config, record = (read_json(Path(workdir) / name) for name in ('config.json', 'run.json'))
+    is_function = config['model'].get('function') is not None
+    if 'train' in stages(workdir) or not (is_function or record.get('weights')):
+      return None
+    dataset = record['dataset']
+    info = {'model': config['model'], 'dataset': dataset['name'],
+            **{name: dataset[name] for name in ('data', 'num_classes', 'class_names',
+                                                'image_shape', 'mean', 'std')},
+            'sigma': config['sigma'] if config['certify']['sigma'] is None
+            else config['certify']['sigma'],
+            'epsilon': config['epsilon'], 'training_noise': None, 'examples': None, 'step': None,
+            'sha256': None}
+  except (UserError, KeyError):
+    return None
+  path = record.get('weights')
+  if path and Path(path).is_dir():
+    network, variables, trained = load(path)
+    return network, variables, {**info, **{name: trained[name] for name in (
+        'mean', 'std', 'training_noise', 'examples', 'sha256')}}
+  model = models.create(num_classes=info['num_classes'], **info['model'])
+  variables = {'params': {}, 'batch_stats': {}}
+  if path:
+    loaded = torch_weights.load(path, model, tuple(info['image_shape']),
+                                part=config.get('weights_part'))
+    variables, info['sha256'] = loaded.variables, _sha256_file(Path(path))
+    if loaded.normalisation and config['data']['mean'] is config['data']['std'] is None:
+      info['mean'], info['std'] = map(list, loaded.normalisation)
+  return _network(model, info), variables, info
+
+
+def _network(model, info):
+  mean, std = (tuple(value) if isinstance(value, list) else value
+               for value in (info['mean'], info['std']))
+  return models.network(model, mean=mean, std=std)
 
 
 def _read_whole(workdir, step):

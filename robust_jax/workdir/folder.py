@@ -28,6 +28,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from robust_jax import __version__
 from robust_jax.errors import UserError
@@ -121,7 +122,10 @@ def describe(run, workdir, words):
       'num_devices': len(devices),
       'dataset': {'name': run.data.name, 'split': dataset.split, 'num_classes': dataset.num_classes,
                   'class_names': list(dataset.class_names),
-                  'image_shape': list(dataset.image_shape)},
+                  'image_shape': list(dataset.image_shape), 'data': run.data.reading,
+                  'mean': np.asarray(dataset.mean).tolist(),
+                  'std': np.asarray(dataset.std).tolist()},
+      'weights': run.config['weights'] and str(Path(run.config['weights']).resolve()),
       'model': {'name': run.config['model']['name'],
                 'num_params': sum(x.size for x in jax.tree.leaves(shapes.get('params')))},
       **environment(devices)})
