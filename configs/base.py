@@ -26,7 +26,7 @@ def get_config(*protocols, **changes):
   config.method = method('standard')
   config.optimizer = optimizer('sgd', momentum=0.9, weight_decay=1e-4)
   config.schedule = schedule('step', learning_rate=0.01)
-  config.attack = attack('pgd', norm='l2', num_steps=20)
+  config.attack = attack('pgd', norm='l2', num_steps=20, random_start=False)
   # Cohen et al. 2019: n0=100, n=100,000, alpha=0.001. 'sequential' decides the radii of a grid,
   # 'anytime' any radius, with fewer draws.
   config.certify = certify('fixed')

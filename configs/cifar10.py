@@ -7,7 +7,7 @@ CIFAR10 = dict(
     data=dict(name='cifar10', augment='crop_flip'),
     certify=dict(batch_size=400),
     certify_images=dict(stride=20))
-L2_STEPS = dict(norm='l2', step_ratio=2., order='box_then_ball')
+L2_STEPS = dict(norm='l2', random_start=False, step_ratio=2., order='box_then_ball')
 LINF_STEPS = dict(norm='linf', step_size=2 / 255, random_start=True)
 
 
@@ -125,8 +125,8 @@ def trades():
   return _linf(
       epsilon=0.031, data=dict(mean=(0.,), std=(1.,)), train=dict(num_epochs=76.),
       model=model('wrn_34_10'), optimizer=dict(weight_decay=2e-4), schedule=dict(boundaries=(74,)),
-      method=method('trades', beta=6., attack=attack('pgd', norm='linf', loss='kl', num_steps=10,
-                                                     step_size=0.007)),
+      method=method('trades', beta=6., attack=attack(
+          'pgd', norm='linf', loss='kl', random_start=False, num_steps=10, step_size=0.007)),
       attack=dict(step_size=0.003), evaluation=dict(epsilons=(0.031,)))
 
 

@@ -8,7 +8,7 @@ DIGITS = dict(
     train=dict(batch_size=64, num_epochs=20., log_every=23),
     model=model('cnn', widths=(16, 32), kernel_size=3, dense=64),
     schedule=schedule('cosine', learning_rate=0.1, warmup_epochs=1.))
-L2_STEPS = dict(norm='l2', num_steps=2, step_ratio=2., order='box_then_ball')
+L2_STEPS = dict(norm='l2', random_start=False, num_steps=2, step_ratio=2., order='box_then_ball')
 L2_PGD = attack('pgd', **L2_STEPS)
 LINF_STEPS = dict(norm='linf', num_steps=10, step_ratio=2., random_start=True)
 
@@ -18,7 +18,7 @@ def _smoothed(**changes):
   return base.get_config(DIGITS, dict(
       sigma=0.25,
       train=dict(eval_every_epochs=2.),
-      attack=attack('pgd', norm='l2', num_steps=20, step_ratio=2.),
+      attack=attack('pgd', norm='l2', random_start=False, num_steps=20, step_ratio=2.),
       evaluation=dict(stride=3, num_noise=16, epsilons=(0.25, 0.5, 0.75, 1.)),
       certify=dict(n=10_000)), **changes)
 
@@ -142,13 +142,14 @@ def pgd_restarts():
 
 def pgd_targeted():
   """PGD training towards a random other class."""
-  return _linf(method=method('adversarial', attack=attack('pgd', **LINF_STEPS, target='random')))
+  return _linf(method=method('adversarial', attack=attack(
+      'pgd', **LINF_STEPS, target='random', loss='logit_gap')))
 
 
 def trades():
   """TRADES, linf 0.1."""
   return _linf(method=method('trades', beta=6., attack=attack(
-      'pgd', norm='linf', loss='kl', num_steps=10, step_ratio=2.5)))
+      'pgd', norm='linf', loss='kl', random_start=False, num_steps=10, step_ratio=2.5)))
 
 
 def iaat():

@@ -16,6 +16,6 @@ from configs.base import attack, model
 def get_config():
   config = base.get_config()
   config.model = model('external', function='')
-  config.attack = attack('pgd', norm='l2', num_steps=20, step_ratio=2.)
+  config.attack = attack('pgd', norm='l2', random_start=False, num_steps=20, step_ratio=2.)
   config.certify_images.stride = 20
   return config

@@ -8,6 +8,8 @@ order, are the test split.
 from configs import base
 from configs.base import attack, method, model, schedule
 
+L2_STEPS = dict(norm='l2', random_start=False, step_ratio=2., order='box_then_ball')
+
 
 def _resnet50(**changes):
   return base.get_config(dict(
@@ -17,7 +19,7 @@ def _resnet50(**changes):
       train=dict(batch_size=256, num_epochs=90., checkpoint_every=1000, eval_batch_size=256),
       model=model('resnet50'),
       schedule=schedule('step', learning_rate=0.1, boundaries=(30, 60)),
-      attack=attack('pgd', norm='l2', num_steps=20, step_ratio=2., order='box_then_ball'),
+      attack=attack('pgd', **L2_STEPS, num_steps=20),
       evaluation=dict(epsilons=(0.5, 1., 1.5, 2.), stride=100, batch_size=16),
       certify=dict(batch_size=400),
       certify_images=dict(stride=100, images_per_call=10)), **changes)
@@ -27,7 +29,7 @@ def smoothadv():
   """SmoothAdv, one-step PGD, l2 255/256, sigma 0.5."""
   return _resnet50(epsilon=255 / 256, method=method(
       'smoothadv', num_noise=1, epsilon_warmup_epochs=10,
-      attack=attack('pgd', norm='l2', num_steps=1, step_ratio=2., order='box_then_ball')))
+      attack=attack('pgd', **L2_STEPS, num_steps=1)))
 
 
 def smoothadv_ddn():
@@ -48,7 +50,8 @@ def pgd():
   """Adversarial training, PGD-3, linf 4/255."""
   return _resnet50(
       epsilon=4 / 255, sigma=0.,
-      method=method('adversarial', attack=attack('pgd', norm='linf', num_steps=3, step_ratio=2.)),
+      method=method('adversarial', attack=attack(
+          'pgd', norm='linf', random_start=False, num_steps=3, step_ratio=2.)),
       attack=attack('pgd', norm='linf', num_steps=50, step_ratio=2.5, random_start=True),
       evaluation=dict(epsilons=(1 / 255, 2 / 255, 4 / 255, 8 / 255), stride=10, batch_size=128))
 

@@ -4,7 +4,7 @@ from configs import base
 from configs.base import attack, method, model, optimizer, schedule
 
 # Box last, and normalised gradients, as the Consistency authors' SmoothAdv.
-L2_STEPS = dict(norm='l2', num_steps=10, step_ratio=2., order='ball_then_box')
+L2_STEPS = dict(norm='l2', random_start=False, num_steps=10, step_ratio=2., order='ball_then_box')
 LINF_STEPS = dict(norm='linf', num_steps=40, step_size=0.01, random_start=True)
 
 
@@ -17,7 +17,7 @@ def _lenet(**changes):
       model=model('lenet'),
       # x0.1 every 30 epochs; their schedule drops one epoch late.
       schedule=schedule('step', learning_rate=0.01, boundaries=(31, 61)),
-      attack=attack('pgd', norm='l2', num_steps=20, step_ratio=2.),
+      attack=attack('pgd', norm='l2', random_start=False, num_steps=20, step_ratio=2.),
       evaluation=dict(epsilons=(0.25, 0.5, 0.75, 1., 1.25, 1.5, 1.75), stride=100)), **changes)
 
 

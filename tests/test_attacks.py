@@ -15,7 +15,7 @@ KEY = jax.random.key(11)
 NORMS = sorted(threat_models.NORMS)
 DUAL = {'linf': 1, 'l2': 2, 'l1': np.inf}
 # Three steps, because on CPU each is compiled by itself.
-pgd_attack = functools.partial(attacks.pgd_attack, num_steps=3)
+pgd_attack = functools.partial(attacks.pgd_attack, num_steps=3, random_start=False)
 VARIANTS = {
     'fgsm': (attacks.fgsm_attack, {}),
     'pgd': (pgd_attack, {}),
@@ -269,7 +269,8 @@ def test_new_parameters_compile_nothing(variant, images, labels):
     (dict(restarts=0), 'restarts .*0'),
     (dict(restarts=2), 'restarts .*random_start.*2'),
     (dict(target='any'), "target .*'any'"),
-    (dict(loss='margin', target='random'), "loss .*target.*'margin'"),
+    (dict(loss='kl', target='random'), "loss 'kl' .*target"),
+    (dict(loss='logit_gap'), "loss 'logit_gap' .*target"),
     (dict(smoothed_objective='x'), "smoothed_objective .*'x'"),
     (dict(smoothed_objective='naive', loss='margin'), "smoothed_objective .*'margin'.*'naive'"),
     (dict(smoothed_objective='gradient_free'), 'sigma .*None'),
@@ -280,3 +281,27 @@ def test_bad_arguments_are_named(noisy, kwargs, message, linear_fn, images, labe
   noise = jnp.zeros((1,) + images.shape) if noisy else None
   with pytest.raises(ValueError, match=message):
     pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, noise=noise, **kwargs)
+
+
+@pytest.mark.parametrize('noisy', [False, True])
+def test_with_a_target_the_target_wins_and_no_third_class(noisy):
+  # Class 2 is nearer than the target 1: z_1 - z_0 grows fastest where class 2 wins.
+  weights = jnp.array([[0., 1., 1.6], [0., 1., -2.]])
+  fn = lambda x: x.reshape(len(x), -1) @ weights + jnp.array([1., 0., 0.3])
+  images, labels, targets = jnp.full((1, 2), 0.3), jnp.array([0]), jnp.array([1])
+  found = {loss: pgd_attack(KEY, fn, images, labels, epsilon=0.6, norm='l2', targets=targets,
+                            noise=jnp.zeros((2, 1, 2)) if noisy else None, num_steps=20, loss=loss)
+           for loss in ('cross_entropy', 'margin', 'logit_gap')}
+  for loss in ('cross_entropy', 'margin'):
+    assert found[loss].success.all(), loss
+  np.testing.assert_allclose(
+      found['cross_entropy'].objective, -losses.cross_entropy(fn(found['cross_entropy'].images),
+                                                              targets), rtol=1e-5)
+
+
+def test_pgd_starts_at_random_as_the_field_does(linear_fn, images, labels):
+  at_random = attacks.pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, num_steps=0)
+  assert (at_random.images != images).mean() > 0.9
+  fgsm = attacks.fgsm_attack(KEY, linear_fn, images, labels, epsilon=0.1)
+  from_image = pgd_attack(KEY, linear_fn, images, labels, epsilon=0.1, num_steps=1, step_ratio=1.)
+  np.testing.assert_array_equal(fgsm.images, from_image.images)

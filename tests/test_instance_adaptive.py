@@ -30,7 +30,8 @@ KEY = jax.random.key(5)
 LATE, EARLY = Progress(jnp.asarray(99), jnp.asarray(7)), Progress(jnp.asarray(9), jnp.asarray(2))
 VARIANTS = ('official', 'algorithm1', 'simple')
 RULE = dict(gamma=0.1, beta=0.25, warmup_epochs=3, warmup_epsilon=0.2)
-PGD = functools.partial(attacks.pgd_attack, norm='l2', num_steps=1, step_ratio=1.)
+PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=1,
+                        step_ratio=1.)
 BOTH = pytest.mark.parametrize('method', [
     methods.iaat, functools.partial(methods.iaat_smoothadv, sigma=0.1, num_noise=2)])
 

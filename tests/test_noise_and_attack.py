@@ -14,7 +14,8 @@ from robust_jax.types import Progress
 
 KEY = jax.random.key(8)
 PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
-PGD = functools.partial(attacks.pgd_attack, norm='l2', num_steps=2, step_ratio=2.)
+PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=2,
+                        step_ratio=2.)
 ORDERS = ['beside', 'attack_then_noise', 'noise_then_attack']
 MODEL = models.create('mlp', 3, hidden=(8,))
 NETWORK = models.network(MODEL)

@@ -22,7 +22,8 @@ from robust_jax.types import AttackResult, Progress
 ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(5)
 PROGRESS = Progress(jnp.asarray(30), jnp.asarray(2))
-PGD = functools.partial(attacks.pgd_attack, norm='l2', num_steps=1, step_ratio=1.)
+PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=1,
+                        step_ratio=1.)
 KL = functools.partial(PGD, loss='kl')
 
 

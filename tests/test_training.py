@@ -20,7 +20,7 @@ from robust_jax.types import MethodOutput, Progress
 
 KEY = jax.random.key(5)
 PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
-PGD = functools.partial(attacks.pgd_attack, norm='l2', num_steps=2)
+PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=2)
 
 
 @pytest.fixture(scope='module')

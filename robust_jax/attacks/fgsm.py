@@ -19,4 +19,4 @@ def fgsm_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     Understanding adversarial training, 2015, equation 11.
   """
   return pgd_attack(key, logits_fn, images, labels, epsilon=epsilon, noise=noise, norm=norm,
-                    num_steps=1, step_ratio=1., order=order, l1_top_k=l1_top_k)
+                    num_steps=1, step_ratio=1., random_start=False, order=order, l1_top_k=l1_top_k)

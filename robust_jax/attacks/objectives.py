@@ -4,6 +4,9 @@
 Their logits are [m, batch, classes]. A classifier without noise is its only copy, m = 1, and the
 losses are those of module `losses`. A smoothed one has m noisy copies, logits_fn(x + n_i), and F is
 the mean of their probabilities, F = (1/m) sum_i softmax(logits_i).
+
+Given targets, `cross_entropy`, `margin`, `naive` and `gradient_free` are minus those of the
+targets: to ascend them is to come nearer to being classified so.
 """
 
 import math
@@ -15,12 +18,13 @@ from robust_jax import losses
 from robust_jax.smoothing import mean_logits
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits, labels, targets=None):
   """-log F_y: the cross-entropy of one copy, the SmoothAdv objective of several.
 
   Args:
     logits: [m, batch, classes].
     labels: [batch] int.
+    targets: None, or [batch] int.
 
   Returns:
     [batch].
@@ -29,13 +33,17 @@ def cross_entropy(logits, labels):
     Salman et al., Provably robust deep learning via adversarially trained smoothed classifiers,
     2019, equation 5.
   """
+  if targets is not None:
+    return -cross_entropy(logits, targets)
   if len(logits) == 1:
     return losses.cross_entropy(logits[0], labels)
   return math.log(len(logits)) - jax.nn.logsumexp(_log_probs(logits, labels), axis=0)
 
 
-def margin(logits, labels):
+def margin(logits, labels, targets=None):
   """max_{j != y} z_j - z_y, with z = log F for several copies; arguments as `cross_entropy`."""
+  if targets is not None:
+    return -margin(logits, targets)
   return losses.margin(mean_logits(logits), labels)
 
 
@@ -44,20 +52,21 @@ def kl(logits, clean_logits):
   return losses.kl_divergence(mean_logits(clean_logits), mean_logits(logits))
 
 
-def targeted(logits, labels, targets):
-  """z_t - z_y of one copy, positive where the target beats the label; log F_t of several.
+def logit_gap(logits, labels, targets):
+  """z_t - z_y, with z = log F for several copies: positive where the target beats the label.
 
   Args:
     logits: [m, batch, classes].
     labels, targets: [batch] int.
+
+  Reference:
+    Kolter & Madry, Adversarial robustness: theory and practice, chapter 4.
   """
-  if len(logits) == 1:
-    return losses.targeted_logit_gap(logits[0], labels, targets)
-  return -cross_entropy(logits, targets)
+  return losses.targeted_logit_gap(mean_logits(logits), labels, targets)
 
 
 def naive(logits, labels, targets=None):
-  """The mean loss of the copies, (1/m) sum_i -log softmax(logits_i)_y; given targets, minus theirs.
+  """The mean loss of the copies, (1/m) sum_i -log softmax(logits_i)_y.
 
   Not the loss of the smoothed classifier, and weaker as an attack on it (Salman et al. 2019,
   section 2.2).
@@ -87,7 +96,7 @@ def gradient_free(victim, labels, targets=None, *, sigma):
     victim: `smoothing.Victim` with noise of standard deviation `sigma`; two draws at least, as a
       single one has weight 1 whatever the network says of it.
     labels: [batch] int.
-    targets: None, or [batch] int: minus their objective takes the place of that of the labels.
+    targets: None, or [batch] int.
     sigma: > 0, in pixel units.
 
   Returns:

@@ -11,7 +11,7 @@ from robust_jax.attacks.targets import choose_targets, reached
 from robust_jax.types import AttackResult, Count, Index, NonNegative, Positive
 
 Direction = Literal['steepest', 'gradient']
-Loss = Literal['cross_entropy', 'margin', 'kl']
+Loss = Literal['cross_entropy', 'margin', 'kl', 'logit_gap']
 Target = Literal['none', 'random', 'least_likely']
 SmoothedObjective = Literal['smoothadv', 'naive', 'gradient_free']
 
@@ -112,7 +112,7 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                sigma: NonNegative | None = None, norm: threat_models.Norm = 'linf',
                num_steps: Index = 10, step_size: Positive | None = None,
                step_ratio: Positive = 2.5, min_step_size: NonNegative = 0.,
-               random_start: bool = False, restarts: Count = 1, loss: Loss = 'cross_entropy',
+               random_start: bool = True, restarts: Count = 1, loss: Loss = 'cross_entropy',
                target: Target = 'none', targets=None, direction: Direction = 'steepest',
                smoothed_objective: SmoothedObjective = 'smoothadv',
                order: threat_models.Order = 'ball_then_box', l1_top_k: Count = 1):
@@ -135,13 +135,16 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
       num_steps.
     step_ratio: the steps' total length over epsilon: 2 in Salman et al., 2.5 in Madry et al.
     min_step_size: without step_size, no step is shorter, however small epsilon is.
-    random_start: start from a random point of the perturbation set, also with loss 'kl'.
+    random_start: start from a random point of the perturbation set, also with loss 'kl', as Madry
+      et al. do; False: from the image itself, as Salman et al. do.
     restarts: independent runs, of which more than one need a random_start; per example a successful
       result is kept, if there is one, and among equals the one with the largest objective.
     loss: 'cross_entropy'; 'margin' (Carlini-Wagner); 'kl', KL(F(x) || F(x')) from a start at
-      x + 0.001 N(0, I). With noise, F is the mean of the noisy copies' probabilities.
-    target: 'none': raise the loss of the label. 'random' or 'least_likely': raise z_t - z_y of
-      that target; of several noisy copies, log F_t.
+      x + 0.001 N(0, I). With a target t, 'cross_entropy' and 'margin' are minus those of t;
+      'logit_gap', which needs one, is z_t - z_y (with which a third class may win). With noise, F
+      is the mean of the noisy copies' probabilities, and z = log F.
+    target: 'none': raise the loss of the label. 'random' or 'least_likely': lower that of such a
+      class.
     targets: [batch] int, given targets; they take the place of `target`.
     direction: 'steepest', or 'gradient' for steps along the gradient as it is.
     smoothed_objective: how the noisy copies make up the cross-entropy: 'smoothadv', 'naive' or
@@ -180,10 +183,11 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
 
 
 def _objective(victim, images, labels, targets, loss, smoothed_objective, sigma):
-  if loss not in ('cross_entropy', 'margin', 'kl'):
-    raise ValueError(f"loss must be 'cross_entropy', 'margin' or 'kl', got {loss!r}")
-  if loss != 'cross_entropy' and targets is not None:
-    raise ValueError(f"loss must be 'cross_entropy' with a target, got {loss!r}")
+  if loss not in ('cross_entropy', 'margin', 'kl', 'logit_gap'):
+    raise ValueError("loss must be 'cross_entropy', 'margin', 'kl' or 'logit_gap', "
+                     f'got {loss!r}')
+  if loss == ('logit_gap' if targets is None else 'kl'):
+    raise ValueError(f"loss {loss!r} goes {'without' if loss == 'kl' else 'with'} a target")
   if smoothed_objective not in ('smoothadv', 'naive', 'gradient_free'):
     raise ValueError("smoothed_objective must be 'smoothadv', 'naive' or 'gradient_free', "
                      f'got {smoothed_objective!r}')
@@ -191,13 +195,13 @@ def _objective(victim, images, labels, targets, loss, smoothed_objective, sigma)
     raise ValueError(f"smoothed_objective must be 'smoothadv' with loss {loss!r}, "
                      f'got {smoothed_objective!r}')
   if loss == 'margin':
-    return victim.objective(objectives.margin, labels)
+    return victim.objective(objectives.margin, labels, targets)
+  if loss == 'logit_gap':
+    return victim.objective(objectives.logit_gap, labels, targets)
   if loss == 'kl':
     return victim.objective(objectives.kl, jax.lax.stop_gradient(victim.logits(images)))
   if smoothed_objective == 'naive':
     return victim.objective(objectives.naive, labels, targets)
   if smoothed_objective == 'gradient_free':
     return objectives.gradient_free(victim, labels, targets, sigma=sigma)
-  if targets is not None:
-    return victim.objective(objectives.targeted, labels, targets)
-  return victim.objective(objectives.cross_entropy, labels)
+  return victim.objective(objectives.cross_entropy, labels, targets)
