@@ -7,6 +7,7 @@ timed block, and rounds go to and fro, so that what else the machine does meets 
 import argparse
 import contextlib
 import datetime
+import os
 import shutil
 import sys
 import tempfile
@@ -52,8 +53,10 @@ def parse(argv):
   add('--quick', action='store_true', help='tiny batches, one short round: does it run?')
   add('--device', help='cpu or gpu (default: as the suite); --suite=gpu --device=cpu tries the '
                        "GPU's suite without one")
-  add('--python-ours', default=sys.executable, help='the interpreter that has jax')
-  add('--python-torch', default=sys.executable, help='the interpreter that has PyTorch')
+  add('--python-ours', type=os.path.expanduser, default=sys.executable,
+      help='the interpreter that has jax')
+  add('--python-torch', type=os.path.expanduser, default=sys.executable,
+      help='the interpreter that has PyTorch')
   options = parser.parse_args(argv)
   options.suite = one_of('--suite', options.suite, CONTESTANTS)
   options.device = one_of('--device', options.device or options.suite, ('cpu', 'gpu'))

@@ -1,6 +1,7 @@
 """The experiments in configs/: found, listed and read by name, as configs/mnist.py:smoothadv."""
 
 import inspect
+import os
 import runpy
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,7 @@ def read(given):
   Raises:
     UserError: there is no such file, or it has no get_config().
   """
-  path, _, name = given.partition(':')
+  path, _, name = os.path.expanduser(given).partition(':')
   if not Path(path).is_file():
     raise UserError(f'--config must be FILE:EXPERIMENT, as --list shows; there is no {path}'
                     + _suggest(given))

@@ -1,6 +1,7 @@
 """The launcher's flags: what a command line asks for. Every mistake in it is one UserError."""
 
 import functools
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -76,7 +77,7 @@ def parse(argv):
     UserError: a flag, a field or a value that there is not.
     SystemExit: --help and --list, which are printed.
   """
-  folder = _value_of('workdir', argv)[0] or ''
+  folder = os.path.expanduser(_value_of('workdir', argv)[0] or '')
   given, argv = _value_of('config', argv)
   if given is None:
     saved = folder and (Path(folder) / 'config.json').is_file()
@@ -126,7 +127,7 @@ def _command_line(file, argv):
         if name else config, config_flags.get_override_values(values['config']))
   default = swept.study.STAGES if swept and swept.study else stages.DEFAULT
   return CommandLine(
-      config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}'),
+      config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
       [*default] if values.stages is None else values.stages, values.redo, values.devices, swept)
 
 

@@ -136,9 +136,14 @@ def refused(message, function, *args, **kwargs):
   ('cifar-100', '.', 'did you mean cifar100'),
   ('imagenet', '.', 'did you mean imagenet2012'),
   ('oxford_flower102', '.', 'did you mean oxford_flowers102'),
-  ('nothing like it', '.', "cifar10, cifar100, digits, imagenet2012, mnist, folder,"),
-  ('cifar100', '.', "'cifar100' is not prepared.*download_and_prepare"),
-  ('mnist', '.', "'mnist' is not prepared.*download_and_prepare"),
+  ('nothing like it', '.', "cifar10, cifar100, digits, imagenet2012, mnist, folder, FILE.npz,"),
+  ('cifar100', '.', "'cifar100' is not prepared.*prepare cifar100 .*data.name=cifar100.npz"),
+  ('mnist', '.', "'mnist' is not prepared.*prepare mnist .*data.name=mnist.npz"),
+  ('cifar10:3.0.2', '.', "'cifar10:3.0.2' is not prepared.*download_and_prepare"),
+  ('imagenet2012', '.', "'imagenet2012' is not prepared.*download_and_prepare"),
+  ('arrays', '.', r"'arrays'; .*\.npz"),
+  ('mine.npy', '.', r"'mine.npy'; .*\.npz"),
+  ('tests', '.', 'data.name=folder --config.data.data_dir=tests'),
   ('mnist', 'missing', 'config.data.data_dir is .*missing.* is not prepared'),
   ('digits', 'file', 'config.data.data_dir is .*file.*Not a directory'),
 ])
@@ -220,6 +225,19 @@ def test_what_is_no_image_classification_is_refused(tmp_path):
                         'label': tfds.features.ClassLabel(num_classes=2)},
     {'train': [{'text': 'a', 'label': 0}]})
   assert refused("'words', .*got label ClassLabel, text Text", data.load, 'words', 'train',
+                 data_dir=str(tmp_path))
+
+
+def test_images_of_floats_in_a_png_of_four_channels_are_refused(tmp_path):
+  """As TFDS keeps them: their bytes would be read as RGBA."""
+  tiny_imagenet.write_tfds(
+    tmp_path, 'depth', {'image': tfds.features.Image(shape=(4, 4, 1)),
+                        'label': tfds.features.ClassLabel(num_classes=2)},
+    {'train': [{'image': png(picture(0, 4, 4, 1)), 'label': 0}]})
+  file, = tmp_path.rglob('features.json')
+  assert file.read_text().count('"uint8"') == 1
+  file.write_text(file.read_text().replace('"uint8"', '"float32"'))
+  assert refused("'depth', .*8 or 16 bits, got float32", data.load, 'depth', 'train',
                  data_dir=str(tmp_path))
 
 
@@ -364,6 +382,53 @@ def test_a_folder_is_read_class_by_class(tmp_path):
   renamed = data.load('folder', 'test', data_dir=root)
   assert renamed.split == 'val'
   np.testing.assert_array_equal(renamed.images, test.images)
+
+
+def test_hidden_folders_are_passed_over_and_other_files_are_said(tmp_path, capsys):
+  root = write_folder(tmp_path)
+  whole = data.load('folder', 'train', data_dir=root)
+  assert not capsys.readouterr().err
+  for name in ('train/.ipynb_checkpoints', 'train/cat/.ipynb_checkpoints', 'train/cat/.thumbs/a'):
+    (tmp_path / name).mkdir(parents=True)
+    picture(3, 8, 6).save(tmp_path / name / '0-checkpoint.png')
+  (tmp_path / 'train' / 'dog' / 'again').symlink_to('..')
+  for name in ('cat/a.heic', 'dog/b.HEIC', 'cat/notes', 'dog/.DS_Store', 'readme.txt'):
+    (tmp_path / 'train' / name).touch()
+  found = data.load('folder', 'train', data_dir=root)
+  np.testing.assert_array_equal(found.images, whole.images)
+  line, = capsys.readouterr().err.splitlines()
+  assert '/train: ' in line
+  assert line.endswith('left out: 2 .heic, 1 in no class, 1 without a suffix')
+
+
+def test_one_accented_letter_is_two_characters(tmp_path):
+  """As file systems of macOS have it; the class is the same, and in the same place."""
+  root = write_folder(tmp_path)
+  orders = []
+  for name in ('\u00e9l\u00e8ve', 'e\u0301le\u0300ve'):
+    (tmp_path / 'train' / 'dog').rename(tmp_path / 'train' / name)
+    (tmp_path / 'test' / 'dog').rename(tmp_path / 'test' / '\u00e9l\u00e8ve')
+    orders.append([data.load('folder', split, data_dir=root).class_names
+                   for split in ('train', 'test')])
+    (tmp_path / 'train' / name).rename(tmp_path / 'train' / 'dog')
+    (tmp_path / 'test' / '\u00e9l\u00e8ve').rename(tmp_path / 'test' / 'dog')
+  assert orders == 2 * [2 * [('cat', '\u00e9l\u00e8ve')]]
+
+
+@pytest.mark.parametrize('names', [('caf\u00e9', 'cafe\u0301'), ('owl', 'owl ')])
+def test_two_classes_that_look_alike_are_refused(names, tmp_path):
+  root = write_folder(tmp_path)
+  for name in names:
+    shutil.copytree(tmp_path / 'train' / 'cat', tmp_path / 'train' / name)
+  assert refused(f'train .*look alike, got .*{ascii(names[0])[1:-1]}'.replace('\\', '.'),
+                 data.load, 'folder', 'train', data_dir=root)
+
+
+def test_one_class_is_no_classification(tmp_path):
+  root = write_folder(tmp_path)
+  for split in ('train', 'test'):
+    shutil.rmtree(tmp_path / split / 'dog')
+  assert refused('two classes or more, got 1', data.load, 'folder', 'train', data_dir=root)
 
 
 def test_a_folder_of_images_that_differ_in_size(tmp_path):
@@ -584,13 +649,13 @@ def test_hosts_share_the_batches_of_one_host(augment):
 
 @pytest.mark.parametrize(('augment', 'mirrored'), [('crop', {0}), ('crop_flip', {0, 1})])
 def test_augmented_images_are_crops_of_the_padded_image(augment, mirrored):
-  dataset = make_dataset(20, shape=(7, 6, 2))
+  dataset = make_dataset(20, shape=(7, 6, 3))
   seen = set()
   for batch in data.train_batches(
       dataset, batch_size=20, num_steps=10, seed=0, augment=augment):
     for image, index in zip(batch.images, batch.index):
       original = dataset.images[index] / np.float32(255)
-      padded = np.zeros((15, 14, 2), np.float32)
+      padded = np.zeros((15, 14, 3), np.float32)
       padded[4:11, 4:10] = original
       crops = {padded[top:top + 7, left:left + 6][:, ::1 - 2 * flip].tobytes(): (top, left, flip)
                for top in range(9) for left in range(9) for flip in (0, 1)}

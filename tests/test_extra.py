@@ -186,13 +186,29 @@ IMAGES, LABELS = dataset(6, seed=5).images, np.array([0, 2, 1, 1, 0, 2])
 
 
 @pytest.mark.parametrize('arrays', [
-    {'images': IMAGES, 'labels': LABELS}, {'image': IMAGES[..., 0], 'label': LABELS},
-    {'images': IMAGES / 255., 'labels': LABELS.astype(np.uint8)}])
+    {'images': IMAGES, 'labels': LABELS}, {'image': IMAGES[..., 0], 'label': LABELS.astype('u1')},
+    {'x_train': IMAGES, 'y_train': LABELS, 'x_test': IMAGES[:1], 'y_test': LABELS[:1]},
+    {'train_images': IMAGES, 'train_labels': LABELS, 'class_names': ['a', 'b', 'c']}])
 def test_images_in_a_file(arrays, tmp_path, like):
   found = data.extra.load(save_npz(tmp_path / 'extra.npz', **arrays), like=like)
   np.testing.assert_array_equal(found.images, IMAGES)
   np.testing.assert_array_equal(found.labels, LABELS)
   assert found.labels.dtype == np.int32 and found.class_names == like.class_names
+
+
+@pytest.mark.parametrize('floats_first', [True, False])
+def test_floating_point_images_are_taken_as_they_are_among_others(floats_first):
+  first, second = dataset(12), dataset(8, seed=1)
+  floats = np.random.default_rng(9).random((12, 4, 4, 1), np.float32)
+  expected = np.concatenate([floats, second.images / np.float32(255)])
+  mixed = [first._replace(images=floats), second]
+  if not floats_first:
+    mixed, expected = mixed[::-1], np.roll(expected, 8, axis=0)
+  mixed = data.extra.mix(*mixed, share=0.5, weight=1.)
+  np.testing.assert_array_equal(data.take(mixed, range(20)).images, expected)
+  for batch in batches_of(mixed, num_steps=2):
+    real = batch.mask > 0
+    np.testing.assert_array_equal(batch.images[real], expected[batch.index[real]])
 
 
 @pytest.mark.parametrize('name, text', [
@@ -214,10 +230,10 @@ def test_labels_in_a_file_replace_those_of_the_images(name, text, tmp_path, like
     ({'images': np.full((2, 4, 4, 1), 1.5)}, r'images .*\[0, 1\], got .*1.5'),
     ({'images': np.full((2, 4, 4, 1), np.nan)}, r'images .*\[0, 1\], got .*nan'),
     ({'images': np.zeros(3)}, r'images .*got \(3,\)'),
-    ({'labels': np.array([0, 1, 1])}, '2 labels.* got 3'),
+    ({'labels': np.array([0, 1, 1])}, 'labels must be 2.* got 3'),
     ({'labels': np.array([0, 3])}, 'label of example 1 .*0..2, got 3'),
     ({'labels': np.array([-1, 0])}, 'label of example 0 .*got -1'),
-    ({'labels': np.array([0.5, 0.])}, r'labels .*got float64 \(2,\)'),
+    ({'labels': np.array([0.5, 0.])}, r'labels .*got float64 of shape \(2,\)'),
     ({'labels': np.array(['a', 'b'], object)}, 'cannot be read: Object arrays'),
     ({'labels': None}, 'labels, got images'),
 ])
@@ -229,7 +245,7 @@ def test_mistakes_in_a_file_are_one_line(arrays, message, tmp_path, like):
 
 
 @pytest.mark.parametrize('name, content, message', [
-    ('l.txt', '0\n', '2 labels.* got 1'),
+    ('l.txt', '0\n', 'labels must be 2.* got 1'),
     ('l.txt', '0\none\n', 'cannot be read as labels: invalid literal'),
     ('l.csv', '0,1', '.npy, .txt or .tsv'),
     ('l.tsv', '0\t1\n', 'columns idx and label'),
@@ -253,13 +269,15 @@ def test_mistakes_in_labels_are_one_line(name, content, message, tmp_path, like)
 
 
 @pytest.mark.parametrize('name, message', [
-    ('gone.npz', 'config.extra.name is .*gone.npz.*cannot be read'),
-    ('broken.npz', 'config.extra.name is .*broken.npz.*cannot be read'),
+    ('gone.npz', 'config.extra: .*gone.npz .*does not exist'),
+    ('broken.npz', 'config.extra: .*broken.npz .*cut off'),
     ('nosuch', 'config.extra: .*nosuch'),
     ('digits', 'config.extra.name .*classes .*config.extra.labels'),
+    ('named.npz', 'config.extra.name .*named.npz.*classes .*config.extra.labels'),
 ])
 def test_a_dataset_that_cannot_be_used_is_one_line(name, message, tmp_path, like):
   (tmp_path / 'broken.npz').write_text('nothing')
+  save_npz(tmp_path / 'named.npz', **TWO, class_names=['a', 'c', 'b'])
   with pytest.raises(UserError, match=message):
     data.extra.load(str(tmp_path / name) if name.endswith('npz') else name,
                     data_dir=str(tmp_path), like=like)

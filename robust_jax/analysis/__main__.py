@@ -13,6 +13,7 @@ correct time`), or a folder that is searched for all of these; of `runs` a workd
 import argparse
 import inspect
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -55,17 +56,19 @@ def make_parser():
                                   epilog=f'examples:{examples}', formatter_class=layout)
     command.set_defaults(run=run)
     if name == 'runs':
-      command.add_argument('path', nargs='+', metavar='DIR', help="workdir, or a sweep's folder")
-      command.add_argument('--output', metavar='FILE', help='the page on several runs; '
-                           'compare.html, or sweep.html in the folder of a sweep, if not given')
+      command.add_argument('path', nargs='+', metavar='DIR', type=os.path.expanduser,
+                           help="workdir, or a sweep's folder")
+      command.add_argument('--output', metavar='FILE', type=os.path.expanduser,
+                           help='the page on several runs; compare.html, or sweep.html in the '
+                           'folder of a sweep, if not given')
       continue
-    command.add_argument('path', nargs='+', metavar='PATH',
+    command.add_argument('path', nargs='+', metavar='PATH', type=os.path.expanduser,
                          help='log, workdir, or folder that is searched')
     command.add_argument('--sigma', type=float, metavar='S',
                          help='noise of certification of published tables, if no path says it')
     command.add_argument('--dataset', metavar='NAME', help='dataset of published tables')
     if name == 'plot':
-      command.add_argument('--output', required=True, metavar='FILE',
+      command.add_argument('--output', required=True, metavar='FILE', type=os.path.expanduser,
                            help='what is written, .svg, .pdf or .png')
       command.add_argument('--intervals', action='store_true',
                            help='bands of 95%% intervals over images')

@@ -89,12 +89,13 @@ def load(path, given=None) -> FoundLog:
     numbers = re.findall(rf'{word}_(\d*\.?\d+)', '/'.join([*folders, name]))
     known |= {field: float(numbers[-1])} if numbers else {}
   known |= {**(given or {}), **log.settings}
-  dataset = known.get('dataset')
+  # Any images may be in a 'folder' or a file .npz.
+  dataset = str(known.get('dataset') or 'folder')
+  dataset = None if dataset == 'folder' or dataset.endswith('.npz') else dataset
   number = lambda value: float(value) if isinstance(value, int | float) else None
   return FoundLog(
       path=path, log=log, votes=logs.read_votes(path),
-      # Any images may be in a 'folder'.
-      dataset=None if dataset in (None, 'folder') else str(dataset),
+      dataset=dataset,
       train_split=str(known['split']).startswith('train'), sigma=number(known.get('sigma')),
       training_noise=number(known.get('training_noise')), remarks=_remarks(path, log))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import attacks, certification, data, keys, models
-from robust_jax.certification import noise_sources, rules
+from robust_jax.certification import integer_noise, noise_sources, rules
 from robust_jax.config import schema
 from robust_jax.config.sections import (
     SECTIONS,
@@ -345,6 +345,8 @@ def _check_certify(run):
     certification.check_draws(run.certify_images.images_per_call, 0,
                               rules.most_draws(run.certify), run.certify.batch_size)
     noise_sources.make(settings['noise'], run.sigma)
+    if settings['noise'] == 'integer' and run.test_data.images.dtype != np.uint8:
+      integer_noise.check_images(run.test_data.images)
     noise_sources.check_alpha(
         settings['alpha'], settings['noise'], sigma=run.sigma, n=settings['n'],
         pixels=math.prod(run.test_data.image_shape))

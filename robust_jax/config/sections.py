@@ -8,6 +8,7 @@ attack or model is configured, and checked, by the signature it has anyway. Leng
 
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -68,20 +69,21 @@ class ExperimentSettings(NamedTuple):
 class DataSettings(NamedTuple):
   """config.data: the images that are trained and tested on."""
 
-  # A TFDS dataset of images with classes, as 'cifar100' or 'imagenet_resized/32x32', or 'folder':
-  # data_dir/SPLIT/CLASS/IMAGE.
+  # A TFDS dataset of images with classes, as 'cifar100' or 'imagenet_resized/32x32'; 'folder':
+  # data_dir/SPLIT/CLASS/IMAGE; or a file FILE.npz of arrays train_images, train_labels, test_images
+  # and test_labels, as `python -m robust_jax.data prepare` writes it (see data.arrays.read).
   name: str = 'digits'
-  # Folder of prepared TFDS datasets; None: TFDS's own.
+  # Folder of prepared TFDS datasets, or that of 'folder'; None: TFDS's own.
   data_dir: Annotated[str | None, FREE] = None
   # 'none', 'crop' (pad 4 and crop), 'crop_flip' or 'resized_crop' (a random part, and flip).
   augment: data.Augmentation = 'none'
   # Height and width of the images in pixels; None: the dataset's own. Images of another size are
-  # resized (short side to image_size * 256 / 224) and their middle kept.
+  # resized (short side to image_size * 256 / 224) and their middle kept; but for those of a .npz.
   image_size: Count | None = None
-  # 1 (grey) or 3 (RGB); None: the dataset's own, 3 of a folder.
+  # 1 (grey) or 3 (RGB); None: the dataset's own, 3 of a folder. A .npz is not converted.
   channels: Count | None = None
-  # Input normalisation (images - mean) / std, one number or one a channel; None: that of
-  # robust_jax.data.DATASETS, (0,) and (1,) for what is not there.
+  # Input normalisation (images - mean) / std, one number or one a channel; None: that in
+  # the file .npz or of robust_jax.data.DATASETS, (0,) and (1,) for what is not there.
   mean: tuple[Fraction, ...] | None = None
   std: tuple[Positive, ...] | None = None
   # Black pixels added on every side.
@@ -119,7 +121,7 @@ class DataSettings(NamedTuple):
 class ExtraSettings(NamedTuple):
   """config.extra: examples of a second source in every training batch, for self-training."""
 
-  # A dataset, as data.name, or a file .npz with arrays images and labels.
+  # A dataset, as data.name; a file .npz may be of images alone, with `labels` beside it.
   name: str | None = None
   # Which split of the dataset, and the folder that it is in; None: data.data_dir.
   split: str = 'train'
@@ -271,12 +273,12 @@ def section(function, /, **kwargs):
 
 
 def resolve(config):
-  """The config as checked, plain nested dicts, with JSON's types.
+  """The config as checked, plain nested dicts, with JSON's types; ~ is the home folder in paths.
 
   Raises:
     UserError: a field that is missing, unknown, of the wrong type or out of range.
   """
-  config = json.loads(json.dumps(config.to_dict()))
+  config = _expanded(json.loads(json.dumps(config.to_dict())))
   top = schema.fields(ExperimentSettings)
   schema.check_names('config', config, [*top, *SECTIONS, *TABLES])
   for name, field in top.items():
@@ -286,6 +288,13 @@ def resolve(config):
   for kind in TABLES:
     _check_component(f'config.{kind}', kind, config[kind])
   return config
+
+
+def _expanded(values):
+  """The values with the home folder in place of a ~ that a string begins with."""
+  if isinstance(values, dict):
+    return {name: _expanded(value) for name, value in values.items()}
+  return os.path.expanduser(values) if isinstance(values, str) else values
 
 
 def _check_component(path, kind, values):
@@ -370,7 +379,7 @@ def changed_fields(saved, config, stage):
 
   A field that an older version did not have counts as at its default.
   """
-  old, new = flat(json.loads(json.dumps(_typed(saved).to_dict()))), flat(config)
+  old, new = flat(_expanded(json.loads(json.dumps(_typed(saved).to_dict())))), flat(config)
   # A TFDS dataset is the same wherever it is; of a folder of images the place is the name.
   free = {*FREE_FIELDS} - ({'data.data_dir'} if config['data']['name'] == 'folder' else set())
   return [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}'

@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 
-from robust_jax.data import decode, lazy
+from robust_jax.data import arrays, decode, lazy
 from robust_jax.errors import UserError
 from robust_jax.types import Batch
 
@@ -85,11 +85,16 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     thread.
 
   Raises:
-    UserError: num_hosts does not divide batch_size, or tangents of augmented images.
+    UserError: num_hosts does not divide batch_size, tangents of augmented images, or a
+      'resized_crop' of images that are not uint8. The iterator raises it on images or labels that
+      are not as in `Dataset`.
   """
   if tangents is not None and augment != 'none':
     raise UserError("config.data.augment must be 'none' with config.data.tangents, got "
                     f'{augment!r}')
+  if augment == 'resized_crop' and dataset.images.dtype != np.uint8:
+    raise UserError("config.data.augment must not be 'resized_crop' for images that are not uint8, "
+                    f'got those of {dataset.name!r}, {dataset.images.dtype}')
   if batch_size % num_hosts:
     raise UserError(f'config.train.batch_size must be a multiple of the {num_hosts} hosts, got '
                     f'{batch_size}')
@@ -196,9 +201,15 @@ def take(dataset, indices, batch_size=None):
 
 
 def _batch(dataset, images, index, mask):
+  place = f'of {dataset.name!r}, split {dataset.split!r}'
+  arrays.check_lengths(dataset.images, dataset.labels, f'labels {place}')
+  labels = dataset.labels[index]
+  # Each batch, as a Dataset may have been made of any arrays, larger than memory too.
+  arrays.check_images(images, f'images {place}')
+  arrays.check_labels(labels, dataset.num_classes, f'labels {place}', index)
   return Batch(
-    images=np.divide(images, np.float32(255), dtype=np.float32),
-    labels=dataset.labels[index],
+    images=arrays.scaled(images),
+    labels=labels.astype(np.int32, copy=False),
     index=np.where(mask > 0, index, dataset.num_examples).astype(np.int32),
     mask=mask.astype(np.float32))
 

@@ -1,5 +1,6 @@
-"""Datasets: TFDS's array_record files or a folder of images, without TensorFlow."""
+"""Datasets: TFDS's array_record files, folders of images or arrays, without TensorFlow."""
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from robust_jax.data import digits, folder, lazy, tfds_files
+from robust_jax.data import arrays, digits, folder, lazy, tfds_files
+from robust_jax.data.archives import LAYOUTS
 from robust_jax.errors import UserError
 
 # Images of one size are decoded once and kept where they need no more than this: 2 GiB.
@@ -35,11 +37,12 @@ class Dataset(NamedTuple):
   """One split of a dataset.
 
   Attributes:
-    name: 'folder', or as TFDS names the dataset.
+    name: as TFDS names the dataset, 'folder', or the name of a file .npz without its folder.
     split: the split that was read.
-    images: [num_examples, height, width, channel] uint8: an array, or a LazyArray, which decodes
-      what is asked for.
-    labels: [num_examples] int32: an array, or a LazyArray, which reads what is asked for.
+    images: [num_examples, height, width, channel] of 1 or 3 channels: uint8 in 0..255, or
+      floating-point in [0, 1] and taken as it is; an array, or a LazyArray, which decodes what is
+      asked for. Batches of anything else are refused.
+    labels: [num_examples] int: an array, or a LazyArray, which reads what is asked for.
     class_names: a name for each class.
     mean: a number, or one for each channel, in [0, 1] pixel units: the input normalisation
       (images - mean) / std that networks on this dataset apply.
@@ -108,17 +111,19 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
   image_size * 256 / 224 (bilinear, with antialiasing) and the middle kept.
 
   Args:
-    name: a TFDS dataset, 'cifar100' or 'imagenet_resized/32x32', prepared in `data_dir`, or
-      'folder', which reads `data_dir`/SPLIT/CLASS/IMAGE.
+    name: a TFDS dataset, 'cifar100' or 'imagenet_resized/32x32', prepared in `data_dir`;
+      'folder', which reads `data_dir`/SPLIT/CLASS/IMAGE; or a file .npz, see `arrays.read`.
     split: 'train', 'test' (which also stands for the split validation, val or valid of a dataset
-      that has no test split with labels), another split, or of TFDS datasets a part of one, such
+      that has no test split with labels), another split, or, but for folders, a part of one, such
       as 'train[:90%]'; an example's index is its position in what is named.
     data_dir: the folder of prepared TFDS datasets; None for TFDS's own default, which is
       $TFDS_DATA_DIR or ~/tensorflow_datasets. Of 'folder', the folder that holds 'train'.
-    image_size: height and width of the images; None for their own, which then is one.
+    image_size: height and width of the images; None for their own, which then is one. Those of a
+      file .npz are not resized.
     channels: 1 or 3, to which every image is converted; None for the dataset's own (folder: 3).
-    mean: input normalisation, one number or one for each channel; None for that in `DATASETS`,
-      which is 0 for most.
+      Those of a file .npz are not converted.
+    mean: input normalisation, one number or one for each channel; None for that in the file .npz
+      or in `DATASETS`, which is 0 for most.
     std: likewise; 1 for most.
     pad: black pixels added on every side of images that are in memory.
     at_once: whether images that are kept are decoded now, and are an array; otherwise each is
@@ -132,6 +137,8 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
     UserError: the dataset or split does not exist, is not prepared in `data_dir`, is no image
       classification, or cannot be read. `digits` is prepared on first use.
   """
+  if name.endswith('.npz'):
+    return _load_file(name, split, image_size, channels, mean, std, pad)
   preset = DATASETS.get(name, Preset())
   if name == 'folder':
     data_dir = data_dir and os.path.expanduser(data_dir)
@@ -145,7 +152,7 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
       except OSError as error:
         raise UserError(f'config.data.data_dir is {data_dir!r}, where {name!r} cannot be prepared: '
                         f'{error}') from error
-    builder = tfds_files.find(name, data_dir, known=(*DATASETS, 'folder'))
+    builder = tfds_files.find(name, data_dir, known=(*DATASETS, 'folder'), published=LAYOUTS)
     split = _resolve_test(split, builder.info.splits, preset)
     records = tfds_files.TfdsSplit(builder, name, data_dir, split)
 
@@ -157,10 +164,68 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
       images, labels = images[:], labels[:]
   elif pad:
     raise UserError(f'config.data.pad must be 0, as {name!r} is not kept in memory, got {pad}')
-  return Dataset(name=name, split=split, images=images, labels=labels,
-                 class_names=records.class_names,
-                 mean=_per_channel('mean', preset.mean if mean is None else mean, shape[-1]),
-                 std=_per_channel('std', preset.std if std is None else std, shape[-1]))
+  return _dataset(name, split, images, labels, records.class_names,
+                  preset.mean if mean is None else mean, preset.std if std is None else std)
+
+
+def from_arrays(images, labels, *, class_names=None, name='arrays', split='train', mean=0.,
+                std=1.):
+  """The Dataset of images and labels that are in memory.
+
+  The dtype of the images decides what their values mean, and nothing else does.
+
+  Args:
+    images: [num_examples, height, width, channel] of 1 (grey) or 3 (RGB) channels, or
+      [num_examples, height, width] of grey ones: uint8 in 0..255, or floating-point in [0, 1],
+      taken as they are.
+    labels: [num_examples] int, from 0 on.
+    class_names: a name for each class; None for their numbers, up to the largest label. Two splits
+      of which one may lack the last class need names.
+    name: of the dataset, for messages.
+    split: likewise.
+    mean: input normalisation, one number or one for each channel, in [0, 1] pixel units.
+    std: likewise, positive.
+
+  Returns:
+    Dataset.
+
+  Raises:
+    UserError (a ValueError): images or labels that are something else, such as values outside of
+      their range, channels that come first or one-hot labels; or numbers that do not match.
+  """
+  class_names = None if class_names is None else tuple(class_names)
+  images = arrays.as_images(images)
+  labels = arrays.as_labels(labels, class_names and len(class_names))
+  arrays.check_lengths(images, labels)
+  return _dataset(name, split, images, labels, class_names or int(labels.max()) + 1, mean, std)
+
+
+def _load_file(name, split, image_size, channels, mean, std, pad):
+  """The Dataset of a file .npz."""
+  found = arrays.read(name, split, resolve=functools.partial(_resolve_test, preset=Preset()))
+  height, width, depth = found.images.shape[1:]
+  for field, value, own in (('image_size', image_size, height if height == width else None),
+                            ('channels', channels, depth)):
+    if value not in (None, own):
+      raise UserError(f'config.data.{field} must be None for {name!r}, whose images are '
+                      f'{height}x{width}x{depth}, got {value}')
+  border = (pad, pad)
+  images = np.pad(found.images, ((0, 0), border, border, (0, 0))) if pad else found.images
+  mean, std = (found.normalisation.get(field, default) if value is None else value
+               for field, value, default in (('mean', mean, 0.), ('std', std, 1.)))
+  return _dataset(os.path.basename(name), found.split, images, found.labels,
+                  found.class_names or found.num_classes, mean, std)
+
+
+def _dataset(name, split, images, labels, classes, mean, std):
+  """The Dataset of checked images and labels; `classes` are names, or their number."""
+  class_names = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
+  if len(class_names) < 2:
+    raise UserError(f'{name!r}, split {split!r}, must be of two classes or more, got '
+                    f'{len(class_names)}')
+  return Dataset(name=name, split=split, images=images, labels=labels, class_names=class_names,
+                 mean=_per_channel('mean', mean, images.shape[-1]),
+                 std=_per_channel('std', std, images.shape[-1]))
 
 
 def _resolve_test(split, splits, preset):
@@ -187,6 +252,10 @@ def _image_shape(name, encoded_shape, image_size, channels):
 
 
 def _per_channel(field, value, channels):
-  if np.size(value) not in (1, channels):
+  numbers = np.asarray(value, float)
+  if numbers.size not in (1, channels):
     raise UserError(f'config.data.{field} must be one number or {channels}, got {value}')
+  if not np.isfinite(numbers).all() or (field == 'std' and not (numbers > 0).all()):
+    raise UserError(f'config.data.{field} must be {"positive" if field == "std" else "finite"}, '
+                    f'got {value}')
   return value

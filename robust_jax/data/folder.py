@@ -1,7 +1,13 @@
-"""A folder of images: SPLIT/CLASS/IMAGE, as torchvision's ImageFolder reads it."""
+"""A folder of images: SPLIT/CLASS/IMAGE, as torchvision's ImageFolder reads it.
 
+Hidden files and folders, whose names begin with a dot, are passed over.
+"""
+
+import collections
 import os
 import pathlib
+import sys
+import unicodedata
 
 import numpy as np
 from PIL import Image
@@ -31,17 +37,21 @@ def splits(data_dir):
 class ImageFolder:
   """The images of a split: class by class in the order of their names, the files in each likewise.
 
+  Names of classes are the same whether an accented letter is one character or two (macOS), in
+  which folders of the same name may differ. Files that are no images by their names are left out,
+  and those in no class; a line on stderr says how many.
+
   Args:
     data_dir: the folder with 'train', whose folders are the classes.
     split: the name of a folder in it.
 
   Attributes:
     shape: (height, width, None) of the images; None where they differ.
-    class_names: the names of the folders of 'train', in order.
+    class_names: the names of the folders of 'train', in order, composed (NFC).
     labels: [num_examples] int32.
 
   Raises:
-    UserError: no such split, no image, or classes that 'train' does not have.
+    UserError: no such split, no image, classes that 'train' does not have, or two that look alike.
   """
 
   def __init__(self, data_dir, split):
@@ -49,24 +59,33 @@ class ImageFolder:
     if split not in names:
       raise UserError(f'config.data.data_dir is {data_dir!r}, where the split must be one of the '
                       f'folders {", ".join(names)}, got {split!r}')
-    self._train, folder = pathlib.Path(data_dir, 'train'), pathlib.Path(data_dir, split)
-    self.class_names = tuple(_folders(self._train))
-    unknown = sorted({*_folders(folder)} - {*self.class_names})
+    train, folder = pathlib.Path(data_dir, 'train'), pathlib.Path(data_dir, split)
+    classes, found = _classes(train), _classes(folder)
+    self.class_names = tuple(sorted(classes))
+    unknown = sorted({*found} - {*classes})
     if unknown:
-      raise UserError(f'{folder / unknown[0]}: {unknown[0]!r} is none of the '
-                      f'{len(self.class_names)} classes in {self._train}')
-    files = [_images(folder / name) for name in self.class_names]
+      raise UserError(f'{found[unknown[0]]}: {unknown[0]!r} is none of the {len(classes)} classes '
+                      f'in {train}')
+    self._train = [classes[name] for name in self.class_names]
+    others = collections.Counter()
+    files = [_images(found.get(name, folder / name), others) for name in self.class_names]
     empty = [folder / name for name, images in zip(self.class_names, files) if not images]
     if len(empty) == len(files) or (empty and split == 'train'):
       raise UserError(f'{folder if len(empty) == len(files) else empty[0]}: no images (files that '
                       f'end in {", ".join(SUFFIXES)})')
+    others['in no class'] = sum(entry.is_file() and not entry.name.startswith('.')
+                                for entry in os.scandir(folder))
+    if others.total():
+      listed = ', '.join(f'{number} {kind}' for kind, number in sorted(others.items()) if number)
+      print(f'data: {folder}: files that are no images by their names or of no class are left out: '
+            f'{listed}', file=sys.stderr)
     self._files = [file for images in files for file in images]
     self.labels = np.repeat(np.arange(len(files), dtype=np.int32), [*map(len, files)])
 
   @property
   def shape(self):
     """(height, width, None) where every image has the size of the first of 'train'."""
-    first = _size(next(file for name in self.class_names for file in _images(self._train / name)))
+    first = _size(next(file for folder in self._train for file in _images(folder)))
     for start in range(0, len(self), 1024):
       files = self._files[start:start + 1024]
       is_same = np.zeros(len(files), bool)
@@ -110,8 +129,36 @@ def _folders(folder):
                 if entry.is_dir() and not entry.name.startswith('.'))
 
 
-def _images(folder):
-  """Paths of the images in a folder and its subfolders, in order; none if there is no folder."""
-  return sorted(os.path.join(parent, name)
-                for parent, _, names in os.walk(folder, followlinks=True) for name in names
-                if name.lower().endswith(SUFFIXES) and not name.startswith('.'))
+def _classes(folder):
+  """{name as a reader sees it: folder} of the folders in a folder."""
+  classes = {}
+  for entry in _folders(folder):
+    name = unicodedata.normalize('NFC', entry).strip()
+    if name in classes:
+      raise UserError(f'{folder} must not have two classes that look alike, got '
+                      f'{ascii(classes[name].name)} and {ascii(entry)}')
+    classes[name] = folder / entry
+  return classes
+
+
+def _images(folder, others=None):
+  """Paths of the images in a folder and its subfolders, in order; none if there is no folder.
+
+  Args:
+    folder: its path.
+    others: a Counter, to which the suffixes of the other files are added.
+  """
+  files = []
+  for parent, folders, names in os.walk(folder, followlinks=True):
+    here = os.path.join(os.path.realpath(parent), '')
+    # A link to a folder above would bring every image again and again.
+    folders[:] = [name for name in folders if not name.startswith('.') and not here.startswith(
+        os.path.join(os.path.realpath(os.path.join(parent, name)), ''))]
+    for name in names:
+      if name.startswith('.'):
+        continue
+      if name.lower().endswith(SUFFIXES):
+        files.append(os.path.join(parent, name))
+      elif others is not None:
+        others[os.path.splitext(name)[1].lower() or 'without a suffix'] += 1
+  return sorted(files)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_jax.data import lazy
+from robust_jax.data import arrays, lazy
 from robust_jax.errors import UserError
 
 # The most that the directions of one batch, which go to the devices with it, may take: 1 GiB.
@@ -38,7 +38,7 @@ class Tangents:
   def __getitem__(self, index):
     """[len(index), d, k] float32 for the images at `index`."""
     cloud = self._images[np.concatenate([index[:, None], self._neighbors[index]], axis=1)]
-    cloud = cloud.reshape(*cloud.shape[:2], -1).astype(np.float32) / 255
+    cloud = arrays.scaled(cloud.reshape(*cloud.shape[:2], -1))
     return principal_directions(cloud, self._num_directions)
 
 
@@ -91,7 +91,7 @@ def nearest_neighbors(images, labels, number):
   neighbors = np.empty((len(images), number), np.int32)
   for label in np.unique(labels):
     members = np.flatnonzero(labels == label)
-    rows = images[members].reshape(len(members), -1).astype(np.float32) / 255
+    rows = arrays.scaled(images[members].reshape(len(members), -1))
     squares = np.sum(rows**2, axis=-1)
     size = max(_BLOCK // len(members), 1)
     for first in range(0, len(members), size):

@@ -23,13 +23,14 @@ ERRORS = (OSError, ValueError, RuntimeError, IndexError, AssertionError, json_fo
 _MANY = 256
 
 
-def find(name, data_dir, known=()):
+def find(name, data_dir, known=(), published=()):
   """The TFDS builder of a prepared dataset.
 
   Args:
     name: as TFDS names it: 'cifar100', 'imagenet_resized/32x32', 'mnist:3.0.1'.
     data_dir: the folder of prepared datasets.
     known: names that are suggested first where there is no such dataset.
+    published: names of datasets that `python -m robust_jax.data` prepares.
 
   Returns:
     A builder that reads; of the newest version if none is named.
@@ -50,16 +51,24 @@ def find(name, data_dir, known=()):
   prepared = _folders(pathlib.Path(data_dir))
   if dataset in (*public, *known, *prepared):
     versions = ', '.join(_folders(pathlib.Path(data_dir, dataset)))
+    where = f'{location}, where {name!r} is not prepared{versions and f" (only {versions})"}'
+    if name in published:
+      raise UserError(f'{where}; python -m robust_jax.data prepare {name} writes {name}.npz, which '
+                      f'--config.data.name={name}.npz takes; no TensorFlow is needed')
     raise UserError(
-      f'{location}, where {name!r} is not prepared{versions and f" (only {versions})"}; prepare it '
-      'in an environment that also has tensorflow and importlib_resources, with python -c "import '
+      f'{where}; prepare it in an environment that also has tensorflow and importlib_resources, '
+      'with python -c "import '
       f"tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, "
       'file_format=\'array_record\').download_and_prepare()"')
   similar = ([other for other in known if dataset and other.startswith(dataset.lower())][:1]
              or difflib.get_close_matches(dataset.lower(), [*known, *prepared, *public], 1))
   hint = f'; did you mean {similar[0]}?' if similar else ''
-  raise UserError(f'config.data.name must be one of {", ".join(known)}, another TFDS dataset, or '
-                  f'one prepared in {data_dir}, got {name!r}{hint}')
+  if name == 'arrays' or (not hint and pathlib.Path(name).suffix):
+    hint = '; arrays are read from a file, whose name ends in .npz'
+  elif pathlib.Path(name).expanduser().is_dir():
+    hint = f'; a folder of images is --config.data.name=folder --config.data.data_dir={name}'
+  raise UserError(f'config.data.name must be one of {", ".join(known)}, FILE.npz, another TFDS '
+                  f'dataset, or one prepared in {data_dir}, got {name!r}{hint}')
 
 
 def _folders(folder):
@@ -99,6 +108,10 @@ class TfdsSplit:
     self._location = f'config.data.data_dir is {data_dir!r}: {name!r}, split {split!r}'
     features, splits = builder.info.features, builder.info.splits
     self._image_key, self._label_key = _keys(builder.info, name)
+    dtype = np.dtype(features[self._image_key].np_dtype)
+    if dtype not in (np.uint8, np.uint16):  # Floats come as the bytes of a PNG of four channels.
+      raise UserError(f'config.data.name is {name!r}, whose images must be of 8 or 16 bits, got '
+                      f'{dtype}')
     if not {part.partition('[')[0].strip() for part in split.split('+')} <= {*splits, 'all'}:
       raise UserError(f'{self._location} must be one of {", ".join(splits)}, or a part such as '
                       f'{next(iter(splits)) + "[:90%]"!r}')

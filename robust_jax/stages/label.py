@@ -40,7 +40,7 @@ def label(run, workdir):
                     f'{dataset.split} must have logits that are numbers, got NaN')
   lines = [f'{index}\t{value}\n' for index, value in enumerate(classes)]
   workdirs.write_bytes(settings.output, ''.join(
-      [f'{data.extra.title(dataset)}\n', 'idx\tlabel\n', *lines]).encode())
+      [f'{data.extra.title(dataset.name, dataset.split)}\n', 'idx\tlabel\n', *lines]).encode())
   votes = f', by {num_noise} noisy copies each' if num_noise else ''
   agreement = ''
   if dataset.class_names == run.test_data.class_names:

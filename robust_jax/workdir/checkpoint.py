@@ -351,11 +351,11 @@ def _move_damaged(workdir):
 
 
 def _folder(workdir, step):
-  return Path(workdir).resolve() / FOLDER / f'step_{step}'
+  return Path(workdir).expanduser().resolve() / FOLDER / f'step_{step}'
 
 
 def _steps(workdir):
-  names = [path.name for path in (Path(workdir) / FOLDER).glob('step_*')]
+  names = [path.name for path in (Path(workdir).expanduser() / FOLDER).glob('step_*')]
   return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
 

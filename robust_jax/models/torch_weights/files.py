@@ -56,7 +56,7 @@ def read(path, part=None):
     UserError: there is no such file; it is damaged, or no checkpoint; it holds no state_dict, or
       several and `part` is none of them.
   """
-  path = Path(path)
+  path = Path(path).expanduser()
   try:
     data = path.read_bytes()
   except OSError as error:
