@@ -21,7 +21,7 @@ LABELS = np.arange(20) % 4
 WRONG = {
     'floats of 0..255': (BYTES.astype(np.float32), LABELS, r'images .*\[0, 1\], got .*25\d.*uint8'),
     'a little outside': (FLOATS * 1.01 - 0.005, LABELS, r'images .*\[0, 1\], got'),
-    'negative': (FLOATS - 0.5, LABELS, r'images .*\[0, 1\], got .*\[-0'),
+    'negative': (FLOATS - 0.5, LABELS, r'images .*\[0, 1\], got .* -0\.'),
     'NaN': (np.where(FLOATS > 0.99, np.nan, FLOATS), LABELS, r'images .*\[0, 1\], got .*nan'),
     'int32': (BYTES.astype(np.int32), LABELS, 'images .*uint8 .*got int32'),
     'bool': (BYTES > 127, LABELS, 'images .*uint8 .*got bool'),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from robust_jax import inputs
 from robust_jax.errors import UserError
 
 # What the arrays of a split are called in a file; the second is Keras's way.
@@ -38,10 +39,11 @@ def check_images(images, place='images'):
                     f'channels, got {images.shape}{_shape_hint(images.shape)}')
   if images.dtype == np.uint8 or not images.size:
     return
-  low, high = images.min(), images.max()
-  if not (low >= 0 and high <= 1):  # As NaN is not, either.
-    raise UserError(f'{place} of {images.dtype} must be in [0, 1], got values in '
-                    f'[{low:.6g}, {high:.6g}]' + ('; 0..255 is for uint8' if high > 2 else ''))
+  try:
+    inputs.images(images, name=place)
+  except ValueError as error:
+    hint = '; 0..255 is for uint8' if images.max() > 2 else ''
+    raise UserError(f'{error}{hint}') from None
 
 
 def check_labels(labels, num_classes=None, place='labels', index=None):
