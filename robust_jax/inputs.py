@@ -142,6 +142,16 @@ def attacked(victim, x, y, *, epsilon, targets=None):
   return x, y, epsilon, targets
 
 
+def batch(value):
+  """A `types.Batch`, checked: labels, index and mask [batch] beside its images."""
+  size = len(images(value.images, name='batch.images'))
+  for field in ('labels', 'index'):
+    labels(getattr(value, field), size, name=f'batch.{field}')
+  if np.shape(value.mask) != (size,):
+    raise ValueError(f'batch.mask must have shape ({size},), got {np.shape(value.mask)}')
+  return value
+
+
 def concrete(value):
   """Whether the values of an array are known, as they are not within jit, grad or vmap."""
   return not isinstance(value, jax.core.Tracer)

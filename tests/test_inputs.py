@@ -10,6 +10,8 @@ import pytest
 from robust_jax import inputs, smoothing
 from robust_jax.attacks import ATTACKS
 from robust_jax.certification import certify, count, predict
+from robust_jax.training import train_step
+from robust_jax.types import Batch
 
 KEY = jax.random.key(0)
 WEIGHTS = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
@@ -117,3 +119,16 @@ def test_values_are_checked_within_jit_where_they_are_known():
   known = jnp.full((4, 2, 2, 3), 2.)
   with pytest.raises(ValueError, match=r'images .*\[0, 1\]'):
     jax.jit(lambda scale: scale * inputs.images(known).sum())(1.)
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(images=np.uint8(255 * IMAGES)), 'batch.images .*uint8'),
+    (dict(labels=np.eye(3)[LABELS]), r'batch.labels .*\(4, 3\)'),
+    (dict(labels=LABELS[:1]), r'batch.labels .*\(1,\)'),
+    (dict(index=[0., 1., 2., 3.]), 'batch.index .*float64'),
+    (dict(mask=np.ones((4, 1))), r'batch.mask .*\(4, 1\)'),
+])
+def test_a_train_step_refuses(wrong, message):
+  batch = Batch(IMAGES, LABELS, np.arange(4), np.ones(4))._replace(**wrong)
+  with pytest.raises(ValueError, match=message):
+    train_step(None, batch, KEY, network=None, optimizer=None, method=None, steps_per_epoch=1)

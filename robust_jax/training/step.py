@@ -5,7 +5,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
-from robust_jax import keys
+from robust_jax import inputs, keys
 from robust_jax.types import Progress, TrainState
 
 
@@ -64,9 +64,10 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
     example counts whatever its weight, unless that is 0.
 
   Raises:
-    ValueError: the method's loss, metrics or memory are not one number an example, or accumulation
-      does not divide the rows.
+    ValueError: a batch that is none (`inputs.batch`); the method's loss, metrics or memory are not
+      one number an example; or accumulation does not divide the rows.
   """
+  inputs.batch(batch)
   example_keys = keys.fold_in(keys.fold_in(key, state.step), batch.index)
   progress = Progress(state.step, state.step // steps_per_epoch)
   batch = batch._replace(aux={**batch.aux, **_read_memory(state.memory, batch.index)})
