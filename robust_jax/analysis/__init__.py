@@ -1,12 +1,13 @@
 """From logs to figures and tables: NumPy only, no model and no device.
 
->>> from robust_jax import analysis
->>> table = analysis.Table(['radius', 'certified'], [[0.25, 0.74], [0.5, 0.57]])
->>> print(analysis.to_text(table), end='')
-radius  certified
-------  ---------
-  0.25       0.74
-   0.5       0.57
+Examples:
+  >>> from robust_jax import analysis
+  >>> table = analysis.Table(['radius', 'certified'], [[0.25, 0.74], [0.5, 0.57]])
+  >>> print(analysis.to_text(table), end='')
+  radius  certified
+  ------  ---------
+    0.25       0.74
+     0.5       0.57
 """
 
 from robust_jax.analysis.attacked import (

@@ -97,7 +97,7 @@ def gradient_free(victim, labels, targets=None, *, sigma):
       single one has weight 1 whatever the network says of it.
     labels: [batch] int.
     targets: None, or [batch] int.
-    sigma: > 0, in pixel units.
+    sigma: positive, in pixel units.
 
   Returns:
     Objective, images -> [batch].
