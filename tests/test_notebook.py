@@ -70,8 +70,9 @@ def executed(tmp_path_factory):
   example = example.replace("'runs/demo'", 'str(trained)')
   book.cells += map(nbformat.v4.new_code_cell, (FIGURES, f'trained = workdir\n{example}'))
   execute(book, tmp_path_factory.mktemp('notebook'))
-  printed = book.cells.pop().outputs[-1].text
-  return book, {**json.loads(book.cells.pop().outputs[-1].text), 'readme': printed}
+  readme, figures = (''.join(output.text for output in book.cells.pop().outputs
+                             if output.name == 'stdout') for _ in range(2))
+  return book, {**json.loads(figures), 'readme': readme}
 
 
 def test_is_stored_with_what_it_shows(notebook):
