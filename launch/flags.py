@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import experiments, sweep
 from robust_jax import stages
 from robust_jax.config import schema
-from robust_jax.config.sections import TABLES, component
+from robust_jax.config.sections import TABLES, component, find
 from robust_jax.errors import UserError
 
 # Sections whose name chooses what their fields are of.
@@ -162,9 +162,10 @@ def _load(file, argv):
     path, _, name = word.lstrip('-').partition('=')
     *outer, kind, last = ['', *path.split('.')]
     section = _section(config, outer[2:])
-    known = section is not None and kind in section and name in TABLES.get(kind, ())
+    known = (section is not None and kind in section and kind in TABLES
+             and (name in TABLES[kind] or ':' in name))
     if last == 'name' and known and name != section[kind].name:
-      fields = schema.fields(TABLES[kind][name])
+      fields = schema.fields(find(kind, name))
       kept = {field: value for field, value in given(section[kind]).items() if field in fields}
       if 'attack' in fields and 'attack' not in kept:
         kept['attack'] = component('attack', **given(config.attack))

@@ -34,7 +34,7 @@ def test_a_function_of_a_module(module):
 
 
 @pytest.mark.parametrize(('target', 'code', 'message'), [
-    ('own', '', "must be 'package.module:function', got 'own'"),
+    ('own', '', "must be 'package.module:name', got 'own'"),
     (':logits', '', "got ':logits'"),
     ('own:', '', "got 'own:'"),
     ('', '', "got ''"),

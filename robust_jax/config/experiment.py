@@ -1,5 +1,6 @@
 """From a resolved config to a run: its functions with their hyper-parameters bound, and checked."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import attacks, certification, data, keys, models
+from robust_jax import attacks, certification, data, keys, models, named, training
 from robust_jax.certification import integer_noise, noise_sources, rules
 from robust_jax.config import schema
 from robust_jax.config.sections import (
@@ -25,6 +26,7 @@ from robust_jax.config.sections import (
     LabelSettings,
     TrainSettings,
     VerifySettings,
+    find,
     flat,
     with_tuples,
 )
@@ -32,7 +34,15 @@ from robust_jax.devices import parallel
 from robust_jax.devices.choose import check_divisible
 from robust_jax.errors import UserError
 from robust_jax.training import methods
-from robust_jax.types import Attack, Method, Network
+from robust_jax.types import (
+    Attack,
+    AttackResult,
+    Batch,
+    Method,
+    MethodOutput,
+    Network,
+    Progress,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +88,13 @@ class Run:
   @property
   def trainable(self):
     """Whether the model has parameters of its own; a user's function has none."""
-    return not getattr(self.model, 'takes_pixels', False)
+    return not isinstance(self.model, models.external.External)
 
   @property
   def needs(self):
     """`methods.Needs` of the method."""
-    return methods.needs(self.config['method']['name'])
+    name = self.config['method']['name']
+    return getattr(find('method', name), 'needs', methods.needs(name))
 
   @property
   def training_noise(self):
@@ -200,7 +211,8 @@ def build(config, devices=None):
   test_data = settings['data'].load('test')
   data.take(test_data, [0])  # Refuses a split without labels, or of images of other sizes.
   components = complete(config)
-  model = bind('model', components['model'])(test_data.num_classes)
+  with _mistakes('config.model', config['model']['name']):
+    model = bind('model', components['model'])(test_data.num_classes)
   sigma = smoothing_sigma(config)
   run = Run(
       config=config, components=components, devices=devices, test_data=test_data, model=model,
@@ -214,7 +226,12 @@ def build(config, devices=None):
     models.external.check(
         models.external.load(model.function), test_data.image_shape, test_data.num_classes,
         target=f'config.model.function is {model.function!r}, which')
+  if ':' in config['model']['name']:
+    models.own.check(model, models.network(model), test_data.image_shape, test_data.num_classes,
+                     target=config['model']['name'])
   _check_attacks(run)
+  if ':' in config['method']['name']:
+    _check_method(run)
   if run.certify is not None:
     _check_certify(run)
   return run
@@ -273,7 +290,7 @@ def bind(kind, values):
   """partial(function, **keyword arguments) of a section of `Run.components`, attacks bound too."""
   kwargs = {name: bind('attack', value) if isinstance(value, dict) else value
             for name, value in values.items() if name != 'name'}
-  return functools.partial(TABLES[kind][values['name']], **with_tuples(kwargs))
+  return functools.partial(find(kind, values['name']), **with_tuples(kwargs))
 
 
 def _check_fields(run):
@@ -303,7 +320,7 @@ def _check_fields(run):
   if 'attack' in method:
     attack, loss = method['attack'], run.needs.attack_loss
     inside = [name for name in attacks.ATTACKS if name not in attacks.ON_HOST]
-    require(attack['name'] in inside, 'method.attack.name',
+    require(attack['name'] in inside or ':' in attack['name'], 'method.attack.name',
             f'one of {", ".join(inside)}, which run on devices')
     require(attack['name'] != 'none' or not run.needs.memory, 'method.attack.name',
             f'another attack {by}, which learns what an attack of each radius does')
@@ -312,7 +329,7 @@ def _check_fields(run):
     if loss is not None:
       require('loss' in attack, 'method.attack.name', f"'pgd' with loss {loss!r} {by}")
       require(attack['loss'] == loss, 'method.attack.loss', f'{loss!r} {by}')
-  for name, field in schema.fields(TABLES['method'][method['name']]).items():
+  for name, field in schema.fields(find('method', method['name'])).items():
     if name in SHARED and method[name] is None:
       schema.check_value(f'config.{name} {by}', run.config[name], field.hint)
 
@@ -321,22 +338,61 @@ def _check_attacks(run):
   """The attacks of config and method say themselves which of their values do not go together."""
   inner, made = run.components['method'].get('attack'), []
   if run.config['attack']['name'] not in attacks.ON_HOST:
-    made.append(('config.attack', run.attack,
+    made.append(('config.attack', run.components['attack'],
                  run.evaluation.num_noise if run.attacked_sigma > 0 else None))
   if inner is not None:
-    made.append(('config.method.attack', bind('attack', inner),
-                 run.components['method'].get('num_noise')))
+    made.append(('config.method.attack', inner, run.components['method'].get('num_noise')))
   images = jax.ShapeDtypeStruct((1, *run.test_data.image_shape), jnp.float32)
   num_classes = run.test_data.num_classes
   logits_fn = lambda x: jnp.zeros((len(x), num_classes)) + x.mean()
-  for path, attack, num_noise in made:
+  for path, values, num_noise in made:
     noise = num_noise and jax.ShapeDtypeStruct((num_noise, *images.shape), jnp.float32)
-    try:
-      jax.eval_shape(
+    attack = bind('attack', values)
+    with _mistakes(path, values['name']):
+      found = jax.eval_shape(
           lambda x, n, attack=attack: attack(keys.root(0), logits_fn, x, jnp.zeros(1, jnp.int32),
                                              epsilon=0.1, noise=n), images, noise)
-    except ValueError as error:
+      if not (isinstance(found, AttackResult) and found.images.shape == images.shape):
+        raise ValueError(f'it must return an AttackResult with images of shape {images.shape}, got '
+                         f'{found}')
+
+
+def _check_method(run):
+  """Traces a method of the user's own, so that its mistakes are one line."""
+  dataset, needs = run.test_data, run.needs
+  network = models.network(run.model)
+  variables = models.shapes(run.model, dataset.image_shape)
+  images = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
+  aux = {name: jnp.full(2, value) for name, value in needs.memory.items()}
+  if needs.tangents:
+    aux['tangents'] = jnp.zeros((2, math.prod(dataset.image_shape), run.data.tangents))
+
+  def call(params, batch_stats, images):
+    batch = Batch(images, jnp.zeros(2, jnp.int32), jnp.arange(2), jnp.ones(2), aux)
+    zero = jnp.zeros((), jnp.int32)
+    return run.method(keys.per_example(keys.root(0), 2), network, params, batch_stats, batch,
+                      Progress(zero, zero))
+
+  with _mistakes('config.method', run.config['method']['name']):
+    output = jax.eval_shape(call, variables['params'], variables['batch_stats'], images)
+    if not isinstance(output, MethodOutput):
+      raise ValueError(f'it must return a MethodOutput, got a {type(output).__name__}')
+    training.check_output(output, 2, needs.memory)
+
+
+@contextlib.contextmanager
+def _mistakes(path, name):
+  """Turns a ValueError into a UserError, and any error of a function of the user's own."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    if ':' in name:
+      raise UserError(f'{path}.name is {name!r}, which raises {named.line(error)}') from error
+    if isinstance(error, ValueError):
       raise UserError(f'{path}: {error}') from error
+    raise
 
 
 def _check_certify(run):

@@ -13,7 +13,7 @@ import typing
 from typing import Annotated, Any, Literal, NamedTuple
 
 from robust_jax.errors import UserError, suggest
-from robust_jax.types import Interval
+from robust_jax.types import Attack, Interval
 
 _NAMES = {float: 'a number', int: 'an integer', bool: 'True or False', str: 'a string',
           type(None): 'None'}
@@ -33,11 +33,14 @@ def fields(function):
   if inspect.isclass(function):
     annotated = function.__init__ if dataclasses.is_dataclass(function) else function.__new__
   hints = typing.get_type_hints(annotated, include_extras=True)
-  return {
+  found = {
       name: Field(hints[name], parameter.default)
       for name, parameter in inspect.signature(function).parameters.items()
       if name in hints and (inspect.isclass(function)
                             or parameter.kind is inspect.Parameter.KEYWORD_ONLY)}
+  # What a config cannot say, such as a function, is left at its default.
+  return {name: field for name, field in found.items()
+          if is_known(field.hint) or field.default is inspect.Parameter.empty}
 
 
 def check_names(path, values, names):
@@ -71,6 +74,16 @@ def _is_union(origin):
   return origin in (typing.Union, python_types.UnionType)
 
 
+def is_known(hint):
+  """Whether a config can have a field of this annotation."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Annotated:
+    return is_known(args[0])
+  if _is_union(origin) or origin is tuple:
+    return all(arg is Ellipsis or is_known(arg) for arg in args)
+  return origin is Literal or hint in _NAMES or hint == Attack
+
+
 def _fits(value, hint):
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is Annotated:
@@ -97,4 +110,4 @@ def _describe(hint):
     return ' or '.join(map(_describe, args))
   if origin is tuple:
     return f'a tuple of {_describe(args[0])} each'
-  return _NAMES[hint]
+  return _NAMES.get(hint, str(hint))

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import ml_collections
 
-from robust_jax import attacks, certification, data, models, training, workdir
+from robust_jax import attacks, certification, data, models, named, training, workdir
 from robust_jax.config import schema
 from robust_jax.errors import UserError, suggest
 from robust_jax.training import methods
@@ -251,13 +251,13 @@ def component(kind, /, name, **kwargs):
 
   Args:
     kind: a key of `TABLES`.
-    name: an entry of that table.
+    name: an entry of that table, or 'package.module:name'.
     **kwargs: values that differ from the defaults.
 
   Returns:
     ConfigDict. Arguments named in `SHARED` are None unless given: the experiment's value.
   """
-  return section(_find(kind, name, f'config.{kind}'), name=name, **kwargs)
+  return section(find(kind, name), name=name, **kwargs)
 
 
 def section(function, /, **kwargs):
@@ -300,7 +300,7 @@ def _expanded(values):
 def _check_component(path, kind, values):
   if not isinstance(values, dict) or 'name' not in values:
     raise UserError(f'{path} must have a name and keyword arguments, got {values!r}')
-  function = _find(kind, values['name'], path)
+  function = find(kind, values['name'], path)
   _check_section(path, {name: value for name, value in values.items() if name != 'name'}, function)
 
 
@@ -314,7 +314,31 @@ def _check_section(path, values, function):
       schema.check_value(f'{path}.{name}', values[name], field.hint)
 
 
-def _find(kind, name, path):
+def find(kind, name, path=None):
+  """The function of a section: an entry of its table, or the user's own 'package.module:name'.
+
+  Args:
+    kind: a key of `TABLES`.
+    name: of the function.
+    path: what errors call the section; config.KIND if None.
+
+  Raises:
+    UserError: there is none, or its annotations cannot be read.
+  """
+  path = path or f'config.{kind}'
+  if isinstance(name, str) and ':' in name:
+    function = (models.own.constructor(name) if kind == 'model'
+                else named.load(name, f'{path}.name'))
+    try:
+      schema.fields(function)
+    except Exception as error:  # Anything may happen where annotations are read.
+      raise UserError(f'{path}.name is {name!r}, whose annotations cannot be read '
+                      f'({named.line(error)})') from error
+    for argument, field in schema.fields(function).items():
+      if not schema.is_known(field.hint):
+        raise UserError(f'{path}.name is {name!r}, whose {argument} must be annotated as int, '
+                        f'float, bool, str, tuple[...], Literal[...] or Attack, got {field.hint}')
+    return function
   if name not in TABLES[kind]:
     raise UserError(f'{path}.name must be one of {", ".join(TABLES[kind])}, got {name!r}'
                     + suggest(name, TABLES[kind]))

@@ -1,16 +1,20 @@
 """Classifiers: Flax modules, and what the rest of the project sees of them.
 
 A new model is one entry of `MODELS`: a function (num_classes, *, hyper-parameters) -> Flax module.
-The module maps images [batch, height, width, channel] and `train` to logits [batch, classes]
-float32. Arguments and fields that mean the same in all models are:
+The module maps images [batch, height, width, channel] to logits [batch, classes], float32 or what
+becomes it, and has variables in 'params' and, of BatchNorm, 'batch_stats'. A module of one's own,
+'package.module:Class', needs no entry (see `own`). Arguments and fields that mean the same in all
+models are:
 
   num_classes: number of logits.
+  train: of a call that has it, whether it is one of training.
   dtype: what the layers compute in; variables and logits are float32.
   remat: whether the backward pass computes each block again instead of keeping its inner results:
     a second forward pass for less memory.
   axis_name: of a module with BatchNorm, the mapped axis over which batch statistics are averaged;
     None for the statistics of one device.
-  key: of a module with dropout, the [batch] keys of the masks; without it nothing is dropped.
+  key: of a module with `layers.dropout`, the [batch] keys of the masks; without it nothing is
+    dropped. Flax's nn.Dropout needs none.
   takes_pixels: True of a module that normalises its images itself.
 
 The rest of the project sees `logits_fn` (a trained classifier) and `network` (a classifier to
@@ -19,18 +23,18 @@ units.
 """
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from robust_jax import keys
 from robust_jax.errors import UserError
-from robust_jax.models import cnn, densenet, external, mlp, preact_resnet, resnet, vgg
+from robust_jax.models import cnn, densenet, external, mlp, own, preact_resnet, resnet, vgg
 from robust_jax.types import Network
 
-__all__ = ['HEAD', 'MODELS', 'create', 'init', 'logits_fn', 'network']
+__all__ = ['HEAD', 'MODELS', 'create', 'init', 'logits_fn', 'network', 'shapes']
 
 # The name of the last layer of every network. Only layers with this prefix, it and its norm if it
 # has one, depend on the number of classes.
@@ -62,7 +66,7 @@ def create(name, num_classes, **kwargs):
   """The Flax module `MODELS[name](num_classes, **kwargs)`.
 
   Args:
-    name: an entry of `MODELS`.
+    name: an entry of `MODELS`, or 'package.module:Class' (see `own`).
     num_classes: number of logits.
     **kwargs: the model's own hyper-parameters.
 
@@ -72,6 +76,8 @@ def create(name, num_classes, **kwargs):
   Raises:
     UserError: there is no such model.
   """
+  if ':' in name:
+    return own.constructor(name)(num_classes, **kwargs)
   if name not in MODELS:
     raise UserError(f'config.model.name must be one of {", ".join(sorted(MODELS))}, got {name!r}')
   return MODELS[name](num_classes, **kwargs)
@@ -90,9 +96,19 @@ def init(key, model, image_shape):
   """
   images = jnp.zeros((1, *image_shape))
   # Runs once, so that XLA's optimisation costs more time than it saves (ResNet-20: 12 s for 4 s).
-  run = jax.jit(functools.partial(model.init, train=False),
+  run = jax.jit(functools.partial(model.init, **_train(model, False)),
                 compiler_options={'xla_backend_optimization_level': 0})
-  variables = run(key, images)
+  return _both(run(key, images))
+
+
+def shapes(model, image_shape):
+  """What `init` would return, as jax.ShapeDtypeStruct; nothing is computed."""
+  return _both(jax.eval_shape(
+    functools.partial(model.init, **_train(model, False)), keys.root(0),
+    jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)))
+
+
+def _both(variables):
   return {'params': variables.get('params', {}), 'batch_stats': variables.get('batch_stats', {})}
 
 
@@ -112,8 +128,7 @@ def logits_fn(model, variables, *, mean=0.0, std=1.0):
     A LogitsFn: images [batch, height, width, channel] in [0, 1] -> logits [batch, classes]
     float32; all NaN for an image with a pixel that is not finite.
   """
-  if getattr(model, 'takes_pixels', False):
-    mean, std = 0., 1.
+  mean, std = _constants(model, mean, std)
   return jax.tree_util.Partial(_eval_logits(model, _hashable(mean), _hashable(std)), variables)
 
 
@@ -132,19 +147,35 @@ def network(model, *, mean=0.0, std=1.0, axis_name=None):
     float32 and the updated batch_stats ({} for a model without BatchNorm). Its `key`, one key or
     [batch] keys, draws the dropout masks, each example's from its own key.
   """
-  train_model = model.clone(axis_name=axis_name) if hasattr(model, 'axis_name') else model
-  takes_key = 'key' in inspect.signature(model.__call__).parameters
-
+  mean, std = _constants(model, mean, std)
+  knows_axis = hasattr(model, 'axis_name')
+  train_model = model.clone(axis_name=axis_name) if knows_axis else model
+  takes_key = own.takes(model, 'key')
   def train_logits(params, batch_stats, images, key):
-    kwargs = {'key': keys.per_example(key, len(images))} if takes_key else {}
-    logits, updated = train_model.apply(
-      {'params': params, 'batch_stats': batch_stats}, _normalise(images, mean, std),
-      train=True, mutable=['batch_stats'], **kwargs)
+    apply = functools.partial(
+      train_model.apply, {'params': params, 'batch_stats': batch_stats},
+      _normalise(images, mean, std), mutable=['batch_stats'], **_train(model, True))
+    if takes_key:
+      logits, updated = apply(key=keys.per_example(key, len(images)))
+    elif knows_axis or key is None:
+      logits, updated = apply()
+    else:
+      example_keys = keys.per_example(key, len(images))
+      with nn.intercept_methods(own.flax_layers(example_keys, axis_name)):
+        logits, updated = apply(rngs={'dropout': example_keys[0], own.LAYERS: keys.root(0)})
     return _nan_unless_finite(logits, images), updated.get('batch_stats', {})
 
   return Network(
     eval_logits=functools.partial(logits_fn, model, mean=mean, std=std),
     train_logits=train_logits)
+
+
+def _train(model, value):
+  return {'train': value} if own.takes(model, 'train') else {}
+
+
+def _constants(model, mean, std):
+  return (0., 1.) if getattr(model, 'takes_pixels', False) else (mean, std)
 
 
 def _normalise(images, mean, std):
@@ -158,9 +189,8 @@ def _hashable(value):
 @functools.cache
 def _eval_logits(model, mean, std):
   """One function for each classifier: jit knows functions by identity."""
-
   def eval_logits(variables, images):
-    logits = model.apply(variables, _normalise(images, mean, std), train=False)
+    logits = model.apply(variables, _normalise(images, mean, std), **_train(model, False))
     return _nan_unless_finite(logits, images)
 
   return eval_logits

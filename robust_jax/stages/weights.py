@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from robust_jax import data, models
+from robust_jax import data, models, named
 from robust_jax import workdir as workdirs
 from robust_jax.config import sections
 from robust_jax.errors import UserError
@@ -163,7 +163,7 @@ def load(run, workdir):
   """
   network, step = run.network, finished_step(workdir) if run.trainable else None
   if not run.trainable:
-    source = models.external.source(run.model.function)
+    source = named.source(run.model.function)
     variables = {'params': {}, 'batch_stats': {}}
     identity, training_noise = source and _sha256(source), None
   elif step is None:

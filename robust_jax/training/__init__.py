@@ -2,6 +2,6 @@
 
 from robust_jax.training.optimizers import OPTIMIZERS
 from robust_jax.training.schedules import SCHEDULES
-from robust_jax.training.step import all_finite, create_state, train_step
+from robust_jax.training.step import all_finite, check_output, create_state, train_step
 
-__all__ = ['OPTIMIZERS', 'SCHEDULES', 'all_finite', 'create_state', 'train_step']
+__all__ = ['OPTIMIZERS', 'SCHEDULES', 'all_finite', 'check_output', 'create_state', 'train_step']

@@ -77,7 +77,7 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
 
     def weighted_loss(params):
       output = method(example_keys, network, params, batch_stats, batch, progress)
-      _check_output(output, len(batch.labels), state.memory)
+      check_output(output, len(batch.labels), state.memory)
       return jnp.sum(batch.mask * output.loss), output
 
     return jax.grad(weighted_loss, has_aux=True)(state.params)
@@ -113,7 +113,8 @@ def _over_devices(tree, axis_name):
   return restore(jax.lax.psum(flat, axis_name))
 
 
-def _check_output(output, size, memory):
+def check_output(output, size, memory):
+  """Raises ValueError unless a `MethodOutput` has one number for each of `size` examples."""
   if output.memory.keys() != memory.keys():
     raise ValueError(f'MethodOutput.memory must have the names {sorted(memory)} of the state, got '
                      f'{sorted(output.memory)}')

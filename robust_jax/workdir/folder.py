@@ -30,7 +30,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from robust_jax import __version__
+from robust_jax import __version__, models
 from robust_jax.errors import UserError
 from robust_jax.workdir.records import read_json, write_json
 
@@ -115,8 +115,7 @@ def describe(run, workdir, words):
   if 'train' in stages(workdir):
     return
   dataset, devices = run.test_data, run.devices
-  shapes = jax.eval_shape(lambda: run.model.init(
-      jax.random.key(0), jax.numpy.zeros((1, *dataset.image_shape)), train=False))
+  params = models.shapes(run.model, dataset.image_shape)['params']
   write_json(Path(workdir) / 'run.json', {
       'command': shlex.join(['python', '-m', 'launch', *words]), 'started': now(),
       'num_devices': len(devices),
@@ -127,7 +126,7 @@ def describe(run, workdir, words):
                   'std': np.asarray(dataset.std).tolist()},
       'weights': run.config['weights'] and str(Path(run.config['weights']).resolve()),
       'model': {'name': run.config['model']['name'],
-                'num_params': sum(x.size for x in jax.tree.leaves(shapes.get('params')))},
+                'num_params': sum(x.size for x in jax.tree.leaves(params))},
       **environment(devices)})
 
 

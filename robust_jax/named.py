@@ -1,0 +1,50 @@
+"""Functions and classes of the user's own, by their names: 'package.module:name'."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from robust_jax.errors import UserError
+
+
+def load(target, field):
+  """What a string names.
+
+  Args:
+    target: 'package.module:name'. The module is imported as Python would import it: under
+      `python -m`, and in a notebook, from the current folder too.
+    field: the field that has it, for errors.
+
+  Returns:
+    The function or class.
+
+  Raises:
+    UserError: the string is not of that form; the module is not there, or raises when imported;
+      it has no such attribute, or one that cannot be called.
+  """
+  module_name, _, name = target.partition(':')
+  if not (module_name and name):
+    raise UserError(f"{field} must be 'package.module:name', got {target!r}")
+  given = f'{field} is {target!r}'
+  try:
+    module = importlib.import_module(module_name)
+  except (Exception, SystemExit) as error:  # Anything may happen in a user's module.
+    raise UserError(f'{given}, but importing {module_name} raises {line(error)}') from error
+  if not hasattr(module, name):
+    raise UserError(f'{given}, but {module_name} has no {name!r}')
+  found = getattr(module, name)
+  if not callable(found):
+    raise UserError(f'{given}: it must be a function or class, got a {type(found).__name__}')
+  return found
+
+
+def source(target):
+  """The file of the module that `target` names, as a Path; None if there is none."""
+  file = getattr(sys.modules.get(target.partition(':')[0]), '__file__', None)
+  return Path(file) if file else None
+
+
+def line(error):
+  """The type and the first line of an error."""
+  first = next(iter(str(error).strip().splitlines()), '')
+  return f'{type(error).__name__}: {first}' if first else type(error).__name__
