@@ -1,6 +1,8 @@
 """Networks, methods and attacks of the user's own, by 'package.module:name'."""
 
+import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +173,12 @@ def test_their_annotated_arguments_are_fields(tmp_path):
   # Saved and read again.
   workdir.write_json(tmp_path / 'config.json', run.config)
   assert sections.resolve(sections.saved_config(tmp_path)) == run.config
+
+
+def test_the_network_of_the_documentation_trains(tmp_path):
+  page = (Path(__file__).parents[1] / 'docs/models.md').read_text(encoding='utf-8')
+  (tmp_path / 'my_module.py').write_text(re.search(r'```python\n(.*?)```', page, re.DOTALL)[1])
+  assert build(tmp_path, '--config.model.name=my_module:Net', '--config.model.width=3').trainable
 
 
 def test_a_function_that_makes_a_module(tmp_path):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from golden import seeded
 from PIL import Image
 
@@ -313,8 +314,8 @@ def resnet8(monkeypatch):
         'any', 'test', rng.integers(0, 256, (len(labels), 8, 8, 3), np.uint8),
         np.array(labels, np.int32), tuple('abcde'[:num_classes]), mean=mean, std=(0.5,))
     monkeypatch.setattr(data, 'load', lambda *args, **kwargs: dataset)
-    return make_run('', data__name='any', weights=str(GOLDEN / 'torch_zip.pth'),
-                    model=component('model', 'resnet8'), **fields)
+    return make_run('', component('model', 'resnet8'), data__name='any',
+                    **{'weights': str(GOLDEN / 'torch_zip.pth'), **fields})
 
   return make
 
@@ -349,6 +350,21 @@ def test_pytorch_weights_are_judged_with_the_normalisation_of_their_file(resnet8
   for function in (weights.initial_variables, lambda run: weights.load(run, tmp_path)):
     with pytest.raises(UserError, match='config.data.mean and config.data.std must be those of'):
       function(resnet8(data__mean=(0.1,)))
+
+
+def test_weights_without_a_normalisation_have_the_datasets_and_say_so(resnet8, tmp_path, capsys):
+  arrays = torch_weights.read(GOLDEN / 'torch.safetensors')
+  file = tmp_path / 'bare.safetensors'
+  safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()
+                               if name.startswith('1.')}, file)
+  run, images = resnet8(weights=str(file), mean=(0.4, 0.5, 0.6)), seeded.images((2, 8, 8, 3))
+  run = dataclasses.replace(run, test_data=run.test_data._replace(std=(0.25, 0.5, 0.2)))
+  expected = json.loads((GOLDEN / 'torch_resnet8.json').read_text())
+  for _ in range(2):
+    found = weights.load(run, tmp_path).logits_fn(images)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  assert re.fullmatch(r'.*bare.safetensors says nothing of .*, mean \(0.4, 0.5, 0.6\), std .*\n',
+                      capsys.readouterr().out)
 
 
 def test_judged_weights_are_announced_as_such(resnet8):

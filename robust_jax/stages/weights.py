@@ -1,5 +1,6 @@
 """Where a stage gets its classifier from: the training of its workdir, or config.weights."""
 
+import functools
 import hashlib
 import json
 import sys
@@ -260,11 +261,20 @@ def _normalisation(run, loaded):
   dataset = run.test_data
   if loaded is None or {run.data.mean, run.data.std} != {None}:
     _check_normalisation(run, loaded)
+    if loaded is None and {run.data.mean, run.data.std} == {None}:
+      _say_once(f'{run.config["weights"]} says nothing of the normalisation of its images; that of '
+                f'{run.data.name} is used, mean {dataset.mean}, std {dataset.std} '
+                '(config.data.mean, config.data.std)')
     return {'mean': dataset.mean, 'std': dataset.std}
   if any(np.size(values) not in (1, dataset.image_shape[-1]) for values in loaded):
     _check_normalisation(run, loaded)
   mean, std = (tuple(values) if np.ndim(values) else values for values in loaded)
   return {'mean': mean, 'std': std}
+
+
+@functools.cache
+def _say_once(line):
+  print(line, flush=True)
 
 
 def _sha256(path):
