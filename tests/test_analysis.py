@@ -81,6 +81,18 @@ def test_intervals_are_clopper_pearson(total):
     assert (low[k], high[k]) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
+def test_p_a_is_what_a_radius_stands_for():
+  one = make_log([0.5, 0.5, 0., 1.], [1, 2, 1, 1], [1, 1, 1, 1])
+  np.testing.assert_allclose(analysis.certified_probability(one, 0.5),
+                             [stats.norm.cdf(1), 0, 0.5, stats.norm.cdf(2)])
+  known = one._replace(settings={'sigma': 0.25, 'n': 100, 'alpha': 0.01})
+  assert analysis.certified_probability(known)[0] == pytest.approx(stats.norm.cdf(2))
+  assert analysis.largest_radius(known) == pytest.approx(0.25 * stats.norm.ppf(0.01 ** 0.01))
+  assert analysis.largest_radius(one) is None
+  assert analysis.largest_radius(known._replace(
+      settings=known.settings | {'name': 'sequential'})) is None
+
+
 def test_envelope_takes_the_best_model_at_each_radius():
   steep = make_log([0.4, 0.4, 0.4], [1, 1, 1], [1, 1, 1])
   flat = make_log([0.0, 0.1, 2.0], [0, 1, 1], [1, 1, 1])

@@ -579,6 +579,11 @@ def test_curves_are_drawn(tmp_path, capsys):
   assert run(capsys, 'plot', *paths, f'--output={tmp_path}/x.PNG')[0] == 0
   with Image.open(tmp_path / 'x.PNG') as image:
     assert image.format == 'PNG' and image.width > 1400
+  words = ('plot', *paths, '--x=p_A', f'--output={tmp_path}/y.svg')
+  assert run(capsys, *words, '--sigma=0.5')[0] == 0
+  texts = {each.text for each in ElementTree.parse(tmp_path / 'y.svg').getroot().iter()}
+  assert {'Images with at least this p_A', '<0>&.tsv', '0.5', '1'} <= texts
+  assert '--x=p_A needs its noise' in refused(capsys, *words)
 
 
 # --simultaneous

@@ -61,7 +61,7 @@ def attacks(paths):
 def test_figures_are_means_with_student_intervals(runs):
   panel = panel_of(*runs)
   assert [(group.label, len(group.runs)) for group in panel.groups] == [
-      ('num_noise=4', 3), ('num_noise=8', 3)]
+      ('a', 3), ('b', 3)]
   expected = {
       'clean': lambda i: [100 * analysis.certified_accuracy(one, [0])[0] for one in logs(runs)[i]],
       'certified 0.5': lambda i: [100 * analysis.certified_accuracy(one, [0.5])[0]
@@ -70,14 +70,14 @@ def test_figures_are_means_with_student_intervals(runs):
       'PGD ℓ₂ 0.75': lambda i: [100 * analysis.robust_accuracy(one)[2] for one in attacks(runs)[i]],
   }
   for title, figures in expected.items():
-    for label, i in (('num_noise=4', slice(0, 3)), ('num_noise=8', slice(3, 6))):
+    for label, i in (('a', slice(0, 3)), ('b', slice(3, 6))):
       values = figures(i)
       low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
       decimals = 3 if title == 'ACR' else 1
       assert column(panel, title)[label] == (
           f'{np.mean(values):.{decimals}f} ± {(high - low) / 2:.{decimals}f}')
   # 50 steps of 64 images an epoch, at 810 to 900 images a second.
-  seconds = float(column(panel, 's / epoch')['num_noise=4'].split(' ± ')[0])
+  seconds = float(column(panel, 's / epoch')['a'].split(' ± ')[0])
   assert 3.5 < seconds < 4
 
 
@@ -87,17 +87,17 @@ def best(panel, title):
 
 def test_the_best_of_a_column_is_marked(runs):
   panel = panel_of(*runs)
-  assert best(panel, 'ACR') == ['num_noise=8'] and best(panel, 's / epoch') == []
+  assert best(panel, 'ACR') == ['b'] and best(panel, 's / epoch') == []
   values = [[np.zeros(4) for _ in group.runs] for group in panel.groups]
   equal = panel._replace(columns=[Column('ACR', values)])
   assert best(equal, 'ACR') == []
   values[-1][0] = np.ones(4)
-  assert best(equal, 'ACR') == ['num_noise=8']
+  assert best(equal, 'ACR') == ['b']
   alone = panel_of(*runs[:3])
   tables = comparison.tables(alone)
   assert not any(best(alone, title) for title in tables['figures'][1].columns[1:])
   assert comparison.title([alone]) == '3 runs of one config on digits'
-  assert alone.groups[0].label == 'smoothadv' and list(tables) == ['figures', 'runs']
+  assert alone.groups[0].label == 'a' and list(tables) == ['figures', 'runs']
 
 
 def test_differences_over_runs_are_welch_and_over_images_paired(runs):
@@ -105,20 +105,20 @@ def test_differences_over_runs_are_welch_and_over_images_paired(runs):
   test = stats.ttest_ind(values[3:], values[:3], equal_var=False)
   interval = test.confidence_interval()
   cells = column(panel_of(*runs), 'ACR', 'differences')
-  assert cells == {'num_noise=8': f'{np.mean(values[3:]) - np.mean(values[:3]):+.3f} ± '
+  assert cells == {'b': f'{np.mean(values[3:]) - np.mean(values[:3]):+.3f} ± '
                    f'{(interval.high - interval.low) / 2:.3f}'}
   panel = panel_of(runs[0], runs[3])
-  assert column(panel, 'interval over', 'differences') == {'num_noise=8': 'images'}
+  assert column(panel, 'interval over', 'differences') == {'b0': 'images'}
   first, second = logs([runs[0], runs[3]])
   right = [one.correct & (one.radius >= 0.5) for one in (first, second)]
-  assert column(panel, 'certified 0.5', 'differences')['num_noise=8'] == (
+  assert column(panel, 'certified 0.5', 'differences')['b0'] == (
       '{:+.1f} [{:+.1f}, {:+.1f}]'.format(
           *(100 * value for value in analysis.paired_difference(*right[::-1]))))
   # Against a single run, the mean over seeds is compared image by image.
   panel = panel_of(runs[0], *runs[3:])
   each = [one.correct * one.radius for one in logs([runs[0], *runs[3:]])]
   interval = stats.ttest_rel(np.mean(each[1:], axis=0), each[0]).confidence_interval()
-  assert column(panel, 'ACR', 'differences')['num_noise=8'] == (
+  assert column(panel, 'ACR', 'differences')['b'] == (
       f'{np.mean(each[1:]) - np.mean(each[0]):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]')
 
 
@@ -127,8 +127,8 @@ def test_figures_are_on_the_images_that_all_runs_have(runs, tmp_path):
   panel = panel_of(runs[0], fewer)
   first, second = logs([runs[0], fewer])
   cells = column(panel, 'ACR')
-  assert cells['num_noise=4'] == f'{np.mean((first.correct * first.radius)[:80]):.3f}'
-  assert cells['num_noise=8'].startswith(f'{analysis.average_certified_radius(second):.3f}')
+  assert cells['a0'] == f'{np.mean((first.correct * first.radius)[:80]):.3f}'
+  assert cells['fewer'].startswith(f'{analysis.average_certified_radius(second):.3f}')
   assert any('Of 80 and 120 certified images, the figures are on the 80' in note
              for note in panel.notes)
   # Without a common image nothing is compared.
@@ -162,14 +162,14 @@ def test_runs_on_other_datasets_are_apart(runs, tmp_path):
       f'apart_{name}.{end}' for name in ('digits', 'mnist')
       for end in ('csv', 'md', 'tex', 'png')), *(
           f'apart_{name}_{chart}.{end}' for name in ('digits', 'mnist')
-          for chart in ('certified', 'attack') for end in ('svg', 'pdf'))}
+          for chart in ('certified', 'probability', 'attack') for end in ('svg', 'pdf'))}
   assert '3 runs on digits and mnist' in printed and 'mnist. One training run each' in printed
 
 
 def test_other_draws_are_shown_but_not_compared(runs, tmp_path):
   more = make(tmp_path / 'more', certify={'n': 100_000})
   panel = panel_of(runs[0], more)
-  assert [group.label for group in panel.groups] == ['n=10000', 'n=100000']
+  assert [group.label for group in panel.groups] == ['a0', 'more']
   assert any('The certificates differ in n (10,000 and 100,000)' in note for note in panel.notes)
   assert best(panel, 'certified 0.5') == []
   assert 'certified 0.5' not in comparison.tables(panel)['differences'][1].columns
@@ -196,10 +196,10 @@ def test_only_what_a_grid_has_decided_is_shown(runs, tmp_path):
   accuracy = 100 * np.mean(both[0].certified.correct & (both[0].certified.radius >= 128 / 255))
   assert 0 < accuracy < 100
   shown = column(panel, 'certified 0.501961')
-  assert shown['num_noise=8'] == f'{accuracy:.1f}' and shown['num_noise=2'] is None
-  assert column(panel, 'certified 1.5')['num_noise=8'] is None, 'nothing is known'
-  assert column(panel, 'certified 0.25')['num_noise=8'] is None, 'only a bound is known'
-  assert all(column(panel, 'certified 0.25')[f'num_noise={m}'] is not None for m in (2, 4))
+  assert shown['one'] == f'{accuracy:.1f}' and shown['other'] is None
+  assert column(panel, 'certified 1.5')['one'] is None, 'nothing is known'
+  assert column(panel, 'certified 0.25')['one'] is None, 'only a bound is known'
+  assert all(column(panel, 'certified 0.25')[name] is not None for name in ('a0', 'other'))
   assert any('the ACR is a lower bound' in note for note in panel.notes)
   # A log without a grid has round radii, however few another one has decided.
   alone = with_grid(make(tmp_path / 'alone', num_noise=8), [2.])
@@ -224,8 +224,8 @@ def test_another_attack_is_another_column(runs, tmp_path):
   header['header']['epsilons'][-1] = 2.0
   (other / 'attack.jsonl').write_text('\n'.join([json.dumps(header), *lines[1:]]) + '\n')
   panel = panel_of(runs[0], other)
-  assert column(panel, 'PGD ℓ₂, num_steps=20 1')['num_noise=8'] is None
-  assert column(panel, 'PGD ℓ₂, num_steps=40 2')['num_noise=4'] is None
+  assert column(panel, 'PGD ℓ₂, num_steps=20 1')['other'] is None
+  assert column(panel, 'PGD ℓ₂, num_steps=40 2')['a0'] is None
   assert list(panel.attacks) == ['PGD ℓ₂, num_steps=20', 'PGD ℓ₂, num_steps=40']
   assert any('The attacks measured different radii' in note for note in panel.notes)
 
@@ -242,13 +242,13 @@ def test_missing_and_unfinished_stages(runs, tmp_path):
   assert f'{tmp_path}/empty: nothing is measured yet; it is left out.' in panel.notes
   assert any(note.startswith(f'{half}: the certify stage is not finished') for note in panel.notes)
   cells = column(panel, 'ACR')
-  assert cells['standard, epsilon=8/255, num_noise=4'] is None
-  assert cells['smoothadv, epsilon=1, num_noise=8'].endswith(' (n=1)')
+  assert cells['plain'] is None
+  assert cells['b0 … half'].endswith(' (n=1)')
   # Every run was attacked, so clean accuracy is that of the attacked images for all.
   attack, = attacks([plain])
-  assert column(panel, 'clean')['standard, epsilon=8/255, num_noise=4'].startswith(
+  assert column(panel, 'clean')['plain'].startswith(
       f'{100 * analysis.clean_accuracy(attack):.1f}')
-  assert column(panel, 'PGD ℓ∞ 8/255')['standard, epsilon=8/255, num_noise=4']
+  assert column(panel, 'PGD ℓ∞ 8/255')['plain']
   for name in ('metrics.jsonl', 'attack.jsonl', 'certify.jsonl', 'certify.tsv', 'run.json',
                'config.json', 'stages.json'):
     content = (half / name).read_bytes()
@@ -320,12 +320,12 @@ def test_long_and_unlike_training_curves(tmp_path):
     (path / 'metrics.jsonl').write_text('\n'.join(kept[:len(kept) * 2 // every]) + '\n')
   page, _ = report.compare(paths, tmp_path / 'compare.html')
   source = page.read_text()
-  assert source.count('class="key c0">smoothadv (2 runs)</span>') == 6
+  assert source.count('class="key c0">0 … 1 (2 runs)</span>') == 7
   # Without a step in common there is no mean, and one of the thin lines has the name.
   (paths[1] / 'metrics.jsonl').write_text(
       (paths[1] / 'metrics.jsonl').read_text().replace('"epoch": ', '"epoch": 1000'))
   source = report.compare(paths, tmp_path / 'compare.html')[0].read_text()
-  assert source.count('class="key c0 thin">smoothadv (2 runs)</span>') == 4
+  assert source.count('class="key c0 thin">0 … 1 (2 runs)</span>') == 4
   assert len(source) < 200_000
 
 
@@ -334,7 +334,7 @@ def test_long_and_unlike_training_curves(tmp_path):
 
 def label_all(*configs):
   runs = [contents.Contents(contents.Path(f'runs/{i}'), config, {}, {}, {}, None, None, None, {},
-                            None, None)
+                            None, None, swept=True)
           for i, config in enumerate(configs)]
   return [group.label for group in groups.group(runs)]
 
@@ -364,6 +364,21 @@ def test_labels_are_what_differs():
   assert label_all({}, {}, base) == ['0', '1', 'smoothadv']
 
 
+@pytest.mark.parametrize('names, label', [
+    (['gauss'], 'gauss'), (['gauss_0', 'gauss_1'], 'gauss'), (['sigma=0.25'], 'sigma=0.25'),
+    (['000', '001', '002'], '000 … 002'), (['a', 'b'], 'a … b')])
+def test_runs_have_the_names_of_their_folders(names, label):
+  runs = [contents.Contents(contents.Path(f'runs/{name}'), {'seed': seed, 'sigma': 0.5}, {}, {}, {},
+                            None, None, None, {}, None, None) for seed, name in enumerate(names)]
+  found, = groups.group(runs)
+  assert found.label == label
+  other = runs[0]._replace(path=contents.Path('others/x'), config={'sigma': 1.})
+  assert [group.label for group in groups.group([*runs, other])] == [label, 'x']
+  # The same name twice is told apart by the whole path.
+  again = other._replace(path=contents.Path(f'others/{label}'))
+  assert len({group.label for group in groups.group([*runs, again])}) == 2
+
+
 # The page and the command.
 
 
@@ -375,7 +390,7 @@ def test_page_is_whole_and_asks_for_nothing_else(runs, tmp_path):
   parsed = Page(source)
   assert len(parsed.ids) == len(set(parsed.ids))
   assert [one for one in parsed.ids if '-' not in one] == [
-      'figures', 'robustness', 'training', 'fields', 'soundness', 'runs']
+      'main', 'figures', 'robustness', 'training', 'fields', 'soundness', 'runs']
   for address in parsed.addresses:
     assert address.startswith('data:') or address[1:] in parsed.ids or (
         tmp_path / address).is_file(), address
@@ -390,7 +405,7 @@ def test_page_is_whole_and_asks_for_nothing_else(runs, tmp_path):
   panel = panel_of(*runs)
   for chart in comparison_page.robustness_charts(panel) + comparison_page.training_charts(panel):
     assert [line.thin for line in chart.lines] == [True] * 6 + [False] * 2
-    assert [name for name, _ in chart.legend] == ['num_noise=4 (3 runs)', 'num_noise=8 (3 runs)']
+    assert [name for name, _ in chart.legend] == ['a (3 runs)', 'b (3 runs)']
 
 
 def test_names_cannot_break_the_page(runs, tmp_path):

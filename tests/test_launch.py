@@ -87,6 +87,12 @@ def test_a_run_leaves_all_its_files(finished):
   assert 'Certified accuracy' in printed and str(folder / 'report.html') in printed
   status = {name: record['status'] for name, record in workdir.stages(folder).items()}
   assert status == {'train': 'done', 'attack': 'done', 'certify': 'done'}
+  network = workdir.stages(folder)['certify']['network']
+  assert network['num_images'] == 24 and network['accuracy'] > 0.5
+  with np.load(folder / 'gallery.npz') as gallery:
+    for name in ('clean_confidence', 'confidence'):
+      assert gallery[name].shape == (8,) and (gallery[name] > 0.1).all()
+      assert (gallery[name] <= 1).all() and (200 * gallery[name] % 1 < 1e-6).all()
 
 
 def test_a_run_learns_and_its_certificates_hold_together(finished):

@@ -1,6 +1,7 @@
 """The report: both kinds of run, missing parts, hostile names, the same figures as analysis."""
 
 import base64
+import csv
 import html.parser
 import io
 import json
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from robust_jax import analysis, report
 from robust_jax.certification import log
@@ -206,11 +208,12 @@ def test_the_figures_are_those_of_analysis(workdir):
 
 def test_tables_are_written_in_every_format(workdir):
   smoothed = workdir.name.startswith('smoothed')
-  names = {'summary', 'attack', 'training'} | ({'certified'} if smoothed else set())
+  names = {'summary', 'attack', 'classes', 'training'} | ({'certified'} if smoothed else set())
   assert {path.name for path in (workdir / 'tables').iterdir()} == {
       f'{name}.{end}' for name in names for end in ('csv', 'md', 'tex')}
   assert {path.name for path in (workdir / 'figures').iterdir()} == {
-      f'{"certified" if smoothed else "attack"}.{end}' for end in ('svg', 'pdf')}
+      f'{name}.{end}' for name in (('certified', 'certified_radii', 'probability') if smoothed
+                                   else ('attack',)) for end in ('svg', 'pdf')}
   attack = analysis.read_attack(workdir / 'attack.jsonl')
   lines = (workdir / 'tables' / 'attack.csv').read_text().splitlines()
   assert lines[0].startswith('ℓ₂ ε,' if smoothed else 'ℓ∞ ε,')
@@ -222,6 +225,79 @@ def test_the_page_does_not_change_when_built_again(workdir):
   before = (workdir / 'report.html').read_bytes()
   assert report.build(str(workdir)) == workdir / 'report.html'
   assert (workdir / 'report.html').read_bytes() == before
+
+
+def test_every_scrolling_part_can_be_reached_by_keys(workdir):
+  page = read_page(workdir)
+  scrolling = [attrs for tag, attrs in page.tags
+               if tag == 'pre' or 'scroll' in attrs.get('class', '').split()]
+  assert len(scrolling) > 10 and all(attrs.get('tabindex') == '0' for attrs in scrolling)
+  assert ('a', {'class': 'skip', 'href': '#main'}) in page.tags
+  linked = {attrs['href'] for tag, attrs in page.tags if tag == 'a' and 'href' in attrs}
+  assert {f'#{one}' for one in SECTIONS} <= linked
+
+
+def test_classes_by_themselves_are_those_of_numpy(workdir):
+  attack = analysis.read_attack(workdir / 'attack.jsonl')
+  title, *rows = csv.reader((workdir / 'tables' / 'classes.csv').read_text().splitlines())
+  robust = analysis.robust(attack)[:, -1]
+  for k, row in enumerate(rows):
+    of_class = attack.label == k
+    cells = dict(zip(title, row))
+    assert (cells['class'], cells['attacked images']) == (str(k), str(of_class.sum()))
+    assert row[-1] == f'{100 * robust[of_class].mean():.1f}'
+    if workdir.name.startswith('smoothed'):
+      one = log.read(workdir / 'certify.jsonl')
+      certified = one.correct & (one.radius >= 0.5)
+      assert cells['certified 0.5 (%)'] == f'{100 * certified[one.label == k].mean():.1f}'
+  assert len(rows) == 10 and '<details open><summary>By class' in (workdir /
+                                                                 'report.html').read_text()
+
+
+def test_only_settings_that_apply_are_shown(tmp_path, no_files):
+  path = write_workdir(tmp_path, **KINDS['smoothed'], num_images=20, num_epochs=2)
+  lines = (path / 'attack.jsonl').read_text().splitlines()
+  header = json.loads(lines[0])
+  header['header']['attack'] |= {'l1_top_k': 1, 'target': 'none', 'min_step_size': 0.,
+                                 'step_size': None, 'smoothed_objective': 'smoothadv'}
+  header['header'] |= {'num_noise': 16}
+  (path / 'attack.jsonl').write_text('\n'.join([json.dumps(header), *lines[1:]]) + '\n')
+  report.build(path)
+  source = (path / 'report.html').read_text()
+  settings = re.search(r'Settings of the attack.*?</details>', source, re.DOTALL).group(0)
+  shown = re.findall(r'<tr><td class="v">(\w+)</td>', settings)
+  assert shown == ['num_steps', 'step_ratio', 'smoothed_objective', 'sigma', 'num_noise']
+
+
+def test_a_limit_of_the_draws_is_drawn_and_the_network_alone_is_shown(tmp_path, no_files):
+  path = write_workdir(tmp_path, **KINDS['smoothed'], num_images=60, num_epochs=2, better=9.)
+  report.build(path)
+  assert 'limit of n' not in read_page(path).text  # No image has come to it.
+  one = log.read(path / 'certify.jsonl')
+  limit = analysis.largest_radius(one)
+  assert limit == pytest.approx(0.25 * stats.norm.ppf(0.001 ** 1e-4))
+  lines = [json.loads(line) for line in (path / 'certify.jsonl').read_text().splitlines()]
+  for line in lines[1:]:
+    line['radius'] = limit if line['radius'] > 0 else 0.
+  (path / 'certify.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  stages = json.loads((path / 'stages.json').read_text())
+  stages['certify']['network'] = {'accuracy': 0.9, 'num_images': 60}
+  (path / 'stages.json').write_text(json.dumps(stages))
+  report.build(path)
+  text = read_page(path).text
+  assert text.count('limit of n = 10,000') == 2  # Of the curve and the histogram.
+  assert 'The network without noise90.0%60 images' in text
+  assert not re.search('memory mib', text, re.IGNORECASE)
+
+
+def test_a_checkpoint_chosen_by_the_test_split_is_told(tmp_path, no_files):
+  path = write_workdir(tmp_path, **KINDS['unsmoothed'], num_images=20, num_epochs=2)
+  config = json.loads((path / 'config.json').read_text())
+  for validation, told in ((0., True), (0.1, False)):
+    config |= {'checkpoint': 'best', 'data': {'name': 'digits', 'validation': validation}}
+    (path / 'config.json').write_text(json.dumps(config))
+    report.build(path)
+    assert ('chosen by its accuracy on the test split' in read_page(path).text) == told
 
 
 def test_every_missing_part_is_said(tmp_path, no_files):
@@ -377,6 +453,32 @@ def test_figures_are_files_and_always_the_same(kind, start):
     assert {'Title & <b>', 'x $y$', '_a $x$', '0.5'} <= texts
 
 
+def test_an_axis_is_logarithmic_where_values_stay_small():
+  steps = np.linspace(0, 1, 200)
+  cosine, staircase = 0.05 * (1 + np.cos(np.pi * steps)) + 1e-7, 0.1 ** (1 + steps * 3 // 1)
+  of = lambda y: chart(charts.Line('a', 'c0', steps, y))
+  assert not of(cosine).logarithmic and of(staircase).logarithmic
+  assert not of(np.append(np.ones(199), 1e-9)).logarithmic
+  axes = charts.draw(of(staircase)).axes[0]
+  assert 0.0005 < axes.get_ylim()[0] < 0.001
+  spike = staircase.copy()
+  spike[-1] = 1e-12  # Drawn on the axis.
+  line, = drawn_lines(of(spike))
+  assert line.get_ydata().min() == pytest.approx(axes.get_ylim()[0])
+
+
+def test_the_distribution_of_p_a_is_never_above_itself():
+  rng = np.random.default_rng(0)
+  logs = [log.Log(np.arange(500), np.ones(500, int), np.ones(500, int), rng.gamma(2, 0.2, 500),
+                  rng.random(500) < 0.9, np.ones(500), {'sigma': 0.25}, []) for _ in range(2)]
+  for one, (p, shares) in zip(logs, charts.probability_curves(logs, [0.25, 0.5])):
+    assert p[0] == 0.5 and shares[0] == one.correct.mean() and shares[-1] == 0
+    assert (np.diff(p) > 0).all() and (np.diff(shares) <= 0).all()
+  p, shares = charts.probability_curves(logs, [0.25, 0.5])[1]
+  expected = np.where(logs[1].correct, stats.norm.cdf(logs[1].radius / 0.5), 0)
+  np.testing.assert_array_equal(shares, (expected >= p[:, None]).mean(-1))
+
+
 def test_many_lines_look_different():
   assert len({charts.style(i) for i in range(32)}) == 32 and charts.style(32) == charts.style(0)
   lines = [charts.Line(str(i), charts.style(i), [0, 1], [0, i]) for i in range(32)]
@@ -398,13 +500,33 @@ def test_magnification_shows_all_and_is_round(largest):
   assert gallery.magnification(0 * change) == 1.0
 
 
+def test_a_card_has_names_and_confidences():
+  images = np.zeros((1, 8, 8, 1), np.float32)
+  arrays = {'images': images, 'adversarial': images, 'index': [7], 'labels': [0], 'clean': [0],
+            'predicted': [-1]}
+  names = ['n01440764', 'n01443537']
+  (image, change, attacked), = gallery.adversarial(arrays, names)[0]
+  assert (image.name, change.name, attacked.name) == ('✓ tench', 'true: tench', '✗ abstains')
+  assert image.note == attacked.note == ''  # Of a run of before there were any.
+  arrays |= {'clean_confidence': [0.987], 'confidence': [0.5]}
+  (image, _, attacked), = gallery.adversarial(arrays, names)[0]
+  assert (image.note, attacked.note) == ('99%', '50%')
+  found = gallery.imagenet_names()
+  assert len(found) == len({*found.values()}) == 1000 and sorted(found) == [*found]
+  assert found['n02012849'] == 'crane bird' and found['n15075141'] == 'toilet tissue'
+
+
 def test_pictures_are_exact():
-  for channels in (1, 3):
-    levels = np.random.default_rng(0).integers(0, 256, (5, 4, channels))
+  """An image of few pixels has a square for each, so that no viewer blurs it."""
+  for channels, side, factor in ((1, 5, 32), (3, 32, 5), (3, 200, 1)):
+    levels = np.random.default_rng(0).integers(0, 256, (side, 4, channels))
     header, data = gallery.data_uri(levels / 255).split(',')
     assert header == 'data:image/png;base64'
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    np.testing.assert_array_equal(image.reshape(levels.shape), levels)
+    assert image.shape[:2] == (factor * side, factor * 4)
+    for row, column in ((0, 0), (factor - 1, 0), (0, factor - 1)):
+      np.testing.assert_array_equal(
+          image[row::factor, column::factor].reshape(levels.shape), levels)
 
 
 @pytest.mark.parametrize('value, text', [

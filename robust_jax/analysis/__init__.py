@@ -24,9 +24,11 @@ from robust_jax.analysis.certified import (
     average_certified_radius,
     certified_accuracy,
     certified_images,
+    certified_probability,
     decided_radii,
     envelope,
     is_decided,
+    largest_radius,
     mean_draws,
     round_radii,
 )
@@ -43,8 +45,8 @@ from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown
 __all__ = [
     'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval', 'acr_text',
     'attack_curve', 'average_certified_radius', 'certified_accuracy', 'certified_images',
-    'clean_accuracy', 'common_images', 'decided_radii', 'envelope', 'is_decided', 'mean_draws',
-    'mean_interval', 'on_images', 'paired_difference', 'read_attack', 'robust', 'robust_accuracy',
-    'round_radii', 'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text',
-    'welch_difference',
+    'certified_probability', 'clean_accuracy', 'common_images', 'decided_radii', 'envelope',
+    'is_decided', 'largest_radius', 'mean_draws', 'mean_interval', 'on_images',
+    'paired_difference', 'read_attack', 'robust', 'robust_accuracy', 'round_radii',
+    'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text', 'welch_difference',
 ]

@@ -70,6 +70,9 @@ def make_parser():
     if name == 'plot':
       command.add_argument('--output', required=True, metavar='FILE', type=os.path.expanduser,
                            help='what is written, .svg, .pdf or .png')
+      command.add_argument('--x', choices=('radius', 'p_A'), default='radius',
+                           help='what is on the x axis: the certified radius, or p_A, the '
+                           'probability of the label under noise that it stands for')
       command.add_argument('--intervals', action='store_true',
                            help='bands of 95%% intervals over images')
     else:
@@ -133,7 +136,7 @@ images that all {len(found)} logs have: {shared}; [95% interval over images, pai
 
 
 def plot(flags):
-  """Curves of certified accuracy against radius, one colour a log."""
+  """Curves of certified accuracy against radius, or against p_A, one colour a log."""
   from robust_jax.report import charts  # matplotlib takes half a second.
   output = Path(flags.output)
   kind = output.suffix.lower().removeprefix('.')
@@ -142,7 +145,12 @@ def plot(flags):
   found = _without(_collect(flags), _empty)
   _warn(found_logs.differences(found), but='sigma ')
   folder, names = found_logs.names([one.path for one in found])
-  chart = charts.certified_chart([one.log for one in found], names, flags.intervals)
+  sigmas = None
+  if flags.x == 'p_A':
+    sigmas = [one.sigma for one in found]
+    if None in sigmas:
+      raise UserError(f'{found[sigmas.index(None)].path}: --x=p_A needs its noise; give --sigma')
+  chart = charts.certified_chart([one.log for one in found], names, flags.intervals, sigmas)
   try:
     write_bytes(output, charts.render(charts.draw(chart), kind))
   except OSError as error:

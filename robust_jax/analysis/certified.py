@@ -7,6 +7,9 @@ gives NaN, never zero.
 import itertools
 
 import numpy as np
+from scipy import special
+
+from robust_jax.certification import fixed, noise_sources
 
 # Two radii of a grid are further apart; what a caller computes may be off by rounding.
 _ALIKE = 1e-9
@@ -78,6 +81,39 @@ def average_certified_radius(log):
   Reference: Zhai et al. 2020, MACER, section 5.
   """
   return float(np.mean(log.correct * log.radius)) if len(log.radius) else np.nan
+
+
+def certified_probability(log, sigma=None):
+  """p_A = Phi(R / sigma), the lower bound of the label's probability under noise that R stands for.
+
+  Its empirical distribution over the images says more than the average certified radius, to which a
+  few easy images add much, as Phi^-1 grows without end, and hard ones nothing.
+
+  Args:
+    log: the log of one model.
+    sigma: the noise, in the units of the radii; None for that of the log's settings.
+
+  Returns:
+    [num_images] in {0} and [1/2, 1): 0 where the answer is wrong or the classifier abstains.
+
+  Reference: Sun et al., Average certified radius is a poor metric for randomized smoothing, 2024.
+  """
+  sigma = log.settings['sigma'] if sigma is None else sigma
+  return np.where(log.correct, special.ndtr(log.radius / sigma), 0.)
+
+
+def largest_radius(log):
+  """The radius of n draws that all fall on one class: no image can have a larger one.
+
+  None where that is not known: for a table without settings, and certifiers other than `fixed`.
+  """
+  settings = log.settings
+  if settings.get('name', 'fixed') != 'fixed' or not {'n', 'alpha', 'sigma'} <= settings.keys():
+    return None
+  alpha = noise_sources.counted_alpha(settings['alpha'], settings.get('noise', 'gaussian'))
+  return float(fixed.conclude(
+      np.array([settings['n']]), np.array([0]), sigma=settings['sigma'], n=settings['n'],
+      alpha=alpha, bound=settings.get('bound', 'one_vs_rest')).radius[0])
 
 
 def abstention_rate(log):

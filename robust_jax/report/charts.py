@@ -10,6 +10,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
+from scipy import special
 
 from robust_jax import analysis
 
@@ -23,7 +24,7 @@ PALETTE = {
     'c3': ('#8548c2', '#bb97f0'), 'c4': ('#b02a6f', '#f08bbd'), 'c5': ('#86690a', '#d6b948'),
     'c6': ('#55606b', '#a9b4be'), 'c7': ('#4c8a1e', '#92cf63')}
 # What a colour means on the page of a run.
-CERTIFIED, ATTACK, TEST, TRAIN = 'c0', 'c1', 'c2', 'c3'
+CERTIFIED, ATTACK, TEST, TRAIN, VALIDATION = 'c0', 'c1', 'c2', 'c3', 'c5'
 FORMATS = ('svg', 'pdf', 'png')
 MAX_POINTS = 400
 _INK, _SOFT, _RULE = (PALETTE[name][0] for name in ('ink', 'soft', 'rule'))
@@ -78,6 +79,8 @@ class Chart(NamedTuple):
     x_label: what the x axis shows.
     lines: list of `Line`, first to last drawn.
     y_limits: (low, high), or None for the range of the data.
+    x_from: where the x axis begins.
+    limits: {text: x}, thin lines from top to bottom that say why a curve ends.
     percent: whether y is a fraction to be shown in per cent.
     size: (width, height) of the axes and their labels in points; text has 12.
     in_legend: whether the page has a legend above this chart.
@@ -88,6 +91,8 @@ class Chart(NamedTuple):
   x_label: str
   lines: list[Line]
   y_limits: tuple[float, float] | None = None
+  x_from: float = 0.
+  limits: dict[str, float] = {}
   percent: bool = False
   size: tuple[int, int] = (400, 250)
   in_legend: bool = True
@@ -99,9 +104,16 @@ class Chart(NamedTuple):
 
   @property
   def logarithmic(self):
-    """Whether y spans so much that its axis is logarithmic."""
+    """Whether y spans so much, and not in its last moments alone, that its axis is logarithmic."""
     y = np.concatenate([line.y for line in self.drawn])
-    return self.y_limits is None and not self.percent and bool(0 < 50 * y.min() < y.max())
+    return (self.y_limits is None and not self.percent
+            and bool(y.min() > 0 and 50 * np.quantile(y, 0.15) < y.max()))
+
+  @property
+  def floor(self):
+    """Where a logarithmic axis begins: what few values are below it is drawn there."""
+    y = np.concatenate([line.y for line in self.drawn])
+    return 0.7 * float(np.quantile(y, 0.02))
 
   @property
   def legend(self):
@@ -131,8 +143,16 @@ def draw(chart: Chart, *, alone=True) -> Figure:
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width,
                             1 - (_TOP + _BOTTOM) / height))
-    handles = [_draw_line(axes, line, f'line-{i}') for i, line in enumerate(chart.drawn)]
+    lines = [line._replace(y=np.maximum(line.y, chart.floor)) if chart.logarithmic else line
+             for line in chart.drawn]
+    handles = [_draw_line(axes, line, f'line-{i}') for i, line in enumerate(lines)]
     _scale(axes, chart)
+    for text, x in chart.limits.items():
+      axes.axvline(x, color=_SOFT, linewidth=0.8)
+      # Beyond the limit, where no certified curve is.
+      axes.annotate(text, (x, 1), (4, 0), xycoords=('data', 'axes fraction'),
+                    textcoords='offset points', rotation=90, rotation_mode='anchor', ha='right',
+                    va='top', color=_SOFT, size=11)
     axes.set_xlabel(chart.x_label)
     axes.spines[['top', 'left', 'right']].set_visible(False)
     axes.grid(axis='y')
@@ -147,37 +167,50 @@ def draw(chart: Chart, *, alone=True) -> Figure:
     return figure
 
 
-def draw_table(title, columns, rows, bars) -> Figure:
-  """A table as a picture, with bars behind figures as long as their shares of the largest.
+def draw_table(title, columns, rows, shades) -> Figure:
+  """A table as a picture, narrow enough to be read on a page: intervals stand below their figures.
 
   Args:
     title: a line above it.
     columns: names of the columns; the first is that of the rows.
     rows: [num_rows] of texts, None for an empty cell.
-    bars: {number of a column: its figures [num_rows], NaN where there is none}.
+    shades: {number of a column: its figures [num_rows], NaN where there is none}: the larger a
+      figure among those of its column, the darker is its cell.
   """
-  heads = [textwrap.wrap(name, 15) for name in columns]
-  widths = [20 + 7 * max(len(row[0]) for row in rows), *(
-      104 if j in bars else 40 for j in range(1, len(columns)))]
-  ends, row, top = np.cumsum(widths), 24, 1.4 + 0.7 * max(map(len, heads))
+  heads = [textwrap.wrap(name, 9 if j else 40) for j, name in enumerate(columns)]
+  parts = [[(cell or '').partition(' ± ') for cell in row] for row in rows]
+  widths = [16 + 7.3 * max(len(text) for text in [*heads[j], *(row[j][0] for row in parts)])
+            for j in range(len(columns))]
+  has_interval = any(interval for row in parts for _, _, interval in row)
+  widths = [max(width, 22 + 5.6 * max(len(row[j][2]) for row in parts))
+            for j, width in enumerate(widths)]
+  lines = textwrap.wrap(title, int(sum(widths) / 7))
+  ends, row = np.cumsum(widths), 33 if has_interval else 21
+  top = (18 * (len(lines) + max(map(len, heads))) + 12) / row
   with matplotlib.style.context(['default', _STYLE]):
-    size = (ends[-1] + 12) / 72, row * (len(rows) + top) / 72
-    figure = Figure(figsize=size, dpi=72)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, ends[-1] + 12), ylim=(len(rows), -top))
+    figure = Figure(figsize=(ends[-1] / 72, row * (len(rows) + top) / 72), dpi=72)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, ends[-1]), ylim=(len(rows), -top))
     axes.axis('off')
-    axes.text(6, 0.7 - top, title, va='center', size=13)
+    axes.text(6, -top, '\n'.join(lines), va='top')
     for i in range(len(rows)):
       axes.axhline(i, color=_RULE if i else _SOFT, linewidth=1)
-    for j, figures in bars.items():
-      lengths = (widths[j] - 6) * np.nan_to_num(figures) / np.nanmax([*figures, 1e-9])
-      axes.barh(np.arange(len(rows)) + 0.5, lengths, 0.75, left=ends[j - 1] + 4,
-                color=PALETTE['c0'][0], alpha=0.15)
+    for j, figures in shades.items():
+      known = np.isfinite(figures)
+      low, high = np.min(figures, where=known, initial=np.inf), np.max(
+          figures, where=known, initial=-np.inf)
+      for i in np.flatnonzero(known & (low < high)):
+        axes.fill_between([ends[j - 1] + 2, ends[j] - 2], i + 0.05, i + 0.95, linewidth=0,
+                          color=PALETTE['c0'][0],
+                          alpha=0.3 * (figures[i] - low) / (high - low))
     for j, head in enumerate(heads):
-      x, align = (ends[j] - 6, 'right') if j else (6, 'left')
-      axes.text(x, -0.2, '\n'.join(head), ha=align, va='bottom', color=_SOFT)
-      for i, cells in enumerate(rows):
-        axes.text(x, i + 0.5, cells[j] or '', ha=align, va='center',
-                  weight='bold' if isinstance(cells[j], analysis.Best) else 'normal')
+      x, align = (ends[j] - 8, 'right') if j else (6, 'left')
+      axes.text(x, -6 / row, '\n'.join(head), ha=align, va='bottom', color=_SOFT)
+      for i, cells in enumerate(parts):
+        text, _, interval = cells[j]
+        axes.text(x, i + (0.35 if interval else 0.5), text, ha=align, va='center',
+                  weight='bold' if isinstance(rows[i][j], analysis.Best) else 'normal')
+        if interval:
+          axes.text(x, i + 0.74, f'± {interval}', ha='right', va='center', size=9.5, color=_SOFT)
     return figure
 
 
@@ -274,11 +307,15 @@ def _draw_line(axes, line, name):
 def _scale(axes, chart):
   y = np.concatenate([line.y for line in chart.drawn])
   axes.margins(x=0.03)
-  axes.set_xlim(left=0)
+  axes.set_xlim(left=chart.x_from)
+  if chart.limits and max(chart.limits.values()) > chart.x_from:  # Room for the text beside it.
+    width = axes.get_xlim()[1] - chart.x_from
+    axes.set_xlim(right=max(axes.get_xlim()[1], max(chart.limits.values()) + 0.06 * width))
   axes.xaxis.set_major_locator(ticker.MaxNLocator(7, steps=[1, 2, 5, 10]))
   axes.xaxis.set_major_formatter('{x:g}')
   if chart.logarithmic:
     axes.set_yscale('log')
+    axes.set_ylim(bottom=chart.floor)
     axes.minorticks_off()
   else:
     axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -310,17 +347,70 @@ def _add_tooltips(group, chart, line):
     title.text = f'{line.name}, {chart.x_label} {x:.4g}: {show(y)}'
 
 
-def certified_chart(logs, names, intervals=False) -> Chart:
+def probability_curves(logs, sigmas, most=MAX_POINTS):
+  """[(p, shares of the images with p_A >= p)] of logs, to be drawn as steps, on p that they share.
+
+  The p are those of equidistant radii / sigma; the steps are never above the function.
+
+  Args:
+    logs: [num_logs].
+    sigmas: [num_logs], the noise of each, pixel units.
+    most: the number of p.
+  """
+  largest = max(log.radius.max(initial=0.) / sigma for log, sigma in zip(logs, sigmas))
+  p = special.ndtr(np.linspace(0, largest, most))
+  p = np.append(p, np.nextafter(p[-1], 2))
+  return [(p, (analysis.certified_probability(log, sigma) >= p[:, None]).mean(axis=-1))
+          for log, sigma in zip(logs, sigmas)]
+
+
+def certified_chart(logs, names, intervals=False, sigmas=None) -> Chart:
   """The certified accuracy of several logs, each in a line of its own.
 
   Args:
     logs: [num_logs], none of them empty.
     names: [num_logs], for the legend.
     intervals: whether bands show the 95% intervals of the accuracy, at each radius by itself.
+    sigmas: None for curves against the radius; against p_A, the noise of each log.
   """
+  curves = certified_curves(logs) if sigmas is None else probability_curves(logs, sigmas)
   lines = [
       Line(name, style(i), *curve, analysis.accuracy_interval(curve[1], len(log.idx))
            if intervals else None, steps=True)
-      for i, (log, name, curve) in enumerate(zip(logs, names, certified_curves(logs)))]
+      for i, (log, name, curve) in enumerate(zip(logs, names, curves))]
+  if sigmas is not None:
+    return probability_chart(lines, size=(720, 470))
   return Chart('certified', 'Certified accuracy', 'ℓ₂ radius', lines, (0, 1), percent=True,
-               size=(720, 470))
+               size=(720, 470), limits=draw_limits(logs))
+
+
+def probability_chart(lines, **more) -> Chart:
+  """The empirical distribution of p_A: the shares of images with at least a p_A."""
+  return Chart('probability', 'Images with at least this p_A',
+               'p_A, lower bound of the probability of the label under noise', lines, (0, 1),
+               x_from=0.5, percent=True, **more)
+
+
+def draw_limits(logs, most=3) -> dict[str, float]:
+  """`Chart.limits`: the radius that n draws can give at most, where a log's images have reached it.
+
+  None of them where there are more than `most`.
+  """
+  found = {}
+  for log in logs:
+    radius = analysis.largest_radius(log)
+    if radius is not None and log.radius.max(initial=0.) > 0.999 * radius:
+      found[radius] = f'limit of n = {log.settings["n"]:,}'
+  # Of one n with several sigmas the texts would be the same.
+  texts = {radius: text + (f' ({radius:.2f})' if [*found.values()].count(text) > 1 else '')
+           for radius, text in found.items()}
+  return {text: radius for radius, text in texts.items()} if len(found) <= most else {}
+
+
+def histogram(name, title, x_label, values, style, **more) -> Chart:
+  """How many of `values` are in each of 24 equal parts of their range."""
+  counts, edges = np.histogram(values, bins=24)
+  outline = np.concatenate([[0], counts, [0]])
+  return Chart(name, title, x_label, [
+      Line('', style, np.append(edges, edges[-1]), outline, (np.zeros(len(outline)), outline),
+           steps=True)], **more)

@@ -308,8 +308,8 @@ def bars(panel: Panel):
   """The table of figures as a picture, for a README."""
   caption, table = tables(panel)['figures']
   return charts.draw_table(f'{panel.dataset}. {caption}', table.columns, table.rows, {
-      2 + j: [column.mean(i)[0] for i in range(len(panel.groups))]
-      for j, column in enumerate(panel.columns)})
+      2 + j: np.array([column.mean(i)[0] for i in range(len(panel.groups))])
+      for j, column in enumerate(panel.columns) if column.compared})
 
 
 def _figures(panel):

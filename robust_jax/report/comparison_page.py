@@ -56,7 +56,7 @@ def page(panels, output: Path, files) -> str:
 
 
 def robustness_charts(panel: Panel) -> list[Chart]:
-  """The certified curves, and those under each attack."""
+  """The certified curves, against radius and p_A, and those under each attack."""
   in_legend, found = len(panel.groups) <= _MANY, []
   logs = present(panel.certified)
   if logs:
@@ -64,7 +64,13 @@ def robustness_charts(panel: Panel) -> list[Chart]:
     found.append(run.accuracy_chart(
         'certified', 'Certified accuracy', 'ℓ₂ radius of the perturbation',
         _lines(panel, on_each(lambda _: next(curves), panel.certified), steps=True),
-        in_legend=in_legend))
+        in_legend=in_legend, limits=charts.draw_limits(logs)))
+    sigmas = on_each(lambda log: log.settings.get('sigma'), panel.certified)
+    if all(present(sigmas)) and len(present(sigmas)) == len(logs):
+      curves = iter(charts.probability_curves(logs, present(sigmas), _points(len(logs))))
+      found.append(charts.probability_chart(
+          _lines(panel, on_each(lambda _: next(curves), panel.certified), steps=True),
+          size=run.LARGE, in_legend=in_legend))
   for number, (name, attacked) in enumerate(panel.attacks.items()):
     scale, label = run.epsilon_axis(present(attacked))
     curves = on_each(lambda log, scale=scale: (scale * analysis.attack_curve(log)[0],
@@ -85,7 +91,7 @@ def training_charts(panel: Panel) -> list[Chart]:
   curves = lambda split, name: [[run.training_curve(each.metrics[split], name, x_name)
                                  for each in group.runs] for group in panel.groups]
   return [Chart(f'{split}-{name}', f'{split.capitalize()} {name}', x_name,
-                _lines(panel, curves(split, name)), percent=name == 'accuracy', size=(520, 300),
+                _lines(panel, curves(split, name)), percent=name == 'accuracy', size=run.SMALL,
                 in_legend=len(panel.groups) <= _MANY)
           for split in ('train', 'test') for name in ('loss', 'accuracy')]
 

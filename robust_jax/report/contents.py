@@ -32,6 +32,7 @@ class Contents(NamedTuple):
     gallery: {name: array}, or None.
     radii: {name: array} of training that learns a radius for each example, or None.
     experiment: the name that a sweep's point gives its config, as 'trades'; '' without one.
+    swept: whether it is a run of a sweep, whose folder has a number and no name.
   """
 
   path: Path
@@ -46,6 +47,7 @@ class Contents(NamedTuple):
   gallery: dict[str, np.ndarray] | None
   radii: dict[str, np.ndarray] | None
   experiment: str = ''
+  swept: bool = False
 
   @property
   def sigma(self):
@@ -108,10 +110,10 @@ def load_all(folders) -> list[Contents]:
   Raises:
     UserError: no such folder, or a file in it is malformed.
   """
-  names = {}  # {workdir: name of its experiment}
+  names = {}  # {workdir: name of its experiment; None of a run that is no sweep's}
   for folder in map(Path, folders):
     if not is_sweep(folder):
-      names.setdefault(folder, '')
+      names.setdefault(folder, None)
       continue
     try:
       for run in _json(folder / SWEEP)['runs']:
@@ -122,7 +124,8 @@ def load_all(folders) -> list[Contents]:
       raise UserError(f'{folder / SWEEP} must name the workdir of each run, got '
                       f'{type(error).__name__} {error}') from error
   once = {path.resolve(): path for path in reversed(names)}
-  return [load(path)._replace(experiment=names[path]) for path in reversed(once.values())]
+  return [load(path)._replace(experiment=names[path] or '', swept=names[path] is not None)
+          for path in reversed(once.values())]
 
 
 def _json(path):

@@ -1,12 +1,17 @@
 """Pictures: adversarial examples and what became of them; training images by their radius."""
 
 import base64
+import functools
 import io
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+# Smaller images are enlarged by a whole factor to about this height, so that no viewer blurs them.
+_HEIGHT = 160
 
 
 class Picture(NamedTuple):
@@ -28,7 +33,8 @@ def adversarial(arrays, class_names) -> tuple[list[list[Picture]], float]:
 
   Args:
     arrays: the arrays of gallery.npz: images, adversarial [k, h, w, c] in [0, 1]; index, labels,
-      clean, predicted [k].
+      clean, predicted [k]; in younger ones clean_confidence and confidence [k], the probabilities,
+      or shares of the votes, of the predicted classes.
     class_names: the names of the classes; a class without a name shows its number.
 
   Returns:
@@ -37,23 +43,27 @@ def adversarial(arrays, class_names) -> tuple[list[list[Picture]], float]:
   perturbations = arrays['adversarial'] - arrays['images']
   factor = magnification(perturbations)
 
-  def verdict(predicted, label):
+  def verdict(predicted, label, confidence):
     sign, verdict = ('✓', 'right') if predicted == label else ('✗', 'wrong')
-    return {'name': f'{sign} {class_name(predicted, class_names)}', 'verdict': verdict}
+    note = '' if confidence is None else f'{100 * confidence:.0f}%'
+    return {'name': f'{sign} {class_name(predicted, class_names)}', 'verdict': verdict,
+            'note': note}
 
   cards = []
   for i, perturbation in enumerate(perturbations):
     index, label, clean, predicted = (
         int(arrays[name][i]) for name in ('index', 'labels', 'clean', 'predicted'))
+    before, after = (float(arrays[name][i]) if name in arrays else None
+                     for name in ('clean_confidence', 'confidence'))
     name = class_name(label, class_names)
     cards.append([
         Picture(data_uri(arrays['images'][i]), f'image {index}, a {name}', title='image',
-                **verdict(clean, label)),
+                **verdict(clean, label, before)),
         Picture(data_uri(0.5 + factor * perturbation),
                 f'its perturbation, magnified {factor:g} times', f'true: {name}',
                 f'change ×{factor:g}'),
         Picture(data_uri(arrays['adversarial'][i]), f'image {index} under attack',
-                title='attacked', **verdict(predicted, label))])
+                title='attacked', **verdict(predicted, label, after))])
   return cards, factor
 
 
@@ -87,15 +97,25 @@ def magnification(perturbations):
 
 
 def data_uri(pixels):
-  """Pixels [h, w, 1 or 3] in [0, 1] as a PNG in a data URI."""
+  """Pixels [h, w, 1 or 3] in [0, 1] as a PNG in a data URI; each a square where they are few."""
   levels = np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+  factor = max(_HEIGHT // len(levels), 1)
+  levels = levels.repeat(factor, axis=0).repeat(factor, axis=1)
   file = io.BytesIO()
   Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, 'PNG')
   return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
 
 def class_name(index, class_names):
-  """The name of a class; of -1, that the classifier abstains."""
+  """The name of a class, ImageNet's in words; of -1, that the classifier abstains."""
   if index < 0:
     return 'abstains'
-  return str(class_names[index]) if index < len(class_names) else f'class {index}'
+  name = str(class_names[index]) if index < len(class_names) else f'class {index}'
+  return imagenet_names().get(name, name)
+
+
+@functools.cache
+def imagenet_names() -> dict[str, str]:
+  """{synset: a short name} of ImageNet's 1000 classes, {'n01440764': 'tench', ...}, in order."""
+  lines = (Path(__file__).parent / 'imagenet_classes.txt').read_text(encoding='utf-8').splitlines()
+  return dict(line.split(maxsplit=1) for line in lines)

@@ -1,6 +1,7 @@
 """Runs by what their configs differ in: the seeds of one config together, with a short name."""
 
 import json
+import os
 from typing import NamedTuple
 
 from robust_jax.config.sections import FREE_FIELDS, flat
@@ -15,7 +16,8 @@ class Group(NamedTuple):
   """The runs of one config.
 
   Attributes:
-    label: what tells it from the other groups, short.
+    label: its folder's name, or what the names of several have in common. Of a sweep, whose
+      folders have numbers, what tells it from the other groups, short.
     runs: list of `Contents`, one a seed.
     config: {dotted field: value} without the seed and what changes no result.
   """
@@ -40,11 +42,24 @@ def group(runs) -> list[Group]:
     seeds = [run.config.get('seed') for run in same]
     members += [same] if len({*seeds}) == len(same) else [[run] for run in same]
   configs = [_deciding(same[0].config) for same in members]
-  labels = _labels([same[0].experiment for same in members], configs)
+  swept = [i for i, same in enumerate(members) if same[0].swept]
+  of_sweeps = _labels([members[i][0].experiment for i in swept], [configs[i] for i in swept])
+  labels = [_common_name(same) for same in members]
+  for i, label in zip(swept, of_sweeps):
+    labels[i] = label
   names = folder_names([same[0].path for same in members])
   labels = [name if not label or labels.count(label) > 1 else label
             for label, name in zip(labels, names)]
   return [Group(*parts) for parts in zip(labels, members, configs)]
+
+
+def _common_name(runs):
+  """What the names of the runs' folders begin with; where that is nothing, the first and last."""
+  names = [run.path.resolve().name for run in runs]
+  common = os.path.commonprefix(names)
+  if len(names) == 1 or common.strip('0123456789_-. '):
+    return common.rstrip('_-. ')
+  return f'{names[0]} … {names[-1]}'
 
 
 def differing(configs) -> list[str]:

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import math
+import re
 
 import jinja2
 from markupsafe import Markup
@@ -28,10 +29,17 @@ def _environment():
   environment.filters |= {'date': date, 'text': text, 'percent': percent, 'duration': duration}
   environment.globals |= {
       'palette': charts.PALETTE, 'formats': FORMATS, 'right_aligned': table.right_aligned,
-      'cell_text': table.format_cell, 'is_best': lambda cell: isinstance(cell, analysis.Best),
+      'parted': _parted, 'is_best': lambda cell: isinstance(cell, analysis.Best),
       'base64': lambda content: base64.b64encode(content.encode()).decode(),
       'inline_svg': lambda chart: Markup(charts.inline_svg(chart))}
   return environment
+
+
+def _parted(cell):
+  """(figure, its interval or '') of a cell, for which there may be room in two lines alone."""
+  shown = table.format_cell(cell)
+  at = re.search(r' (?=± |\[[-+])', shown)
+  return (shown[:at.start()], shown[at.end():].replace('± ', '±\u00a0')) if at else (shown, '')
 
 
 def text(value) -> str:

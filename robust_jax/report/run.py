@@ -13,8 +13,10 @@ from robust_jax.report.charts import Chart, Line
 from robust_jax.report.contents import Contents
 from robust_jax.report.pages import duration, percent
 
+# Metrics that are no curve of training: the key figures have speed and memory.
+_NOT_DRAWN = ('split', 'step', 'epoch', 'images_per_second', 'memory_mib', 'device_memory_mib')
 # The size of the charts that are a figure of a paper too.
-LARGE = (520, 340)
+LARGE, SMALL = (520, 340), (520, 300)
 
 
 class Figure(NamedTuple):
@@ -36,7 +38,7 @@ def title(run: Contents) -> str:
 
 def key_figures(run: Contents) -> list[Figure]:
   """The headline of a run; what has not been measured is left out."""
-  figures = [_clean(run)]
+  figures = [_clean(run), _without_noise(run)]
   log, attack = run.certified, run.attack
   if _has_images(log):
     radii = headline_radii(log, run.sigma)
@@ -96,6 +98,8 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
     result['attack'] = (f'Accuracy under {attack_name(run.attack)}', _accuracy_table(
         [f'{attack_norm(run.attack)} ε', 'robust accuracy (%)'], map(pages.epsilon, epsilons),
         accuracies, len(run.attack.idx)))
+  if _has_images(run.certified) or _has_images(run.attack):
+    result['classes'] = ('By class', _class_table(run))
   if any(run.metrics.values()):
     result['training'] = ('Training', _training_table(run.metrics))
   if run.radii is not None:
@@ -119,17 +123,26 @@ def figures(run: Contents) -> dict[str, Chart]:
       lines = []
   if _has_images(log):
     (radii, accuracies), = charts.certified_curves([log])
+    limits = charts.draw_limits([log])
     result['certified'] = accuracy_chart('certified', 'Accuracy', 'ℓ₂ radius of the perturbation', [
         Line('certified (95% band)', charts.CERTIFIED, radii, accuracies,
-             analysis.accuracy_interval(accuracies, len(log.idx)), steps=True), *lines])
+             analysis.accuracy_interval(accuracies, len(log.idx)), steps=True), *lines],
+        limits=limits)
+    certified = log.radius[log.correct]
+    if analysis.decided_radii(log) is None and len(certified):
+      result['certified_radii'] = charts.histogram(
+          'certified_radii', 'Images', 'certified ℓ₂ radius', certified, charts.CERTIFIED,
+          limits=limits, size=SMALL)
+    if run.sigma:
+      (p, shares), = charts.probability_curves([log], [run.sigma])
+      result['probability'] = charts.probability_chart(
+          [Line('', charts.CERTIFIED, p, shares, analysis.accuracy_interval(shares, len(log.idx)),
+                steps=True)], size=SMALL)
   if run.radii is not None:
     scale, unit = _radii_unit(run)
-    counts, edges = np.histogram(scale * run.radii['radius'], bins=24)
-    outline = np.concatenate([[0], counts, [0]])
-    result['radii'] = Chart(
+    result['radii'] = charts.histogram(
         'radii', 'Training images', f'{pages.norm(run.radii["norm"])} radius{unit}',
-        [Line('', charts.TRAIN, np.append(edges, edges[-1]), outline,
-              (np.zeros(len(outline)), outline), steps=True)], size=(520, 300))
+        scale * run.radii['radius'], charts.TRAIN, size=SMALL)
   return result
 
 
@@ -159,21 +172,23 @@ def page(run: Contents, tables, figures, figure_files) -> str:
   """
   names = run.record.get('dataset', {}).get('class_names') or []
   values = {'cards': [], 'radii_cards': [], 'attack_name': '', 'attack_norm': '',
-            'attack_details': '', 'other_images': False}
+            'attack_details': None, 'other_images': False}
   if run.gallery is not None:
     values['cards'], values['magnification'] = gallery.adversarial(run.gallery, names)
-    values |= {'gallery_norm': pages.norm(run.gallery['norm']),
+    kind = 'share of the votes' if run.attack and run.attack.header.get('smoothed') else (
+        'probability')
+    values |= {'confidence_words': f' and its {kind}' if 'confidence' in run.gallery else '',
+               'gallery_norm': pages.norm(run.gallery['norm']),
                'gallery_epsilon': pages.epsilon(float(run.gallery['epsilon']))}
   if run.radii is not None:
     scale, unit = _radii_unit(run)
     values['radii_cards'] = gallery.by_radius(
         run.radii, names, lambda radius: f'{scale * radius:.3g}' + ('/255' if unit else ''))
   if _has_images(run.attack):
-    details = {key: value for key, value in run.attack.header.get('attack', {}).items()
-               if key not in ('name', 'norm') and value is not None}
     values |= {
         'attack_name': attack_name(run.attack), 'attack_norm': attack_norm(run.attack),
-        'attack_details': pages.text(details),
+        'attack_details': Table(['setting', 'value'], [
+            [key, pages.text(value)] for key, value in _attack_settings(run.attack).items()]),
         'other_images': run.attack.header.get('attack', {}).get('norm') == 'l2'
         and _has_images(run.certified)
         and not np.array_equal(np.sort(run.certified.idx), np.sort(run.attack.idx))}
@@ -199,6 +214,23 @@ def attack_name(attack) -> str:
   """The attack's name as a reader says it."""
   name = str(attack.header.get('attack', {}).get('name', 'attack'))
   return name.upper() if len(name) <= 4 else name
+
+
+def _attack_settings(attack):
+  """{name: value} of what the attack was, without what does not apply to it."""
+  header = attack.header
+  settings = {name: value for name, value in header.get('attack', {}).items()
+              if name not in ('name', 'norm') and value not in (None, 'none')}
+  if header['attack'].get('norm') != 'l1':
+    settings = {name: value for name, value in settings.items() if not name.startswith('l1_')}
+  if 'step_size' in settings:  # Which step_ratio would have decided.
+    settings.pop('step_ratio', None)
+  if not settings.get('min_step_size'):
+    settings.pop('min_step_size', None)
+  if header.get('smoothed'):
+    drawn = {name: header.get(name) for name in ('sigma', 'num_noise', 'n', 'alpha')}
+    return settings | {name: value for name, value in drawn.items() if value is not None}
+  return {name: value for name, value in settings.items() if not name.startswith('smoothed')}
 
 
 def attack_norm(attack) -> str:
@@ -273,6 +305,14 @@ def _clean(run):
   return None
 
 
+def _without_noise(run):
+  """Clean accuracy of the network that is smoothed, by itself."""
+  network = run.stages.get('certify', {}).get('network') if _has_images(run.certified) else None
+  return network and Figure(
+      'The network without noise', percent(network['accuracy']),
+      _measured(network['accuracy'], network['num_images']) + '; not smoothed')
+
+
 def _measured(accuracy, num_images):
   low, high = analysis.accuracy_interval(accuracy, num_images)
   return f'{num_images:,} images; 95% interval {100 * low:.1f}–{100 * high:.1f}'
@@ -286,18 +326,48 @@ def _accuracy_table(columns, names, accuracies, num_images):
       for name, accuracy, (low, high) in zip(names, accuracies, intervals)])
 
 
+def _class_table(run):
+  """Accuracies by class; those of certification and attack may be of other images."""
+  names, columns = run.record.get('dataset', {}).get('class_names') or [], []
+  if _has_images(run.certified):
+    log = run.certified
+    columns += [('images', log.label, None), ('right (%)', log.label, log.correct)]
+    columns += [(f'certified {radius:g} (%)', log.label, analysis.certified_images(log, radius))
+                for radius in headline_radii(log, run.sigma)]
+  if _has_images(run.attack):
+    attack = run.attack
+    columns += [('attacked images', attack.label, None)]
+    if not _has_images(run.certified):
+      columns.append(('right (%)', attack.label, attack.clean == attack.label))
+    if len(attack.epsilons):
+      largest = int(np.argmax(attack.epsilons))
+      columns.append((f'{attack_name(attack)} {pages.epsilon(attack.epsilons[largest])} (%)',
+                      attack.label, analysis.robust(attack)[:, largest]))
+  rows = []
+  for k in np.unique(np.concatenate([label for _, label, _ in columns])):
+    of_class = [values if values is None else values[label == k] for _, label, values in columns]
+    rows.append([gallery.class_name(int(k), names), *(
+        str(np.sum(label == k)) if values is None
+        else f'{100 * values.mean():.1f}' if len(values) else None
+        for values, (_, label, _) in zip(of_class, columns))])
+  return Table(['class', *(name for name, _, _ in columns)], rows)
+
+
 def _training_table(metrics):
   """Every test evaluation beside the training metrics last logged before it."""
   number = lambda row, name, spec: None if row.get(name) is None else format(row[name], spec)
-  train, test = metrics['train'], metrics['test']
+  train = metrics['train']
+  tests = {split: {row['step']: row for row in metrics[split]}
+           for split in ('validation', 'test') if metrics[split]}
   rows = []
-  for tested in test or train:
+  for tested in metrics['test'] or metrics['validation'] or train:
     trained = next((row for row in reversed(train) if row['step'] <= tested['step']), {})
+    at_once = [trained, *(found.get(tested['step'], {}) for found in tests.values())]
     rows.append([tested['step'], number(tested, 'epoch', '.4g')] + [
-        number(row, name, spec) for row in ([trained, tested] if test else [trained])
+        number(row, name, spec) for row in at_once
         for name, spec in (('loss', '.4f'), ('accuracy', '.2%'))])
-  columns = ['step', 'epoch', 'train loss', 'train accuracy']
-  return Table(columns + ['test loss', 'test accuracy'] if test else columns, rows)
+  return Table(['step', 'epoch', *(f'{split} {name}' for split in ('train', *tests)
+                                   for name in ('loss', 'accuracy'))], rows)
 
 
 def training_axis(rows) -> str:
@@ -313,20 +383,21 @@ def training_curve(rows, name, x_name):
 
 def _training_charts(metrics):
   """A chart of every metric, loss and accuracy first."""
-  rows = metrics['train'] + metrics['test']
+  rows = [row for rows in metrics.values() for row in rows]
   if not rows:
     return []
   names = {name for row in rows for name, value in row.items() if isinstance(value, int | float)
-           and name not in ('split', 'step', 'epoch', 'images_per_second')}
+           and name not in _NOT_DRAWN}
   first = [name for name in ('loss', 'accuracy', 'learning_rate') if name in names]
   x_name = training_axis(rows)
 
   def line(split, name, style):
     x, y = charts.average(*training_curve(metrics[split], name, x_name))
-    return Line(split, style, x, y, marks=split == 'test' and len(x) <= 30)
+    return Line(split, style, x, y, marks=split != 'train' and len(x) <= 30)
 
   return [Chart(f'training-{name}', name.replace('_', ' ').capitalize(), x_name,
-                [line('train', name, charts.TRAIN), line('test', name, charts.TEST)],
+                [line('train', name, charts.TRAIN), line('validation', name, charts.VALIDATION),
+                 line('test', name, charts.TEST)],
                 percent=name.endswith('accuracy')) for name in first + sorted(names - {*first})]
 
 

@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from robust_jax import attacks, certification, keys, losses, smoothing
@@ -41,7 +42,7 @@ def attack(run, workdir):
                 for epsilon in settings.epsilons]
     predicted = np.stack([predict(x, chunk.index) for x in attacked], axis=-1)
     if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
-      _save_gallery(workdir, run, chunk, clean, attacked, predicted)
+      _save_gallery(workdir, run, logits_fn, chunk, clean, attacked, predicted)
     records.append(path, *({'idx': int(chunk.index[i]), 'label': int(chunk.labels[i]),
                             'clean': int(clean[i]), 'adversarial': predicted[i].tolist()}
                            for i in np.flatnonzero(real)))
@@ -79,16 +80,33 @@ def _predictor(run, logits_fn):
       example_ids=index, count=count)
 
 
-def _save_gallery(workdir, run, chunk, clean, attacked, predicted):
+def _confidence(run, logits_fn, images, index):
+  """[batch]: the share of the votes that the (smoothed) classifier's first class has.
+
+  Without noise it is the largest softmax probability.
+  """
+  if run.attacked_sigma == 0:
+    largest = jax.jit(lambda f, x: jax.nn.softmax(f(x)).max(axis=-1))
+    return np.asarray(largest(logits_fn, images))
+  counts = np.asarray(certification.sharded_count(run.devices)(
+      jax.random.fold_in(run.key('attack'), certification.PREDICT), logits_fn, images, index, 0,
+      run.evaluation.n, sigma=run.attacked_sigma,
+      batch_size=run.config['certify']['batch_size']))
+  return counts.max(axis=-1) / run.evaluation.n
+
+
+def _save_gallery(workdir, run, logits_fn, chunk, clean, attacked, predicted):
   """Some images of the first chunk at the middle radius; those that the attack broke first."""
   middle = len(attacked) // 2
   broken = (clean == chunk.labels) & (predicted[:, middle] != chunk.labels)
   order = np.argsort(~broken, kind='stable')
   order = order[chunk.mask[order] > 0][:run.evaluation.gallery]
+  index, images, adversarial = chunk.index[order], chunk.images[order], attacked[middle][order]
   file = io.BytesIO()
   np.savez_compressed(
-      file, index=chunk.index[order], images=chunk.images[order],
-      adversarial=attacked[middle][order], labels=chunk.labels[order],
+      file, index=index, images=images, adversarial=adversarial, labels=chunk.labels[order],
       clean=clean[order], predicted=predicted[order, middle],
+      clean_confidence=_confidence(run, logits_fn, images, index),
+      confidence=_confidence(run, logits_fn, adversarial, index),
       epsilon=run.evaluation.epsilons[middle], norm=run.config['attack'].get('norm', ''))
   records.write_bytes(Path(workdir) / 'gallery.npz', file.getvalue())

@@ -10,6 +10,7 @@ from robust_jax import workdir as workdirs
 from robust_jax.certification import integer_noise, log, noise_sources
 from robust_jax.errors import UserError
 from robust_jax.stages import images, weights
+from robust_jax.training import evaluate
 from robust_jax.workdir import monitoring
 
 
@@ -37,7 +38,17 @@ def certify(run, workdir):
       bar.update(len(finished))
     bar.close()
   print(_result(Path(workdir) / 'certify.jsonl'), flush=True)
-  return {'origin': loaded.origin}
+  return {'origin': loaded.origin, 'network': _without_noise(run, loaded.logits_fn, everything)}
+
+
+def _without_noise(run, logits_fn, indices):
+  """{'accuracy', 'num_images'} of the network itself on the certified images, for the report."""
+  devices = len(run.devices)
+  batch_size = min(run.evaluation.batch_size, -(-len(indices) // devices) * devices)
+  result = evaluate.loss_and_accuracy(
+      run.key('evaluate'), logits_fn,
+      images.batches(run.test_data, indices, batch_size, pad=True), sigma=0., devices=run.devices)
+  return {name: result[name] for name in ('accuracy', 'num_images')}
 
 
 def _result(path):
