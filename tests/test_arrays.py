@@ -12,6 +12,8 @@ from robust_jax.config import experiment, sections
 from robust_jax.config.sections import component
 from robust_jax.data import arrays, tangents
 from robust_jax.errors import UserError
+from robust_jax.stages import weights as stage_weights
+from robust_jax.training import evaluate
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)
@@ -242,12 +244,37 @@ def make_run(name, **fields):
   return experiment.build(sections.resolve(config), jax.devices()[:1])
 
 
-def test_a_run_on_a_file_needs_grey_levels_for_integer_noise_before_it_trains(tmp_path):
+def test_a_run_on_a_file(tmp_path, monkeypatch):
   grey = RNG.integers(0, 256, (40, 8, 8), np.uint8)
   levels = save(tmp_path / 'levels.npz', images=arrays.scaled(grey), labels=np.arange(40) % 4)
   run = make_run(levels, train_split='train[:30]', test_split='train[30:]')
   assert run.train_data.num_examples == 30 and run.test_data.num_classes == 4
   assert levels in run.summary() and run.certify
   assert data.load(run.data.name, 'train[30:]', **run.data.reading).num_examples == 10
+  # The file may be another one by the time that it is attacked.
+  trained = lambda names: lambda *_, **__: (
+      run.network, {'params': {}, 'batch_stats': {}},
+      {'class_names': names, 'step': 3, 'sha256': ''})
+  monkeypatch.setattr(stage_weights, 'finished_step', lambda workdir: 3)
+  monkeypatch.setattr(stage_weights.checkpoint, 'load', trained(['0', '1', '2', '3']))
+  assert stage_weights.load(run, tmp_path).origin['checkpoint_step'] == 3
+  monkeypatch.setattr(stage_weights.checkpoint, 'load', trained(['0', '1', '3', '2']))
+  refused('classes 0, 1, 3, 2, .*levels.npz.* has 0, 1, 2, 3 now', stage_weights.load, run,
+          tmp_path)
   between = save(tmp_path / 'between.npz', images=grey / np.float32(256), labels=np.arange(40) % 4)
-  refused(r'pixels .*multiples of 1/255', make_run, between, test_split='train')
+  # Said before anything is trained.
+  refused(r"config.certify.noise .*'gaussian'.*between.npz.*multiples of 1/255",
+          make_run, between, test_split='train')
+
+
+def test_accuracy_is_that_of_batches_in_the_box_alone():
+  batch = data.take(data.from_arrays(BYTES, LABELS), range(20))
+  logits_fn = lambda images: images.reshape(20, -1)[:, :4]
+  expected = np.mean(batch.images.reshape(20, -1)[:, :4].argmax(-1) == LABELS)
+  assert evaluate.accuracy(logits_fn, [batch]) == pytest.approx(expected)
+  for wrong, message in ((batch._replace(images=BYTES), 'images .*uint8'),
+                         (batch._replace(images=batch.images * 255), r'images .*\[0, 1\]'),
+                         (batch._replace(labels=batch.labels + 1), r'labels .*\[0, 3\], got 4'),
+                         (batch._replace(labels=batch.labels[:1]), 'labels .*20')):
+    with pytest.raises(ValueError, match=message):
+      evaluate.accuracy(logits_fn, [wrong])

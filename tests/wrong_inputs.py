@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -39,6 +41,9 @@ WRONG = [
     '--config.data.name=cifar11',
     '--config.data.name=mnist --config.data.data_dir={tmp}/nowhere',
     '--config.data.name=folder --config.data.data_dir={tmp}/nowhere',
+    '--config.data.name={tmp}/nothing.npz',
+    '--config.data.name={tmp}/channels_first.npz',
+    '--config.data.name=arrays',
     '--config.data.augment=flip',
     '--config.data.mean=(2.0,)',
     '--config.evaluation.epsilons=()',
@@ -71,6 +76,9 @@ WRONG = [
 def prepare(folder, environment):
   """Makes the files and workdirs that the commands name."""
   (folder / 'file').touch()
+  np.savez(folder / 'channels_first.npz', train_images=np.zeros((9, 3, 8, 8)),
+           train_labels=np.arange(9) % 3, test_images=np.zeros((9, 3, 8, 8)),
+           test_labels=np.arange(9) % 3)
   (folder / 'foreign').mkdir()
   (folder / 'foreign' / 'thesis.tex').touch()
   for name in ('run', 'damaged'):

@@ -119,8 +119,8 @@ class Run:
       phrases.append(f'{method["name"]} training{by}'
                      + (f' ({", ".join(taken)})' if taken else ''))
       if self.extra.share:
-        split = '' if self.extra.name.endswith('.npz') else f' {self.extra.split}'
-        phrases.append(f'{100 * self.extra.share:.4g}% of each batch from {self.extra.name}{split}')
+        phrases.append(f'{100 * self.extra.share:.4g}% of each batch from {self.extra.name} '
+                       f'{self.extra.split}')
     if self.sigma:
       phrases.append(f'smoothed by sigma {self.sigma:.4g}')
     return ', '.join([*phrases, f'seed {config["seed"]}',
@@ -401,10 +401,14 @@ def _check_certify(run):
     certification.check_draws(run.certify_images.images_per_call, 0,
                               rules.most_draws(run.certify), run.certify.batch_size)
     noise_sources.make(settings['noise'], run.sigma)
-    if settings['noise'] == 'integer' and run.test_data.images.dtype != np.uint8:
-      integer_noise.check_images(run.test_data.images)
     noise_sources.check_alpha(
         settings['alpha'], settings['noise'], sigma=run.sigma, n=settings['n'],
         pixels=math.prod(run.test_data.image_shape))
   except ValueError as error:
     raise UserError(f'config.certify and config.certify_images: {error}') from error
+  if settings['noise'] == 'integer' and run.test_data.images.dtype != np.uint8:
+    try:
+      integer_noise.check_images(run.test_data.images)
+    except ValueError as error:
+      raise UserError(f"config.certify.noise must be 'gaussian' for images that are not of 8 bits, "
+                      f"got 'integer' and {run.data.name!r}, whose {error}") from error

@@ -177,6 +177,10 @@ def load(run, workdir):
             'is judged: its figures are too good (config.data.validation holds other images out)',
             file=sys.stderr)
     network, variables, info = checkpoint.load(workdir, step='best' if best else step)
+    names, now = info.get('class_names'), list(run.test_data.class_names)
+    if names not in (None, now):  # Folders and files may have changed under the same name.
+      raise UserError(f'{workdir}: it was trained on classes {", ".join(names)}, '
+                      f'{run.data.name!r} has {", ".join(now)} now; --redo=train trains anew')
     step, identity, training_noise = info['step'], info['sha256'], info.get('training_noise')
   return Classifier(network.eval_logits(variables),
                     {'checkpoint_step': step, 'classifier_sha256': identity}, training_noise)

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from robust_jax import keys, losses, smoothing
+from robust_jax import inputs, keys, losses, smoothing
 from robust_jax.devices import parallel
 
 
@@ -34,12 +34,19 @@ def loss_and_accuracy(key, logits_fn, batches, *, sigma, devices):
 
   Returns:
     {'loss', 'accuracy', 'num_images'}.
+
+  Raises:
+    ValueError: images that are not floating point in [0, 1], labels that are no classes, or a
+      logits_fn that does not give logits.
   """
   run = _mapped(tuple(devices))
   if not isinstance(logits_fn, jax.tree_util.Partial):
     logits_fn = jax.tree_util.Partial(logits_fn)
   loss = correct = count = 0
   for batch in batches:
+    images = inputs.images(batch.images)
+    num_classes = inputs.logits(jax.eval_shape(logits_fn, images), len(images)).shape[-1]
+    inputs.labels(batch.labels, len(images), num_classes=num_classes)
     sums = run((key, logits_fn, sigma), batch)
     loss += float(sums['loss'].sum())
     correct += float(sums['correct'].sum())
