@@ -15,6 +15,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md'), ROOT / 'benchmarks' / 'README.md'])
 LINK = re.compile(r'\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)')
 COMMAND = re.compile(r'^(?: {4})?(python -m launch (?:.*\\\n)*.*)$', re.MULTILINE)
+MY_MODULE = """
+from flax import linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+  width: int = 64
+"""
 # What stands for something else in a command.
 PLACEHOLDER = re.compile(r'\[|\.\.\.|FILE|DATASET')
 
@@ -40,8 +47,10 @@ def test_links_lead_to_files_and_headings(page):
 
 
 @pytest.mark.parametrize('command', commands())
-def test_commands_are_understood(command, monkeypatch):
+def test_commands_are_understood(command, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
+  (tmp_path / 'my_module.py').write_text(MY_MODULE)
+  monkeypatch.syspath_prepend(tmp_path)
   words = shlex.split(command.replace('\\\n', ' '), comments=True)[2:]
   if '--list' in words:
     with pytest.raises(SystemExit):
