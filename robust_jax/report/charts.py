@@ -30,7 +30,7 @@ MAX_POINTS = 400
 _INK, _SOFT, _RULE = (PALETTE[name][0] for name in ('ink', 'soft', 'rule'))
 _DASHES = ('-', (0, (4, 2.5)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 # Fonts as text; the same bytes from the same figures; a $ in a name is a $.
-_STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'robust_jax', 'pdf.fonttype': 42,
+STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'robust_jax', 'pdf.fonttype': 42,
           'text.parse_math': False, 'font.size': 12, 'text.color': _INK, 'axes.labelcolor': _SOFT,
           'xtick.color': _SOFT, 'ytick.color': _SOFT, 'axes.edgecolor': _SOFT, 'grid.color': _RULE,
           'axes.formatter.use_mathtext': False, 'axes.labelpad': 7}
@@ -138,7 +138,7 @@ def draw(chart: Chart, *, alone=True) -> Figure:
     chart: the description.
     alone: with title and legend, as a file needs them; a page has them in its HTML.
   """
-  with matplotlib.style.context(['default', _STYLE]):
+  with matplotlib.style.context(['default', STYLE]):
     width, height = chart.size
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width,
@@ -187,7 +187,7 @@ def draw_table(title, columns, rows, shades) -> Figure:
   lines = textwrap.wrap(title, int(sum(widths) / 7))
   ends, row = np.cumsum(widths), 33 if has_interval else 21
   top = (18 * (len(lines) + max(map(len, heads))) + 12) / row
-  with matplotlib.style.context(['default', _STYLE]):
+  with matplotlib.style.context(['default', STYLE]):
     figure = Figure(figsize=(ends[-1] / 72, row * (len(rows) + top) / 72), dpi=72)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, ends[-1]), ylim=(len(rows), -top))
     axes.axis('off')
@@ -214,20 +214,20 @@ def draw_table(title, columns, rows, shades) -> Figure:
     return figure
 
 
-def render(figure: Figure, kind: str) -> bytes:
+def render(figure: Figure, kind: str, dpi=200) -> bytes:
   """The file of a figure: svg, pdf or png; the same bytes at any time."""
   undated = {'svg': {'Date': None, 'Creator': None}, 'png': {'Software': None},
              'pdf': {'CreationDate': None, 'Creator': None, 'Producer': None}}[kind]
   file = io.BytesIO()
-  with matplotlib.style.context(['default', _STYLE]):
-    figure.savefig(file, format=kind, dpi=200, bbox_inches='tight', metadata=undated)
+  with matplotlib.style.context(['default', STYLE]):
+    figure.savefig(file, format=kind, dpi=dpi, bbox_inches='tight', metadata=undated)
   return file.getvalue()
 
 
 def inline_svg(chart: Chart) -> str:
   """The chart as an element of a page, whose style sheet has its colours and fonts."""
   file = io.BytesIO()
-  with matplotlib.style.context(['default', _STYLE]):
+  with matplotlib.style.context(['default', STYLE]):
     draw(chart, alone=False).savefig(file, format='svg')
   root = ElementTree.fromstring(file.getvalue())
   names = {light: f'var(--{name})' for name, (light, _) in PALETTE.items()}
