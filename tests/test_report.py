@@ -453,6 +453,19 @@ def test_figures_are_files_and_always_the_same(kind, start):
     assert {'Title & <b>', 'x $y$', '_a $x$', '0.5'} <= texts
 
 
+def test_a_histogram_counts_everything_from_zero_on():
+  values = np.random.default_rng(0).gamma(3, 0.1, 200)
+  one = charts.histogram('name', 'Images', 'radius', values, 'c0')
+  (line,) = one.lines
+  edges = np.linspace(0, values.max(), 25)
+  np.testing.assert_allclose(line.x[:-1], edges)
+  np.testing.assert_array_equal(line.y[1:-1], np.histogram(values, edges)[0])
+  assert line.y.sum() == 200 and line.interval[1].tolist() == line.y.tolist()
+  few = charts.draw(charts.histogram('name', 'Images', 'radius', [0.5, 0.6], 'c0')).axes[0]
+  assert all(tick % 1 == 0 for tick in few.get_yticks())
+  assert charts.histogram('name', 'Images', 'radius', [0., 0.], 'c0').lines[0].y.sum() == 2
+
+
 def test_an_axis_is_logarithmic_where_values_stay_small():
   steps = np.linspace(0, 1, 200)
   cosine, staircase = 0.05 * (1 + np.cos(np.pi * steps)) + 1e-7, 0.1 ** (1 + steps * 3 // 1)

@@ -152,7 +152,9 @@ def draw(chart: Chart, *, alone=True) -> Figure:
       # Beyond the limit, where no certified curve is.
       axes.annotate(text, (x, 1), (4, 0), xycoords=('data', 'axes fraction'),
                     textcoords='offset points', rotation=90, rotation_mode='anchor', ha='right',
-                    va='top', color=_SOFT, size=11)
+                    va='top', color=_SOFT, size=11,
+                    bbox={'facecolor': PALETTE['card'][0], 'linewidth': 0, 'alpha': 0.85,
+                          'pad': 0.5})
     axes.set_xlabel(chart.x_label)
     axes.spines[['top', 'left', 'right']].set_visible(False)
     axes.grid(axis='y')
@@ -318,7 +320,8 @@ def _scale(axes, chart):
     axes.set_ylim(bottom=chart.floor)
     axes.minorticks_off()
   else:
-    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(
+        5, steps=[1, 2, 2.5, 5, 10], integer=not chart.percent and (y % 1 == 0).all()))
     axes.set_ylim(bottom=min(y.min(), 0.))
   if chart.percent and y.max() <= 1:  # From zero, unless differences would not show.
     axes.set_ylim(np.floor(10 * y.min() - 0.1) / 10 if y.min() > 0.7 else 0., 1.)
@@ -408,8 +411,8 @@ def draw_limits(logs, most=3) -> dict[str, float]:
 
 
 def histogram(name, title, x_label, values, style, **more) -> Chart:
-  """How many of `values` are in each of 24 equal parts of their range."""
-  counts, edges = np.histogram(values, bins=24)
+  """How many of `values` >= 0 are in each of 24 equal parts from 0 to the largest."""
+  counts, edges = np.histogram(values, bins=24, range=(0, np.max(values) or 1))
   outline = np.concatenate([[0], counts, [0]])
   return Chart(name, title, x_label, [
       Line('', style, np.append(edges, edges[-1]), outline, (np.zeros(len(outline)), outline),
