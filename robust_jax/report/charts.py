@@ -82,6 +82,7 @@ class Chart(NamedTuple):
     x_from: where the x axis begins.
     limits: {text: x}, thin lines from top to bottom that say why a curve ends.
     percent: whether y is a fraction to be shown in per cent.
+    counts: whether y is a number of things.
     size: (width, height) of the axes and their labels in points; text has 12.
     in_legend: whether the page has a legend above this chart.
   """
@@ -94,6 +95,7 @@ class Chart(NamedTuple):
   x_from: float = 0.
   limits: dict[str, float] = {}
   percent: bool = False
+  counts: bool = False
   size: tuple[int, int] = (400, 250)
   in_legend: bool = True
 
@@ -321,7 +323,7 @@ def _scale(axes, chart):
     axes.minorticks_off()
   else:
     axes.yaxis.set_major_locator(ticker.MaxNLocator(
-        5, steps=[1, 2, 2.5, 5, 10], integer=not chart.percent and (y % 1 == 0).all()))
+        5, steps=[1, 2, 2.5, 5, 10], integer=chart.counts))
     axes.set_ylim(bottom=min(y.min(), 0.))
   if chart.percent and y.max() <= 1:  # From zero, unless differences would not show.
     axes.set_ylim(np.floor(10 * y.min() - 0.1) / 10 if y.min() > 0.7 else 0., 1.)
@@ -416,4 +418,4 @@ def histogram(name, title, x_label, values, style, **more) -> Chart:
   outline = np.concatenate([[0], counts, [0]])
   return Chart(name, title, x_label, [
       Line('', style, np.append(edges, edges[-1]), outline, (np.zeros(len(outline)), outline),
-           steps=True)], **more)
+           steps=True)], counts=True, **more)
