@@ -173,6 +173,8 @@ def test_other_draws_are_shown_but_not_compared(runs, tmp_path):
   assert any('The certificates differ in n (10,000 and 100,000)' in note for note in panel.notes)
   assert best(panel, 'certified 0.5') == []
   assert 'certified 0.5' not in comparison.tables(panel)['differences'][1].columns
+  (more / 'attack.jsonl').unlink()
+  assert 'differences' not in comparison.tables(panel_of(runs[0], more))
 
 
 def with_grid(folder, radii):

@@ -289,7 +289,7 @@ def tables(panel: Panel) -> dict[str, tuple[str, Table]]:
   result = {'figures': (
       'Mean ± 95% interval of the mean over n training runs, accuracies in %' if several
       else 'One training run each, accuracies in %', _figures(panel))}
-  if len(panel.groups) > 1 and any(column.compared for column in panel.columns):
+  if _differing(panel):
     result['differences'] = (f'Differences from {panel.groups[0].label}, with 95% intervals',
                              _differences(panel))
   if several:
@@ -332,15 +332,19 @@ def _cell(column, i, num_runs):
   return Best(text) if best else text
 
 
+def _differing(panel):
+  """The columns in which the first group and another have figures that may be compared."""
+  return [column for column in panel.columns if column.compared and column.figures(0)
+          and any(map(column.figures, range(1, len(panel.groups))))]
+
+
 def _differences(panel):
-  """Every group minus the first, where the figures may be compared."""
-  columns = [column for column in panel.columns if column.compared]
-  rows = []
+  """Every group minus the first."""
+  columns, rows = _differing(panel), []
   for i, group in enumerate(panel.groups[1:], 1):
     over_runs = min(len(group.runs), len(panel.groups[0].runs)) > 1
     rows.append([group.label, 'training runs' if over_runs else 'images', *(
-        column.difference(i) if column.figures(i) and column.figures(0) else None
-        for column in columns)])
+        column.difference(i) if column.figures(i) else None for column in columns)])
   return Table(['config', 'interval over', *(column.title for column in columns)], rows)
 
 
