@@ -101,9 +101,19 @@ def victim(logits_fn, noise=None):
     noise: None, which is the same as a single draw of zeros, or [num_noise, batch, ...] from
       `sample_noise`.
   """
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
-  return Victim(logits_fn, noise)
+  return Victim(as_pytree(logits_fn), noise)
+
+
+def as_pytree(logits_fn):
+  """logits_fn as an argument of compiled functions: a `jax.tree_util.Partial` as it is.
+
+  A plain function may read what changes between calls, as parameters that go on being trained, but
+  a compiled function goes on with what it read at first. So this is a new function each time,
+  which is compiled anew.
+  """
+  if isinstance(logits_fn, jax.tree_util.Partial):
+    return logits_fn
+  return jax.tree_util.Partial(lambda images: logits_fn(images))
 
 
 def _objective(loss, victim, args, images):

@@ -50,11 +50,14 @@ class AttackResult(NamedTuple):
     images: [batch, ...], in the perturbation set.
     success: [batch] bool: misclassified (targeted: classified as the target).
     objective: [batch], the ascended objective at `images`.
+    undefined: [batch] bool, or False for none: some gradient on the way was not finite, so that
+      the attack stood still there and may have missed what it would have found.
   """
 
   images: Array
   success: Array
   objective: Array
+  undefined: Array | bool = False
 
 
 Attack = Callable[..., AttackResult]

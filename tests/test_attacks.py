@@ -101,12 +101,133 @@ def test_pgd_finds_the_worst_case_of_a_linear_model(norm):
   np.testing.assert_allclose(result.objective, worst, rtol=1e-5)
 
 
+def worst_in_l1(w, x, epsilon):
+  """The least w.z over z in the box with |z - x|_1 <= epsilon: the steepest entries in full."""
+  room = np.where(w > 0, x, 1 - x)
+  value = w @ x
+  for j in np.argsort(-np.abs(w)):
+    moved = min(room[j], epsilon)
+    value, epsilon = value - abs(w[j]) * moved, epsilon - moved
+  return value
+
+
+@pytest.mark.parametrize('name', ['pgd', 'fgsm'])
+def test_l1_attacks_find_the_worst_case_of_a_linear_model_in_the_box(name):
+  # Where a step goes to an entry at its end of the box, it was lost: here all of them.
+  rng = np.random.default_rng(0)
+  w = rng.normal(size=(8, 12)).astype(np.float32)
+  x = np.clip(rng.uniform(-0.5, 1.5, size=(8, 12)), 0, 1).astype(np.float32)
+  w[0, :4], x[0, :4] = [3, 2, 2, 2], [1, 0.1, 0.1, 0.1]
+  fn = jax.tree_util.Partial(lambda w, x: jnp.stack([jnp.sum(w * x, -1), 0 * x[:, 0]], -1), w)
+  for epsilon in (0.3, 2., 5.):
+    attack = {'fgsm': attacks.fgsm, 'pgd': functools.partial(
+        attacks.pgd_attack, random_start=False, num_steps=30, loss='margin')}[name]
+    found = attack(KEY, fn, x, np.zeros(8, int), epsilon=epsilon, norm='l1')
+    value = np.sum(w * np.asarray(found.images, np.float64), -1)
+    worst = np.array([worst_in_l1(*each, epsilon) for each in zip(w, x.astype(float))])
+    clean = np.sum(w * x, -1)
+    # All that can be won.
+    assert ((clean - value) >= (clean - worst) * (0.995 if name == 'pgd' else 1) - 1e-5).all()
+
+
+def test_l1_pgd_passes_a_pixel_at_the_end_of_the_box():
+  w = jnp.asarray([3., 2., 2., 2.])
+  fn = lambda x: jnp.stack([5 - x @ w, jnp.zeros(len(x))], -1)
+  x = jnp.asarray([[1., 0.1, 0.1, 0.1]])
+  for start in (False, True):
+    result = attacks.pgd_attack(KEY, fn, x, jnp.asarray([0]), epsilon=2., norm='l1', num_steps=20,
+                                random_start=start)
+    assert result.success.all(), 'as (1, .9, .6, .1) is misclassified'
+
+
+def test_l1_pgd_against_pairs_of_pixels_in_ball_and_box(mlp_fn, images, labels):
+  # All points that spend epsilon on one pixel, as far as the box lets it, and then on another.
+  victim = smoothing.victim(mlp_fn, smoothing.sample_noise(KEY, images, sigma=0.1, num_noise=4))
+  objective = victim.objective(objectives.cross_entropy, labels)
+  flat, points = np.asarray(images).reshape(5, 12), [np.asarray(images).reshape(5, 12)]
+  for first in range(12):
+    for second in range(12):
+      for ends in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        point, left = flat.copy(), np.full(5, 1.)
+        for pixel, end in zip((first, second), ends):
+          move = np.clip(end - point[:, pixel], -left, left)
+          point[:, pixel] += move
+          left -= np.abs(move)
+        points.append(point)
+  best = jnp.max(jax.lax.map(lambda x: objective(x.reshape(images.shape)), jnp.stack(points)), 0)
+  found = attacks.pgd_attack(KEY, mlp_fn, images, labels, epsilon=1., norm='l1', num_steps=40,
+                             noise=victim.noise, restarts=3)
+  still = objective(images)
+  # Some examples have local maxima, others have better points than these.
+  assert jnp.sum(found.objective - still) >= 0.95 * jnp.sum(best - still)
+
+
+NAN_AT_GREY = jax.tree_util.Partial(
+    lambda x: jnp.stack([jnp.linalg.norm((x - 0.5).reshape(len(x), -1), axis=-1) + 0.1,
+                         jnp.zeros(len(x))], -1))
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    *(('pgd', dict(norm=norm)) for norm in NORMS), ('pgd', dict(direction='gradient', norm='l2')),
+    ('pgd', dict(norm='l2', noise=True)), ('fgsm', {}), ('ddn', {}), ('lbfgs', {})])
+def test_a_gradient_that_is_not_finite_leaves_the_image_and_is_marked(name, kwargs, images):
+  # The norm has no gradient at 0: the first image is there, the others are not.
+  x = jnp.asarray(images).at[0].set(0.5)
+  attack = {'pgd': functools.partial(pgd_attack, random_start=False), 'fgsm': attacks.fgsm,
+            'ddn': functools.partial(attacks.ddn, num_steps=4),
+            'lbfgs': functools.partial(attacks.lbfgs_attack, num_constants=2)}[name]
+  noise = jnp.zeros((2, *x.shape)) if kwargs.get('noise') else None
+  result = attack(KEY, NAN_AT_GREY, x, jnp.zeros(5, int), epsilon=0.3, **{**kwargs, 'noise': noise})
+  np.testing.assert_array_equal(result.undefined, [True] + 4 * [False])
+  assert np.isfinite(result.images).all() and not result.success[0]
+  np.testing.assert_array_equal(result.images[0], x[0])
+
+
+def test_a_random_start_leaves_the_point_without_a_gradient(images):
+  x = jnp.asarray(images).at[0].set(0.5)
+  result = pgd_attack(KEY, NAN_AT_GREY, x, jnp.zeros(5, int), epsilon=0.3, restarts=2,
+                      random_start=True)
+  assert not result.undefined.any() and (result.images[0] != x[0]).any()
+
+
+def test_compiled_once_for_all_calls(mlp_fn, images, labels):
+  traces = []
+
+  def logits(params, x):
+    traces.append(x)
+    return jnp.tanh(x.reshape(len(x), -1) @ params['w1']) @ params['w2']
+
+  counts = []
+  for number in range(3):
+    params = jax.tree.map(lambda leaf, scale=number + 1: leaf * scale, mlp_fn.args[0])
+    fn = jax.tree_util.Partial(logits, params)
+    for attack in (pgd_attack, functools.partial(attacks.ddn, num_steps=2)):
+      result = attack(jax.random.key(number), fn, images, labels, epsilon=0.1 * number)
+      np.testing.assert_array_equal(result.success, jnp.argmax(fn(result.images), -1) != labels)
+    counts.append(len(traces))
+  # Later calls trace for the shape of the logits alone, and these tests once each to judge.
+  assert counts[0] > counts[2] - counts[1] == counts[1] - counts[0] <= 4, counts
+
+
+@pytest.mark.parametrize('name', ['pgd', 'ddn', 'lbfgs'])
+def test_what_a_plain_function_reads_may_change(name, images):
+  bias = jnp.asarray([1., 0.])
+  fn = lambda x: 1e-3 * x.reshape(len(x), -1)[:, :2] + bias
+  attack = {'pgd': functools.partial(pgd_attack, num_steps=1), 'ddn': attacks.ddn,
+            'lbfgs': attacks.lbfgs_attack}[name]
+  found = [attack(KEY, fn, images, np.zeros(5, int), epsilon=0.1).success.any()]
+  bias = bias[::-1]
+  found.append(attack(KEY, fn, images, np.zeros(5, int), epsilon=0.1).success.all())
+  assert found == [False, True]
+
+
 def test_fgsm_is_one_step_of_length_epsilon(linear_fn, images, labels):
   gradient = jax.grad(lambda x: losses.cross_entropy(linear_fn(x), labels).sum())(images)
   result = attacks.fgsm_attack(KEY, linear_fn, images, labels, epsilon=0.1, norm='linf')
   np.testing.assert_allclose(
       result.images, np.clip(images + 0.1 * np.sign(gradient), 0, 1), atol=1e-6)
-  one_pixel = attacks.fgsm_attack(KEY, linear_fn, images, labels, epsilon=0.1, norm='l1').images
+  one_pixel = attacks.fgsm(KEY, linear_fn, images, labels, epsilon=0.1, norm='l1',
+                           order='ball_then_box').images
   changed = np.asarray(one_pixel != images).reshape(5, -1).sum(-1)
   assert (changed <= 1).all() and changed.sum() >= 3
 

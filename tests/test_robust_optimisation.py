@@ -99,8 +99,9 @@ def test_one_step_has_its_closed_form_and_no_box(norm, linear, batch):
   found = attack(KEY, logits_of(linear), batch.images, batch.labels, order='ball_only').images
   close(found.reshape(8, -1), expected, atol=1e-5)
   assert expected.min() < -0.01 and expected.max() > 1.01
-  boxed = attack(KEY, logits_of(linear), batch.images, batch.labels).images
-  close(boxed.reshape(8, -1), np.clip(expected, 0, 1), atol=1e-5)
+  if norm != 'l1':  # There, what the box takes away goes to the next entries.
+    boxed = attack(KEY, logits_of(linear), batch.images, batch.labels).images
+    close(boxed.reshape(8, -1), np.clip(expected, 0, 1), atol=1e-5)
 
 
 def test_robust_optimisation_updates_on_the_worst_points_alone(mlp, batch):

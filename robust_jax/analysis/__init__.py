@@ -16,6 +16,7 @@ from robust_jax.analysis.attacked import (
     clean_accuracy,
     robust,
     robust_accuracy,
+    undefined_images,
 )
 from robust_jax.analysis.attacked import read as read_attack
 from robust_jax.analysis.certified import (
@@ -48,5 +49,6 @@ __all__ = [
     'certified_probability', 'clean_accuracy', 'common_images', 'decided_radii', 'envelope',
     'is_decided', 'largest_radius', 'mean_draws', 'mean_interval', 'on_images',
     'paired_difference', 'read_attack', 'robust', 'robust_accuracy', 'round_radii',
-    'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text', 'welch_difference',
+    'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text', 'undefined_images',
+    'welch_difference',
 ]

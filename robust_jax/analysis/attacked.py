@@ -1,7 +1,8 @@
 """What an attack log says: the accuracy that is left under attack.
 
 `attack.jsonl` holds a header (attack, epsilons, smoothed, seed, ...) and one line an image with
-the predicted class without attack and under attack at each epsilon.
+the predicted class without attack and under attack at each epsilon; where a gradient of the attack
+was not finite, `undefined` as well.
 """
 
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ class AttackLog(NamedTuple):
     label: [num_images] int64.
     clean: [num_images] int64, the predicted class without attack; -1 abstains.
     adversarial: [num_images, num_epsilons] int64, under attack; -1 abstains.
+    undefined: [num_images, num_epsilons] bool, where a gradient of the attack was not finite, so
+      that it may have missed what it would have found; False in logs from before that was noted.
     epsilons: [num_epsilons] float64, in pixel units of the attack's norm.
     header: what was attacked and how.
   """
@@ -28,6 +31,7 @@ class AttackLog(NamedTuple):
   label: np.ndarray
   clean: np.ndarray
   adversarial: np.ndarray
+  undefined: np.ndarray
   epsilons: np.ndarray
   header: dict[str, Any]
 
@@ -53,15 +57,20 @@ def read(path) -> AttackLog:
         type(value) is int for value in [*row, *classes]):
       raise ValueError('must have idx, label, clean and one adversarial class an epsilon, got '
                        + records.short(line))
-    return *row, classes
+    undefined = entry.get('undefined', [False] * len(classes))
+    if not isinstance(undefined, list) or len(undefined) != len(classes) or not all(
+        type(value) is bool for value in undefined):
+      raise ValueError(f'undefined must be true or false for each epsilon, got {undefined}')
+    return *row, classes, undefined
 
   rows = list(filter(None, records.read(path, parse)))
-  idx, label, clean, adversarial = zip(*rows) if rows else ((), (), (), ())
+  idx, label, clean, adversarial, undefined = zip(*rows) if rows else ((),) * 5
   if len({*idx}) < len(idx):
     raise UserError(f'{path}: an idx occurs more than once')
   return AttackLog(
       *(np.array(column, np.int64) for column in (idx, label, clean)),
-      np.array(adversarial, np.int64).reshape(len(rows), len(header['epsilons'])),
+      *(np.array(values, dtype).reshape(len(rows), len(header['epsilons']))
+        for values, dtype in ((adversarial, np.int64), (undefined, bool))),
       np.array(header['epsilons'], np.float64), header)
 
 
@@ -94,6 +103,11 @@ def robust_accuracy(attack: AttackLog):
   if not len(attack.idx):
     return np.full(attack.epsilons.shape, np.nan)
   return np.mean(robust(attack), axis=0)
+
+
+def undefined_images(attack: AttackLog):
+  """How many images were attacked with some gradient that was not finite, at any epsilon."""
+  return int(np.sum(attack.undefined.any(axis=-1)))
 
 
 def attack_curve(attack: AttackLog):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import inputs, keys, smoothing
-from robust_jax.attacks import objectives, threat_models
+from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.pgd import iterate
 from robust_jax.attacks.targets import reached
 from robust_jax.attacks.threat_models import column, norms
@@ -40,12 +40,15 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
   4. delta <- rho delta / ||delta||; x + delta is rounded to grey levels k / 255 and clipped to
      [0, 1].
 
+  Where g is not finite, step 2 is left out, and the example is marked `undefined`.
+
   So delta = 0 is tested, and the iterate after the last step would not be, and is not made. What
   was kept, or 0, is scaled down to the l2 norm epsilon where it is longer.
 
   Args:
     key: one key or [batch] keys: directions at a zero gradient.
-    logits_fn: images -> logits, normalisation included.
+    logits_fn: images -> logits, normalisation included; a `jax.tree_util.Partial` is compiled
+      once, see `pgd_attack`.
     images: [batch, ...] in [0, 1].
     labels: [batch] int.
     epsilon: the largest l2 norm in pixel units, scalar or [batch].
@@ -85,6 +88,11 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     raise ValueError(f'num_steps must be at least 1, got {num_steps}')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, _ = inputs.attacked(victim, images, labels, epsilon=epsilon)
+  return compilation.call(_ddn, logits_fn, key, victim, images, labels, epsilon,
+                          num_steps=num_steps, init_norm=init_norm, gamma=gamma, rounding=rounding)
+
+
+def _ddn(key, victim, images, labels, epsilon, *, num_steps, init_norm, gamma, rounding):
   example_keys = keys.per_example(key, len(images))
   epsilon = jnp.broadcast_to(epsilon, (len(images),))
   if gamma == 0:
@@ -109,25 +117,30 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     return jnp.where(column(smaller, delta), delta, kept), jnp.where(smaller, size, least)
 
   def step(t, carry):
-    delta, rho, best = carry
+    delta, rho, best, undefined = carry
     gradient, wrong = jax.grad(summed, has_aux=True)(images + delta)
     best = keep(best, delta, wrong)
+    stuck = ~threat_models.all_finite(gradient)
+    # No step is taken along it; a gradient of zero would have a direction drawn.
+    gradient = jnp.where(column(stuck, gradient), 1, gradient)
     length = 0.01 + 0.495 * (1 + jnp.cos(math.pi * (t + 1) / num_steps))
-    delta = delta + length * steepest(keys.fold_in(example_keys, t), gradient)
+    moved = delta + length * steepest(keys.fold_in(example_keys, t), gradient)
+    delta = jnp.where(column(stuck, delta), delta, moved)
     rho = jnp.minimum(rho * jnp.where(wrong, 1 - gamma, 1 + gamma), farthest)
     moved = images + _scaled(delta, rho)
     if rounding != 'none':
       moved = jnp.round(moved * _LEVELS) / _LEVELS
-    return jnp.clip(moved, 0, 1) - images, rho, best
+    return jnp.clip(moved, 0, 1) - images, rho, best, undefined | stuck
 
   zero = jnp.zeros_like(images)
   rho = epsilon if init_norm == 0 else jnp.full_like(epsilon, init_norm)
   nothing = (zero, jnp.full_like(epsilon, jnp.inf))
-  delta, _, best = iterate(num_steps - 1, step, (zero, rho, nothing))
+  delta, _, best, undefined = iterate(
+      num_steps - 1, step, (zero, rho, nothing, jnp.zeros(len(images), bool)))
   delta, size = keep(best, delta, judge(images + delta)[1])
   adversarial = jnp.clip(images + _within(delta, size, epsilon, rounding), 0, 1)
   objective, wrong = judge(adversarial)
-  return AttackResult(adversarial, wrong, objective)
+  return AttackResult(adversarial, wrong, objective, undefined)
 
 
 def _within(delta, size, epsilon, rounding):

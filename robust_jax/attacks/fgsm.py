@@ -5,14 +5,14 @@ from robust_jax.attacks.pgd import pgd_attack
 from robust_jax.types import Count
 
 
-def fgsm_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
-                norm: threat_models.Norm = 'linf', order: threat_models.Order = 'ball_then_box',
-                l1_top_k: Count = 1):
+def fgsm(key, logits_fn, images, labels, *, epsilon, noise=None,
+         norm: threat_models.Norm = 'linf', order: threat_models.Order = 'auto',
+         l1_top_k: Count = 1):
   """One step of length epsilon along the steepest ascent of the cross-entropy.
 
-  Arguments and result as `pgd_attack` (with noise: of the SmoothAdv objective). For l1 a single
-  entry changes, by epsilon; within the box by less, and by nothing where it is at that end of the
-  box already, which 'ball_only' avoids.
+  Arguments and result as `pgd_attack` (with noise: of the SmoothAdv objective). For l1 the largest
+  entry of the gradient changes, by epsilon or as far as the box lets it; then the next one, until
+  epsilon is used up. With order 'ball_only' it is that entry alone.
 
   Reference:
     Goodfellow et al., Explaining and harnessing adversarial examples, 2015; Shaham et al.,

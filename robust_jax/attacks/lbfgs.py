@@ -17,6 +17,8 @@ TargetClass = Literal['runner_up', 'least_likely']
 
 # ||delta|| becomes sqrt(||delta||^2 + _SMOOTH^2), whose gradient is defined at zero.
 _SMOOTH = 1e-3
+# The objective where it is not finite.
+_NEVER = 1e30
 # Evaluations of the objective for each iteration, which its line search may take at most.
 _EVALUATIONS = 3
 
@@ -81,27 +83,32 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     objective, predicted = _judge(victim.rows(rows), images, targets[rows])
     return objective, reached(predicted, labels[rows], None if any_class else targets[rows])
 
-  found = images.copy()
+  found, undefined = images.copy(), np.zeros(len(images), bool)
   for i in np.flatnonzero((epsilon > 0) & ~judge(images, slice(None))[1]):
     one = slice(i, i + 1)
     minimise = functools.partial(_minimise, victim.rows(one), images[one], targets[one],
                                  num_steps=num_steps)
-    closest = _closest(minimise, lambda x, one=one: judge(x, one)[1][0], images[one],
-                       num_constants, initial_constant)
+    closest, undefined[i] = _closest(minimise, lambda x, one=one: judge(x, one)[1][0],
+                                     images[one], num_constants, initial_constant)
     perturbation = closest - images[one]
     shortened = perturbation * min(1., epsilon[i] / max(np.linalg.norm(perturbation), 1e-30))
     found[one] = np.clip(images[one] + shortened, 0, 1)
   found = jnp.asarray(found)
   objective, success = judge(found, slice(None))
-  return AttackResult(found, success, objective)
+  return AttackResult(found, success, objective, jnp.asarray(undefined))
 
 
 def _closest(minimise, succeeds, image, num_constants, constant):
-  """The closest successful minimiser over the constants tried; the image itself if none was."""
+  """The closest successful minimiser over the constants tried; the image itself if none was.
+
+  Returns it, and whether a minimisation met what is not finite.
+  """
   best, least = image, np.inf
   succeeded = failed = None
+  undefined = False
   for _ in range(num_constants):
-    found = minimise(constant)
+    found, stuck = minimise(constant)
+    undefined |= stuck
     if succeeds(found):
       succeeded = constant
       norm = np.linalg.norm(found - image)
@@ -115,22 +122,32 @@ def _closest(minimise, succeeds, image, num_constants, constant):
       constant /= 10
     else:
       constant = float(np.sqrt(succeeded * failed))
-  return best
+  return best, undefined
 
 
 def _minimise(victim, image, target, constant, *, num_steps):
-  """argmin over x in the box of c ||x - image|| + L(x, t), for one image [1, ...]."""
+  """argmin over x in the box of c ||x - image|| + L(x, t), for one image [1, ...].
+
+  Returns it, and whether some value or gradient on the way was not finite. The search turns back
+  there; if it is so at the image itself, that is the result.
+  """
+  undefined = False
 
   def evaluate(x):
+    nonlocal undefined
     value, gradient = _value_and_gradient(
         x.reshape(image.shape).astype(np.float32), victim, image, target, np.float32(constant))
-    return float(value), np.asarray(gradient, np.float64).ravel()
+    value, gradient = float(value), np.asarray(gradient, np.float64).ravel()
+    if np.isfinite(value) and np.isfinite(gradient).all():
+      return value, gradient
+    undefined = True
+    return _NEVER, np.zeros_like(gradient)
 
   result = optimize.minimize(
       evaluate, image.ravel().astype(np.float64), jac=True, method='L-BFGS-B',
       bounds=optimize.Bounds(0, 1),
       options={'maxiter': num_steps, 'maxfun': _EVALUATIONS * num_steps, 'ftol': 1e-6})
-  return np.clip(result.x.reshape(image.shape), 0, 1).astype(np.float32)
+  return np.clip(result.x.reshape(image.shape), 0, 1).astype(np.float32), undefined
 
 
 @jax.jit

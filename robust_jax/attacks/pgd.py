@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_jax import backend, inputs, keys, smoothing
-from robust_jax.attacks import objectives, threat_models
+from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.targets import choose_targets, reached
 from robust_jax.types import AttackResult, Count, Index, NonNegative, Positive
 
@@ -17,6 +17,8 @@ SmoothedObjective = Literal['smoothadv', 'naive', 'gradient_free']
 
 # KL(F(x) || F(x')) has a zero gradient at x' = x: its ascent starts this far away (TRADES).
 _KL_START = 0.001
+# Of a gradient that is followed as it is: the squares of larger entries would overflow.
+_LARGE = 1e15
 
 
 def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_start=False,
@@ -25,8 +27,9 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
 
   The last iterate is the result; of several restarts, per example, the one with the largest
   objective, among the successful ones if there are any. Gradients are taken with respect to the
-  images only. A plain function: wrap it in jax.jit, with the loop's length fixed, to compile it
-  once for many batches.
+  images only. Where one is not finite, that example stays where it is, and is marked `undefined`.
+  A plain function: wrap it in jax.jit, with the loop's length fixed, to compile it once for many
+  batches.
 
   Args:
     key: one key or [batch] keys: random starts, and directions at a zero gradient.
@@ -71,25 +74,33 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     restart_keys = keys.fold_in(example_keys, restart)
     start_keys, step_keys = keys.fold_in(restart_keys, 0), keys.fold_in(restart_keys, 1)
 
-    def step(t, x):
+    def step(t, carry):
+      x, undefined = carry
       g = gradient(x)
-      if direction == 'steepest':
-        g = threat_model.steepest(keys.fold_in(step_keys, t), g)
+      stuck = ~threat_models.all_finite(g)
+      # What comes of it is not taken; a gradient of zero would have a direction drawn.
+      g = jnp.where(threat_models.column(stuck, x), 1, g)
       length = step_size(t) if callable(step_size) else step_size
-      return threat_model.project(x + threat_models.column(length, x) * g, images)
+      if direction == 'steepest':
+        moved = threat_model.ascend(keys.fold_in(step_keys, t), x, g, length)
+      else:
+        moved = x + threat_models.column(length, x) * jnp.clip(g, -_LARGE, _LARGE)
+      moved = threat_model.project(moved, images)
+      return jnp.where(threat_models.column(stuck, x), x, moved), undefined | stuck
 
     first = images if start is None else start
     if random_start:
       first = threat_model.random(start_keys, images)
-    found = iterate(num_steps, step, first)
+    found, undefined = iterate(num_steps, step, (first, jnp.zeros(len(images), bool)))
     success = jnp.zeros(len(images), bool) if success_fn is None else success_fn(found)
-    return AttackResult(found, success, objective(found))
+    return AttackResult(found, success, objective(found), undefined)
 
   def keep_better(restart, best):
     new = ascend(restart)
     better = (new.success & ~best.success) | (
         (new.success == best.success) & (new.objective > best.objective))
-    return jax.tree.map(lambda n, b: jnp.where(threat_models.column(better, n), n, b), new, best)
+    kept = jax.tree.map(lambda n, b: jnp.where(threat_models.column(better, n), n, b), new, best)
+    return kept._replace(undefined=new.undefined | best.undefined)
 
   best = ascend(0)
   return best if restarts == 1 else jax.lax.fori_loop(1, restarts, keep_better, best)
@@ -115,7 +126,7 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                random_start: bool = True, restarts: Count = 1, loss: Loss = 'cross_entropy',
                target: Target = 'none', targets=None, direction: Direction = 'steepest',
                smoothed_objective: SmoothedObjective = 'smoothadv',
-               order: threat_models.Order = 'ball_then_box', l1_top_k: Count = 1):
+               order: threat_models.Order = 'auto', l1_top_k: Count = 1):
   """PGD on a classifier, or, given noise, on the smoothed classifier (SmoothAdv-PGD).
 
   The annotated arguments are hyper-parameters, which a config may set; epsilon, noise and targets
@@ -123,7 +134,10 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
 
   Args:
     key: one key or [batch] keys.
-    logits_fn: images -> logits, normalisation included.
+    logits_fn: images -> logits, normalisation included. Of a `jax.tree_util.Partial`, which
+      network.eval_logits gives, the attack is compiled once for all calls with the same shapes and
+      hyper-parameters, whatever arrays it holds; a plain function is run as it is, which takes
+      seconds a call: Partial(function, parameters) is faster.
     images: [batch, ...] in [0, 1].
     labels: [batch] int.
     epsilon: radius in pixel units, scalar or [batch].
@@ -149,8 +163,9 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     direction: 'steepest', or 'gradient' for steps along the gradient as it is.
     smoothed_objective: how the noisy copies make up the cross-entropy: 'smoothadv', 'naive' or
       'gradient_free' (see `objectives`); without noise there is one copy.
-    order: 'ball_then_box' (Madry et al.), 'box_then_ball' (Salman et al.) or 'ball_only'.
-    l1_top_k: gradient entries that an l1 step changes.
+    order: 'ball_then_box' (Madry et al.), 'box_then_ball' (Salman et al.), 'joint' (Croce & Hein)
+      or 'ball_only'; 'auto': 'joint' for l1, else 'ball_then_box'. See `threat_models`.
+    l1_top_k: the fewest gradient entries that an l1 step changes, if the box lets it.
 
   Returns:
     AttackResult. `success` is judged on `logits_fn`; with noise, by the majority vote of the hard
@@ -165,6 +180,18 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets)
+  if step_size is not None:
+    step_size = inputs.radius(step_size, len(images), name='step_size')
+  return compilation.call(
+      _pgd_attack, logits_fn, key, victim, images, labels, epsilon, targets, step_size, sigma=sigma,
+      norm=norm, num_steps=num_steps, step_ratio=step_ratio, min_step_size=min_step_size,
+      random_start=random_start, restarts=restarts, loss=loss, target=target, direction=direction,
+      smoothed_objective=smoothed_objective, order=order, l1_top_k=l1_top_k)
+
+
+def _pgd_attack(key, victim, images, labels, epsilon, targets, step_size, *, sigma, norm, num_steps,
+                step_ratio, min_step_size, random_start, restarts, loss, target, direction,
+                smoothed_objective, order, l1_top_k):
   start_keys, loop_keys, target_keys = keys.uses(key, len(images), 3)
   threat_model = threat_models.make(norm, epsilon, order=order, l1_top_k=l1_top_k)
   if targets is None and target != 'none':

@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import inputs
+from robust_jax import inputs, smoothing
 from robust_jax.keys import random_words
 
 _BITS = 63
@@ -183,8 +183,7 @@ def on_grid(logits_fn, steps=255):
   Returns:
     A pytree, images -> logits; it compiles again where logits_fn or steps would.
   """
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
+  logits_fn = smoothing.as_pytree(logits_fn)
   return jax.tree_util.Partial(_rounded(steps), logits_fn)
 
 

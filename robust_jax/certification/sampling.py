@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import inputs, keys
+from robust_jax import inputs, keys, smoothing
 from robust_jax.devices import parallel
 from robust_jax.keys import standard_normal
 
@@ -97,8 +97,7 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
   example_ids = jnp.asarray(inputs.labels(example_ids, len(images), name='example_ids'), jnp.int32)
   if not isinstance(start, jax.core.Tracer) and not isinstance(num, jax.core.Tracer):
     check_draws(len(images), start, num, batch_size)
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
+  logits_fn = smoothing.as_pytree(logits_fn)
   start, num, shard, num_shards = (
     jnp.asarray(value, jnp.int32) for value in (start, num, shard, num_shards)
   )
@@ -171,8 +170,7 @@ def _sharded_count(devices):
     images = inputs.images(images, in_box=False)
     example_ids = inputs.labels(example_ids, len(images), name='example_ids')
     check_draws(len(images), start, num, batch_size)
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-      logits_fn = jax.tree_util.Partial(logits_fn)
+    logits_fn = smoothing.as_pytree(logits_fn)
     start, num = (np.broadcast_to(np.asarray(value, np.int32), len(images))
                   for value in (start, num))
     return mapped(batch_size, noise_fn)(

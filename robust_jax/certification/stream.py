@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_jax import inputs, keys
+from robust_jax import inputs, keys, smoothing
 from robust_jax.certification import rules, sampling
 from robust_jax.types import Certificate
 
@@ -120,7 +120,7 @@ def certify_stream(key, logits_fn, examples, rule, *, pool, begun=None, count=sa
   if pool < 1:
     raise ValueError(f'pool must be at least 1, got {pool}')
   phase_keys = keys.fold_in(key, np.array([sampling.SELECT, sampling.ESTIMATE]))
-  base = rule.source.base(logits_fn)
+  base = rule.source.base(smoothing.as_pytree(logits_fn))
   examples, begun = iter(examples), dict(begun or {})
   slots, images = {}, None
   while True:

@@ -150,6 +150,10 @@ def _notes(found, differing, certified, attacked):
                     for name, values in differing.items()])
     notes.append(f'The certificates differ in {each}, which alone changes what can be certified: '
                  'they stand side by side, without differences or a best value.')
+  undefined = sum(map(analysis.undefined_images, present(attacked)))
+  if undefined:
+    notes.append(f'On {undefined:,} images a gradient of the attack was not finite: accuracy under '
+                 'attack may be too high there.')
   if len({tuple(sorted(log.epsilons)) for log in present(attacked)}) > 1:
     notes.append('The attacks measured different radii. An image counts at ε if it is right at '
                  'every smaller ε measured as well, so a longer list is a little stricter.')

@@ -56,10 +56,12 @@ def key_figures(run: Contents) -> list[Figure]:
     largest = int(np.argmax(attack.epsilons))
     accuracy = analysis.robust_accuracy(attack)[largest]
     smoothed = '; smoothed' if attack.header.get('smoothed') else ''
+    undefined = analysis.undefined_images(attack)
+    doubt = f'; no finite gradient on {undefined:,}' if undefined else ''
     figures.append(Figure(
         f'{attack_name(attack)} accuracy, {attack_norm(attack)} '
         f'ε = {pages.epsilon(attack.epsilons[largest])}',
-        percent(accuracy), _measured(accuracy, len(attack.idx)) + smoothed))
+        percent(accuracy), _measured(accuracy, len(attack.idx)) + smoothed + doubt))
   train = run.stages.get('train', {})
   if train.get('seconds') is not None and run.metrics['train']:
     speeds = [row['images_per_second'] for row in run.metrics['train']
@@ -172,7 +174,7 @@ def page(run: Contents, tables, figures, figure_files) -> str:
   """
   names = run.record.get('dataset', {}).get('class_names') or []
   values = {'cards': [], 'radii_cards': [], 'attack_name': '', 'attack_norm': '',
-            'attack_details': None, 'other_images': False}
+            'attack_details': None, 'other_images': False, 'undefined': 0}
   if run.gallery is not None:
     values['cards'], values['magnification'] = gallery.adversarial(run.gallery, names)
     kind = 'share of the votes' if run.attack and run.attack.header.get('smoothed') else (
@@ -189,6 +191,7 @@ def page(run: Contents, tables, figures, figure_files) -> str:
         'attack_name': attack_name(run.attack), 'attack_norm': attack_norm(run.attack),
         'attack_details': Table(['setting', 'value'], [
             [key, pages.text(value)] for key, value in _attack_settings(run.attack).items()]),
+        'undefined': analysis.undefined_images(run.attack),
         'other_images': run.attack.header.get('attack', {}).get('norm') == 'l2'
         and _has_images(run.certified)
         and not np.array_equal(np.sort(run.certified.idx), np.sort(run.attack.idx))}

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import attacks, certification, keys, losses, smoothing
@@ -35,16 +36,20 @@ def attack(run, workdir):
   left = [index for index in everything if index not in done]
   bar = monitoring.bar(desc='attack', initial=len(everything) - len(left),
                        total=len(everything), unit='image')
-  for chunk in images.batches(run.test_data, left, settings.batch_size, pad=True):
+  # The same for what an interruption has left: logits depend on the shape in their last bits.
+  batch_size = images.even_size(len(everything), settings.batch_size, len(run.devices))
+  for chunk in images.batches(run.test_data, left, batch_size, pad=True):
     real = chunk.mask > 0
     clean = predict(chunk.images, chunk.index)
-    attacked = [find((run.key('attack'), logits_fn, epsilon), chunk)
-                for epsilon in settings.epsilons]
+    attacked, undefined = zip(*(find((run.key('attack'), logits_fn, epsilon), chunk)
+                                for epsilon in settings.epsilons))
     predicted = np.stack([predict(x, chunk.index) for x in attacked], axis=-1)
+    undefined = np.stack(undefined, axis=-1)
     if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
       _save_gallery(workdir, run, logits_fn, chunk, clean, attacked, predicted)
     records.append(path, *({'idx': int(chunk.index[i]), 'label': int(chunk.labels[i]),
-                            'clean': int(clean[i]), 'adversarial': predicted[i].tolist()}
+                            'clean': int(clean[i]), 'adversarial': predicted[i].tolist(),
+                            **({'undefined': undefined[i].tolist()} if undefined[i].any() else {})}
                            for i in np.flatnonzero(real)))
     bar.update(int(real.sum()))
   bar.close()
@@ -52,7 +57,10 @@ def attack(run, workdir):
 
 
 def _attacker(run):
-  """((key, logits_fn, epsilon), batch) -> attacked images, over the devices or on the host."""
+  """((key, logits_fn, epsilon), batch) -> (attacked images, undefined [batch]).
+
+  Over the devices or on the host, where padding is left as it is.
+  """
 
   def find(replicated, batch):
     key, logits_fn, epsilon = replicated
@@ -60,11 +68,17 @@ def _attacker(run):
     noise = smoothing.sample_noise(
         keys.fold_in(example_keys, 1), batch.images, sigma=run.attacked_sigma,
         num_noise=run.evaluation.num_noise) if run.attacked_sigma else None
-    return run.attack(keys.fold_in(example_keys, 0), logits_fn, batch.images, batch.labels,
-                      epsilon=epsilon, noise=noise).images
+    result = run.attack(keys.fold_in(example_keys, 0), logits_fn, batch.images, batch.labels,
+                        epsilon=epsilon, noise=noise)
+    return result.images, jnp.broadcast_to(result.undefined, len(batch.images))
+
+  def find_on_host(replicated, batch):
+    padding = jax.tree.map(lambda rows: rows[batch.mask == 0], batch)
+    found = find(replicated, jax.tree.map(lambda rows: rows[batch.mask > 0], batch))
+    return tuple(map(np.concatenate, zip(found, (padding.images, padding.mask > 0))))
 
   if run.config['attack']['name'] in attacks.ON_HOST:
-    return lambda replicated, batch: np.asarray(find(replicated, batch))
+    return find_on_host
   return parallel.map_rows(find, run.devices)
 
 

@@ -80,8 +80,7 @@ def predict(logits_fn, dataset, *, sigma=0., num_noise=0, batch_size=256, device
     [num_examples] int; -1 where no logits are numbers. The noise of an image depends on its index
     alone.
   """
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
+  logits_fn = smoothing.as_pytree(logits_fn)
 
   def classify(replicated, batch):
     logits_fn, sigma = replicated

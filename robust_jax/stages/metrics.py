@@ -59,6 +59,8 @@ class Metrics:
     # Guarded, not exact: a line that holds only the compiling step has no speed.
     speed = (count - self._untimed) / max(now - self._begun, 1e-9)
     self._sums, self._untimed = {}, 0.
+    if not sums.get('undefined_attacks'):
+      sums.pop('undefined_attacks', None)  # Of a gradient that is not finite: said where it is so.
     record = {'split': 'train', 'step': step, 'epoch': epoch,
               **{name: value / count for name, value in sums.items()}, **more,
               'images_per_second': speed}

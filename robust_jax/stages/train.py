@@ -157,9 +157,11 @@ def _test(run, state, metrics, step, bar, record):
     accuracies[split] = result['accuracy']
     metrics.write({'split': split, 'step': step, 'epoch': epoch, 'loss': result['loss'],
                    'accuracy': result['accuracy']})
+  undefined = record.get('undefined_attacks')
+  warning = f'  attack without a finite gradient on {undefined:.2%} of images' if undefined else ''
   shown = '  '.join(f'{split} accuracy {value:.1%}' for split, value in accuracies.items())
   bar.write(f'epoch {epoch:.3g}  step {step}/{run.num_steps}  train loss {record["loss"]:.4f}  '
-            f'{shown}  {record["images_per_second"]:,.0f} images/s')
+            f'{shown}  {record["images_per_second"]:,.0f} images/s{warning}')
   return accuracies.get('validation')
 
 

@@ -129,7 +129,8 @@ def compare(folder, num_devices):
   nets = load(folder, num_devices)
   robust, run = nets[1:], nets[0].run
   chosen = images.chosen(run.test_data, run.evaluation.stride, run.evaluation.num_images)
-  test = list(images.batches(run.test_data, chosen, run.evaluation.batch_size, pad=True))
+  batch_size = images.even_size(len(chosen), run.evaluation.batch_size, len(run.devices))
+  test = list(images.batches(run.test_data, chosen, batch_size, pad=True))
   found = adversarial_set(nets, test)
   lines = {net.name: own_curves(nets, net, test) for net in robust}
   tables = {'accuracy': accuracy_table(nets, test, found),
@@ -270,27 +271,30 @@ def own_curves(nets, robust, batches):
     return threat_models.make(attack['norm'], epsilon, order=attack['order'],
                               l1_top_k=attack['l1_top_k'])
 
-  # The direction is the same at every radius.
-  def steepest(replicated, batch):
-    key, logits_fn = replicated
+  # The gradient is the same at every radius.
+  def gradient_of(logits_fn, batch):
     loss = lambda x: jnp.sum(losses.cross_entropy(logits_fn(x), batch.labels))
     gradient = jax.grad(loss)(batch.images)
-    return threat_model(1.).steepest(keys.fold_in(key, batch.index), gradient)
+    finite = threat_models.all_finite(gradient)
+    return jnp.where(threat_models.column(finite, gradient), gradient, 0)
 
   def correct(replicated, rows):
-    logits_fn, epsilon = replicated
-    batch, direction = rows
-    moved = threat_model(epsilon).project(batch.images + epsilon * direction, batch.images)
+    key, logits_fn, epsilon = replicated
+    batch, gradient = rows
+    within = threat_model(epsilon)
+    moved = within.project(within.ascend(keys.fold_in(key, batch.index), batch.images, gradient,
+                                         epsilon), batch.images)
     return batch.mask * (losses.predicted(logits_fn(moved)) == batch.labels)
 
-  steepest, correct = (parallel.map_rows(each, robust.run.devices) for each in (steepest, correct))
+  gradient_of, correct = (parallel.map_rows(each, robust.run.devices)
+                          for each in (gradient_of, correct))
   sums, count = np.zeros((len(nets), len(FACTORS))), 0.
   for batch in batches:
     count += batch.mask.sum()
     for net, row in zip(nets, sums):
-      direction = steepest((net.run.key('attack'), net.logits_fn), batch)
+      gradient = gradient_of(net.logits_fn, batch)
       for i, epsilon in enumerate(np.float32(robust.epsilon * FACTORS)):
-        row[i] += correct((net.logits_fn, epsilon), (batch, direction)).sum()
+        row[i] += correct((net.run.key('attack'), net.logits_fn, epsilon), (batch, gradient)).sum()
   return sums / count
 
 

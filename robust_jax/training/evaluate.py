@@ -40,8 +40,7 @@ def loss_and_accuracy(key, logits_fn, batches, *, sigma, devices):
       logits_fn that does not give logits.
   """
   run = _mapped(tuple(devices))
-  if not isinstance(logits_fn, jax.tree_util.Partial):
-    logits_fn = jax.tree_util.Partial(logits_fn)
+  logits_fn = smoothing.as_pytree(logits_fn)
   loss = correct = count = 0
   for batch in batches:
     images = inputs.images(batch.images)

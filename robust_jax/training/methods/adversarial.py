@@ -36,12 +36,13 @@ def adversarial(key, network, params, batch_stats, batch, progress, *, attack: A
   """
   attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
-  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
-                                    epsilon=epsilon)
+  attacked, undefined = passes.attacked_images(
+      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon)
   images, image_keys = ([attacked], [model_key]) if clean_share == 0 else (
       [attacked, batch.images], [model_key, clean_key])
   return _mixed_loss(network, params, batch_stats, batch.labels, images, image_keys,
-                     share=clean_share, epsilon=epsilon, label_smoothing=label_smoothing)
+                     share=clean_share, epsilon=epsilon, undefined=undefined,
+                     label_smoothing=label_smoothing)
 
 
 def noisy_adversarial(key, network, params, batch_stats, batch, progress, *, attack: Attack,
@@ -80,16 +81,17 @@ def noisy_adversarial(key, network, params, batch_stats, batch, progress, *, att
   attack_key, noise_key, model_key, noisy_key = keys.uses(key, len(batch.images), 4)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=1)[0]
-  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
-                                    epsilon=epsilon)
+  attacked, undefined = passes.attacked_images(
+      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon)
   images, image_keys = ([attacked + noise], [model_key]) if order == 'attack_then_noise' else (
       [attacked, batch.images + noise], [model_key, noisy_key])
   return _mixed_loss(network, params, batch_stats, batch.labels, images, image_keys,
-                     share=noise_share, epsilon=epsilon, label_smoothing=label_smoothing)
+                     share=noise_share, epsilon=epsilon, undefined=undefined,
+                     label_smoothing=label_smoothing)
 
 
 def _mixed_loss(network, params, batch_stats, labels, images, image_keys, *, share, epsilon,
-                label_smoothing):
+                undefined, label_smoothing):
   """(1 - share) L(images[0], y) + share L(images[1], y); of a single array of images its loss."""
   logits, batch_stats = passes.train_logits(network, params, batch_stats, images, image_keys)
   loss, *beside = (losses.cross_entropy(z, labels, label_smoothing=label_smoothing)
@@ -97,5 +99,5 @@ def _mixed_loss(network, params, batch_stats, labels, images, image_keys, *, sha
   if beside:
     loss = (1 - share) * loss + share * beside[0]
   metrics = {'accuracy': passes.accuracy(logits[0], labels),
-             'epsilon': jnp.full_like(loss, epsilon)}
+             'epsilon': jnp.full_like(loss, epsilon), 'undefined_attacks': undefined}
   return MethodOutput(loss, batch_stats, metrics)

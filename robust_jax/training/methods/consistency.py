@@ -43,8 +43,8 @@ def consistency(key, network, params, batch_stats, batch, progress, *, attack: A
   attack_key, noise_key, model_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
-  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
-                                    epsilon=epsilon, noise=noise)
+  attacked, undefined = passes.attacked_images(
+      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon, noise=noise)
   logits, batch_stats = passes.noisy_train_logits(model_key, network, params, batch_stats, attacked,
                                                   noise)
   # Log-probabilities throughout: finite where float32 probabilities underflow.
@@ -56,5 +56,6 @@ def consistency(key, network, params, batch_stats, batch, progress, *, attack: A
   cross_entropy = passes.mean_cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
   loss = cross_entropy + weight * divergence + eta * entropy
   metrics = {'accuracy': passes.accuracy(logits, batch.labels), 'divergence': divergence,
-             'entropy': entropy, 'epsilon': jnp.full_like(loss, epsilon)}
+             'entropy': entropy, 'epsilon': jnp.full_like(loss, epsilon),
+             'undefined_attacks': undefined}
   return MethodOutput(loss, batch_stats, metrics)

@@ -61,7 +61,7 @@ def iaat(key, network, params, batch_stats, batch, progress, *, attack: Attack,
   logits_fn = passes.fixed_classifier(network, params, batch_stats)
   adapted = _adapt(
       lambda use, epsilon: attack(keys.fold_in(attack_key, use), logits_fn, batch.images,
-                                  batch.labels, epsilon=epsilon).images,
+                                  batch.labels, epsilon=epsilon),
       lambda images: losses.predicted(logits_fn(images)), batch, progress, variant=variant,
       gamma=gamma, beta=beta, warmup_epochs=warmup_epochs, warmup_epsilon=warmup_epsilon)
   logits, batch_stats = network.train_logits(params, batch_stats, adapted.images, model_key)
@@ -100,7 +100,7 @@ def iaat_smoothadv(key, network, params, batch_stats, batch, progress, *, attack
   smoothed = smoothing.victim(logits_fn, noise)
   adapted = _adapt(
       lambda use, epsilon: attack(keys.fold_in(attack_key, use), logits_fn, batch.images,
-                                  batch.labels, epsilon=epsilon, noise=noise).images,
+                                  batch.labels, epsilon=epsilon, noise=noise),
       lambda images: losses.predicted(smoothing.mean_logits(smoothed.logits(images))),
       batch, progress, variant=variant, gamma=gamma, beta=beta, warmup_epochs=warmup_epochs,
       warmup_epsilon=warmup_epsilon)
@@ -124,28 +124,37 @@ def _adapt(attack_at, classify, batch, progress, *, variant, gamma, beta, warmup
   """The rule of `iaat`.
 
   Args:
-    attack_at: (use, epsilon [batch]) -> images attacked within epsilon; each use has its own draws.
+    attack_at: (use, epsilon [batch]) -> AttackResult within epsilon; each use has its own draws.
     classify: images -> classes [batch].
   """
   radius = batch.aux['radius']
   is_right = lambda images: classify(images) == batch.labels
   clean_right = is_right(batch.images)
   warming = progress.epoch < warmup_epochs
+  undefined = jnp.zeros_like(radius)
+
+  def attacked(use, epsilon):
+    nonlocal undefined
+    result = attack_at(use, epsilon)
+    undefined = jnp.maximum(undefined, passes.undefined(result, len(radius)))
+    return result.images
+
   if variant == 'simple':
     epsilon = jnp.where(warming, warmup_epsilon, radius)
-    images = attack_at(0, epsilon)
+    images = attacked(0, epsilon)
     moved = jnp.maximum(radius + jnp.where(is_right(images), gamma, -gamma), 0)
     new_radius = jnp.where(warming, warmup_epsilon, moved)
   else:
     counted = clean_right if variant == 'official' else jnp.ones_like(clean_right)
-    withstands = is_right(attack_at(0, radius))
-    withstands_more = is_right(attack_at(1, radius + gamma))
+    withstands = is_right(attacked(0, radius))
+    withstands_more = is_right(attacked(1, radius + gamma))
     target = jnp.where(withstands_more, radius + gamma,
                        jnp.where(withstands, radius, radius - gamma))
     moved = (1 - beta) * radius + beta * jnp.maximum(target * counted, 0)
     epsilon = new_radius = jnp.where(warming, warmup_epsilon * counted, moved)
-    images = attack_at(2, epsilon)
+    images = attacked(2, epsilon)
   if variant == 'algorithm1':
     images = jnp.where(clean_right.reshape((-1,) + (1,) * (images.ndim - 1)), images, batch.images)
-  metrics = {'clean_accuracy': clean_right.astype(jnp.float32), 'epsilon': epsilon}
+  metrics = {'clean_accuracy': clean_right.astype(jnp.float32), 'epsilon': epsilon,
+             'undefined_attacks': undefined}
   return jax.lax.stop_gradient(_Adapted(images, new_radius.astype(radius.dtype), metrics))

@@ -27,10 +27,20 @@ def attacked_images(key, attack, network, params, batch_stats, batch, **kwargs):
     **kwargs: epsilon and, to attack the smoothed classifier, noise.
 
   Returns:
-    [batch, ...].
+    (images [batch, ...], undefined [batch]: see `undefined`).
   """
   logits_fn = fixed_classifier(network, params, batch_stats)
-  return jax.lax.stop_gradient(attack(key, logits_fn, batch.images, batch.labels, **kwargs).images)
+  result = attack(key, logits_fn, batch.images, batch.labels, **kwargs)
+  return jax.lax.stop_gradient((result.images, undefined(result, len(batch.images))))
+
+
+def undefined(result, batch):
+  """`AttackResult.undefined` as a metric, 1 or 0: [batch] float32.
+
+  The loss is finite where the attack stood still, so training goes on, and says so
+  (`stages.metrics`).
+  """
+  return jnp.broadcast_to(jnp.asarray(result.undefined, jnp.float32), (batch,))
 
 
 def train_logits(network, params, batch_stats, images, image_keys):

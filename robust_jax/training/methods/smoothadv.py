@@ -44,8 +44,8 @@ def smoothadv(key, network, params, batch_stats, batch, progress, *, attack: Att
   attack_key, noise_key, model_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   noise = smoothing.sample_noise(noise_key, batch.images, sigma=sigma, num_noise=num_noise)
-  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
-                                    epsilon=epsilon, noise=noise)
+  attacked, undefined = passes.attacked_images(
+      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon, noise=noise)
   if train_noise == 'first':
     noise = noise[:1]
   logits, batch_stats = passes.noisy_train_logits(model_key, network, params, batch_stats, attacked,
@@ -58,5 +58,5 @@ def smoothadv(key, network, params, batch_stats, batch, progress, *, attack: Att
   else:
     example_loss = passes.mean_cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
   metrics = {'accuracy': passes.accuracy(logits, batch.labels),
-             'epsilon': jnp.full_like(example_loss, epsilon)}
+             'epsilon': jnp.full_like(example_loss, epsilon), 'undefined_attacks': undefined}
   return MethodOutput(example_loss, batch_stats, metrics)

@@ -35,8 +35,8 @@ def trades(key, network, params, batch_stats, batch, progress, *, attack: Attack
   """
   attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
-  attacked = passes.attacked_images(attack_key, attack, network, params, batch_stats, batch,
-                                    epsilon=epsilon)
+  attacked, undefined = passes.attacked_images(
+      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon)
   (logits, clean_logits), batch_stats = passes.train_logits(
       network, params, batch_stats, [attacked, batch.images], [model_key, clean_key])
   divergence = losses.kl_divergence(clean_logits, logits)
@@ -44,5 +44,6 @@ def trades(key, network, params, batch_stats, batch, progress, *, attack: Attack
   loss = clean_loss + beta * divergence
   metrics = {'accuracy': passes.accuracy(logits, batch.labels),
              'clean_accuracy': passes.accuracy(clean_logits, batch.labels),
-             'divergence': divergence, 'epsilon': jnp.full_like(loss, epsilon)}
+             'divergence': divergence, 'epsilon': jnp.full_like(loss, epsilon),
+             'undefined_attacks': undefined}
   return MethodOutput(loss, batch_stats, metrics)
