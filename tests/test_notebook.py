@@ -93,7 +93,7 @@ def test_every_cell_runs_and_shows_what_is_stored(executed, notebook):
   book, _ = executed
   assert [*map(outputs, book.cells)] == [*map(outputs, notebook.cells)]
   pictures = [kinds for kinds in map(outputs, book.cells) if 'image/png' in str(kinds)]
-  assert len(pictures) == 2
+  assert len(pictures) == 4
 
 
 def test_the_example_of_the_readme_certifies_the_trained_run(executed):
@@ -106,7 +106,7 @@ def test_the_example_of_the_readme_certifies_the_trained_run(executed):
 
 def test_data_and_a_model_of_ones_own_are_certified(executed):
   _, figures = executed
-  assert figures['own'] >= 0.9
+  assert figures['own'] >= 0.8
 
 
 def test_attacks_stay_in_their_balls_and_find_something(executed):
