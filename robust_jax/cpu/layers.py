@@ -84,9 +84,7 @@ class BatchNorm(nn.Module):
     else:
       mean, var = _moments(x, *channels)
       if self.axis_name is not None and not self.is_initializing():
-        means, variances = jax.lax.all_gather(jnp.stack([mean, var]), self.axis_name, axis=1)
-        mean = means.mean(axis=0)
-        var = jnp.mean(variances + jnp.square(means - mean), axis=0)
+        mean, var = _over_devices(mean, var, self.axis_name)
       if not self.is_initializing():
         for stored, new in ((stored_mean, mean), (stored_var, var)):
           stored.value = self.momentum * stored.value + (1 - self.momentum) * new
@@ -130,6 +128,12 @@ def _moments(rows, channels):
   apart = rows - _per_row(shift, rows)
   mean = _channel_mean(apart, channels)
   return shift + mean, jnp.maximum(_channel_mean(jnp.square(apart), channels) - jnp.square(mean), 0)
+
+
+def _over_devices(mean, var, axis_name):
+  """Mean and variance over all devices, of those of each, which have equal parts of the batch."""
+  whole = jax.lax.pmean(mean, axis_name)
+  return whole, jax.lax.pmean(var + jnp.square(mean - whole), axis_name)
 
 
 @jax.custom_jvp
