@@ -6,6 +6,9 @@ import optax
 
 from robust_jax import inputs
 
+# The authors' guard against equal logits.
+_DLR_FLOOR = 1e-12
+
 
 def predicted(logits):
   """The class of the largest logit, the lowest of several; -1, no class, where a logit is NaN.
@@ -60,6 +63,53 @@ def margin(logits, labels):
   is_label = labels[:, None] == jnp.arange(logits.shape[-1])
   label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
   return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1) - label_logit
+
+
+def dlr(logits, labels):
+  """(max_{j != y} z_j - z_y) / (z_(1) - z_(3)), z_(k) the k-th largest logit: the DLR loss.
+
+  It changes neither with a shift nor with the scale of the logits, so that it has a gradient where
+  those of the cross-entropy vanish. With two classes, which have no third logit, it is the margin.
+
+  Args:
+    logits: [batch, classes], two classes at least.
+    labels: [batch] int.
+
+  Returns:
+    [batch] float32.
+
+  Reference:
+    Croce & Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks, 2020, equation 6.
+  """
+  gap = margin(logits, labels)
+  if logits.shape[-1] < 3:
+    return gap
+  top = jax.lax.top_k(logits.astype(jnp.float32), 3)[0]
+  return gap / (top[:, 0] - top[:, 2] + _DLR_FLOOR)
+
+
+def targeted_dlr(logits, labels, targets):
+  """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), z_(k) the k-th largest logit.
+
+  With fewer than four classes, which have no fourth logit, it is z_t - z_y.
+
+  Args:
+    logits: [batch, classes].
+    labels: [batch] int.
+    targets: [batch] int.
+
+  Returns:
+    [batch] float32.
+
+  Reference:
+    Croce & Hein 2020, equation 7.
+  """
+  gap = targeted_logit_gap(logits, labels, targets)
+  if logits.shape[-1] < 4:
+    return gap
+  top = jax.lax.top_k(logits.astype(jnp.float32), 4)[0]
+  return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _DLR_FLOOR)
 
 
 def targeted_logit_gap(logits, labels, targets):

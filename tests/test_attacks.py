@@ -315,6 +315,8 @@ def test_targets_are_never_the_label_and_are_reached(linear_fn, images, labels):
 EVERY_ATTACK = {
     **VARIANTS,
     'lbfgs': (attacks.lbfgs_attack, {'num_steps': 5, 'num_constants': 2}),
+    'apgd': (attacks.apgd_attack, {'num_steps': 4}),
+    'square': (attacks.square_attack, {'num_queries': 4}),
     'none': (attacks.no_attack, {}),
 }
 

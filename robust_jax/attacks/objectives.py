@@ -47,6 +47,13 @@ def margin(logits, labels, targets=None):
   return losses.margin(mean_logits(logits), labels)
 
 
+def dlr(logits, labels, targets=None):
+  """`losses.dlr`, given targets `losses.targeted_dlr`, with z = log F for several copies."""
+  if targets is not None:
+    return losses.targeted_dlr(mean_logits(logits), labels, targets)
+  return losses.dlr(mean_logits(logits), labels)
+
+
 def kl(logits, clean_logits):
   """KL(F(x) || F(x')), F(x) from `clean_logits` [m, batch, classes], F(x') from `logits`."""
   return losses.kl_divergence(mean_logits(clean_logits), mean_logits(logits))

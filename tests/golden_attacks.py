@@ -1,0 +1,107 @@
+"""Iterates of the public AutoAttack package on a small network, which ours have to pass through.
+
+  pip install torch pyautoattack==0.2.0
+  python tests/golden_attacks.py
+
+writes golden/attacks.npz: weights, images, labels and starts, and what the package's network was
+asked at some of its steps. Without torch only `network` is of use, which the tests compare with.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+FILE = Path(__file__).parent / 'golden' / 'attacks.npz'
+NUM_STEPS, KEPT = 60, (1, 2, 5, 13, 14, 25, 40, 60)
+SIDE, CLASSES, BATCH = 6, 5, 8
+# So small that the label stays among the two largest logits: where it is the third, the DLR loss is
+# constant, and its gradient is rounding.
+RADII = {'linf': 0.06, 'l2': 0.2, 'l1': 0.6}
+NAMES = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
+LOSSES = {'cross_entropy': 'ce', 'dlr': 'dlr'}
+
+
+QUERIES = 300
+# At which the package leaves about half of the images as they are.
+SQUARE_RADII = {'linf': 0.04, 'l2': 0.5, 'l1': 2.}
+
+
+def weights(seed=0, pixels=SIDE**2):
+  draw = np.random.default_rng(seed).normal
+  return {'first': draw(size=(pixels, 24)) / pixels**0.5, 'bias': draw(size=24) / 4,
+          'second': draw(size=(24, CLASSES)) / 2}
+
+
+def network(params, images, np=np):
+  """Two layers with tanh between them; `np` may be jax.numpy or torch."""
+  rows = images.reshape(len(images), -1)
+  return np.tanh((rows - 0.5) @ params['first'] + params['bias']) @ params['second']
+
+
+def square_problem():
+  """(weights, images [300, 15, 15, 2], labels) that the random search is compared on."""
+  params = weights(2, 15 * 15 * 2)
+  images = np.random.default_rng(3).uniform(size=(300, 15, 15, 2))
+  return params, images, network(params, images).argmax(-1)
+
+
+def main():
+  import torch
+  from pyautoattack import autopgd_base
+  from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+  from pyautoattack.square import SquareAttack
+
+  # Of an l1 perturbation it counts entries that only rounding has left different from zero.
+  autopgd_base.L0_norm = lambda x: (x.abs() > 1e-5).view(len(x), -1).sum(-1)
+
+  rng = np.random.default_rng(1)
+  params = weights()
+  images = rng.uniform(size=(BATCH, SIDE, SIDE, 1)) * rng.integers(0, 2, (BATCH, SIDE, SIDE, 1))
+  labels = network(params, images).argmax(-1)
+  targets = np.argsort(-network(params, images), axis=-1)[:, 2]
+  saved = {'images': images, 'labels': labels, 'targets': targets,
+           **{f'weights/{name}': value for name, value in params.items()}}
+  on_torch = {name: torch.tensor(value) for name, value in params.items()}
+  x, y = torch.tensor(images), torch.tensor(labels)
+  for norm, epsilon in RADII.items():
+    start = np.clip(images + rng.uniform(-1, 1, images.shape) * (
+        epsilon / {'linf': 1, 'l2': SIDE, 'l1': SIDE**2}[norm]), 0, 1)
+    saved[f'{norm}/start'] = start
+    for loss in (*LOSSES, 'targeted_dlr'):
+      asked = []
+
+      def model(images, asked=asked):
+        asked.append(images.detach().numpy().copy())
+        return network(on_torch, images, torch)
+
+      kind = APGDAttack_targeted if loss == 'targeted_dlr' else APGDAttack
+      attack = kind(model, n_iter=NUM_STEPS, norm=NAMES[norm], eps=epsilon, seed=0, device='cpu')
+      attack.init_hyperparam(x)
+      if loss == 'targeted_dlr':
+        attack.loss, attack.y_target = 'dlr-targeted', torch.tensor(targets)
+      else:
+        attack.loss = LOSSES[loss]
+      best, right, objective, found = attack.attack_single_run(x, y, x_init=torch.tensor(start))
+      assert len(asked) == NUM_STEPS + 1
+      name = f'{norm}/{loss}'
+      saved[f'{name}/iterates'] = np.stack([asked[step] for step in KEPT])
+      saved[f'{name}/best'], saved[f'{name}/found'] = best.detach().numpy(), found.detach().numpy()
+      saved[f'{name}/objective'] = objective.numpy()
+      saved[f'{name}/success'] = ~right.numpy()
+  params, images, labels = square_problem()
+  on_torch = {name: torch.tensor(value) for name, value in params.items()}
+  model = lambda images: network(on_torch, images.permute(0, 2, 3, 1), torch)
+  x, y = torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+  for norm, epsilon in SQUARE_RADII.items():
+    attack = SquareAttack(model, norm=NAMES[norm], n_queries=QUERIES, eps=epsilon, p_init=0.8,
+                          seed=0, device='cpu', resc_schedule=False)
+    found = attack.perturb(x, y)
+    saved[f'square/{norm}'] = np.mean((model(found).argmax(-1) == y).numpy())
+    print('square', norm, saved[f'square/{norm}'])
+  np.savez_compressed(FILE, **{name: np.float32(value) if value.dtype == np.float64 else value
+                               for name, value in saved.items()})
+  print(FILE, FILE.stat().st_size)
+
+
+if __name__ == '__main__':
+  main()
