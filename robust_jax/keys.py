@@ -7,6 +7,7 @@ a [batch] array of keys. Keys of examples come from the example's index, never f
 a batch, on a device or on a host.
 """
 
+import functools
 import math
 
 import jax
@@ -20,14 +21,30 @@ def root(seed):
 
 
 def as_key(key):
-  """`key` as a typed key array; raw uint32 keys (`jax.random.PRNGKey`) are wrapped."""
+  """`key` as typed threefry keys, from which all draws come.
+
+  Raw uint32 keys (`jax.random.PRNGKey`) are wrapped. Of another kind, as rbg, the key's words are
+  folded, one after the other, into threefry's key 0: rbg itself, vmapped, would draw other numbers
+  in another batch.
+
+  Args:
+    key: typed or raw, one key or [batch] keys.
+
+  Raises:
+    ValueError: it is no key.
+  """
   key = jnp.asarray(key)
   if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    return key
-  if key.dtype != jnp.uint32 or key.ndim == 0 or key.shape[-1] != 2:
+    if jax.random.key_impl(key) == 'threefry2x32':
+      return key
+    key = jax.random.key_data(key)
+  # Raw keys have two words in threefry, four in rbg.
+  elif key.dtype != jnp.uint32 or key.ndim == 0 or key.shape[-1] not in (2, 4):
     raise ValueError(f'key must be a key such as jax.random.key(0), got {key.dtype} of shape '
                      f'{key.shape}')
-  return jax.random.wrap_key_data(key, impl='threefry2x32')
+  if key.shape[-1] == 2:
+    return jax.random.wrap_key_data(key, impl='threefry2x32')
+  return functools.reduce(fold_in, jnp.moveaxis(key, -1, 0), root(0))
 
 
 def per_example(key, batch):

@@ -170,7 +170,7 @@ def _rounded_inside(delta, epsilon):
   rest = size - below + _SPREAD * turn
 
   def levels(threshold):
-    return below + (rest > column(threshold, delta))
+    return below + (rest > column(threshold, delta)).astype(below.dtype)
 
   def halve(_, interval):
     low, high = interval

@@ -27,7 +27,7 @@ def choose_targets(key, victim, images, labels, *, target):
   num_classes = scores.shape[-1]
   is_label = labels[:, None] == jnp.arange(num_classes)
   if target == 'random':
-    shift = jax.vmap(lambda k: jax.random.randint(k, (), 1, num_classes))(key)
+    shift = jax.vmap(lambda k: jax.random.randint(k, (), 1, num_classes, jnp.int32))(key)
     return (labels + shift) % num_classes
   if target == 'least_likely':
     return jnp.argmin(jnp.where(is_label, jnp.inf, scores), axis=-1)

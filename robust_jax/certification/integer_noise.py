@@ -162,7 +162,7 @@ def magnitude(high, low, table):
 
   def add(state):
     found, more = state
-    found = found + more
+    found = found + more.astype(jnp.int32)
     return found, is_below(found + 1)
 
   found = jax.lax.fori_loop(0, len(table).bit_length() - 1, halve, jnp.zeros(high.shape, jnp.int32))

@@ -19,7 +19,7 @@ def warm_up(value, epoch, warmup_epochs):
   """
   if warmup_epochs == 0:
     return jnp.asarray(value, jnp.float32)
-  return jnp.minimum(value, (epoch + 1) * value / warmup_epochs)
+  return jnp.minimum(value, jnp.asarray(epoch + 1, jnp.float32) * value / warmup_epochs)
 
 
 def constant(*, steps_per_epoch, num_epochs, learning_rate: Positive,

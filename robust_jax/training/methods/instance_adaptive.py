@@ -145,7 +145,7 @@ def _adapt(attack_at, classify, batch, progress, *, variant, gamma, beta, warmup
     moved = jnp.maximum(radius + jnp.where(is_right(images), gamma, -gamma), 0)
     new_radius = jnp.where(warming, warmup_epsilon, moved)
   else:
-    counted = clean_right if variant == 'official' else jnp.ones_like(clean_right)
+    counted = jnp.where(clean_right, 1., 0.) if variant == 'official' else 1.
     withstands = is_right(attacked(0, radius))
     withstands_more = is_right(attacked(1, radius + gamma))
     target = jnp.where(withstands_more, radius + gamma,

@@ -42,7 +42,8 @@ def jacobian_penalty(key, network, params, batch_stats, batch, progress, *,
     scale = 1.
   else:
     draw_key = keys.uses(key, len(batch.images), 2)[1]
-    draw = lambda i, k: jax.random.normal(jax.random.fold_in(k, i), (classes,))
+    draw = lambda i, k: jax.random.normal(
+      jax.random.fold_in(k, i), (classes,), jnp.float32)
     draws = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(
         jnp.arange(num_projections), draw_key)
     cotangents = draws / jnp.linalg.norm(draws, axis=-1, keepdims=True)
