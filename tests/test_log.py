@@ -181,7 +181,6 @@ def test_an_image_enters_once_and_writes_are_all_or_nothing(tmp_path):
     ('0\t1\t2\t0.5\t1\t0:00:01', "correct .* '1'"),
     ('0\t1\t1\t0.5\t1\tnoon', "time .* 'noon'"),
     ('0\t1\t1\t0.5\t1', '6 values'),
-    ('', '6 values'),
 ])
 def test_malformed_table_lines_name_file_line_value_and_range(tmp_path, line, part):
   path = tmp_path / 'sigma_0.25'

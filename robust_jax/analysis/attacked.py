@@ -45,10 +45,10 @@ def read(path) -> AttackLog:
   header = {'epsilons': []}
 
   def parse(line, number):
-    entry = records.parse_json(line, number)
+    entry = records.parse_header(line) if number == 1 else records.parse_json(line, number)
     if number == 1:
       if not isinstance(entry.get('header'), dict) or 'epsilons' not in entry['header']:
-        raise ValueError(f'must be a header with epsilons, got {records.short(line)}')
+        raise records.NoHeaderError(f'must be a header with epsilons, got {records.short(line)}')
       header.update(entry['header'])
       return ()
     row = [entry.get(name) for name in ('idx', 'label', 'clean')]

@@ -8,6 +8,7 @@ the path that is nearest to the file decides, unless the caller knows better.
 import json
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from robust_jax.analysis.certified import decided_radii, is_decided
 from robust_jax.analysis.comparison import differing_settings, other_label
 from robust_jax.certification import log as logs
 from robust_jax.errors import UserError
+from robust_jax.workdir import records
 
-LOG_NAMES = ('certify.jsonl', 'certify.tsv')
+LOG_NAMES = ('certify.jsonl', 'certify.jsonl.gz', 'certify.tsv', 'certify.tsv.gz')
 _WORKDIR = {'config.json', 'stages.json'}
 _SPLITS = ('train', 'test', 'val', 'validation')
 
@@ -53,7 +55,8 @@ def collect(paths: Sequence[str],
   """Reads logs: files, workdirs, and folders that are searched; each log once.
 
   A folder is searched with those in it, in the order of their names. Hidden files, what else a
-  workdir holds, and a table beside the .jsonl of its name are passed over.
+  workdir holds, a table beside the .jsonl of its name, and what is there uncompressed as well are
+  passed over.
 
   Args:
     paths: files and folders.
@@ -220,7 +223,10 @@ def _search(folder, given):
       files = [name for name in LOG_NAMES if name in files][:1]
       others += [] if files else [f'{root} (a workdir without certificates)']
     for path in sorted(root / name for name in files if not name.startswith('.')):
-      if path.suffix == '.tsv' and _is_log(path.with_suffix('.jsonl')):
+      plain = records.stem(path)
+      better = [plain.with_suffix(end) for end in ('.jsonl', '.jsonl.gz') if plain.suffix == '.tsv']
+      better += [plain] if plain != path else []
+      if any(map(_is_log, better)):
         continue
       if not _is_log(path):
         others.append(str(path.relative_to(folder)))
@@ -242,11 +248,11 @@ def _search(folder, given):
 def _is_log(path):
   """Whether a file begins as a log does."""
   try:
-    with path.open('rb') as file:
-      line = file.readline(1 << 16).decode('utf-8-sig', errors='replace').strip()
-  except OSError:
+    with records.open_text(path) as file:
+      line = file.readline(1 << 16).strip()
+  except (OSError, EOFError, zlib.error):
     return False
-  if path.suffix == '.jsonl':
+  if records.stem(path).suffix == '.jsonl':
     return line.startswith('{"header"') and '"settings"' in line
   return tuple(line.split('\t')) == logs.COLUMNS
 

@@ -65,7 +65,8 @@ class Votes(NamedTuple):
 def read(path) -> Log:
   """Reads a log: JSON lines where the name ends in `.jsonl`, else a tab-separated table.
 
-  An empty file has no rows. A last line that a crash left unfinished is dropped.
+  Either may be compressed, `.jsonl.gz`. An empty file has no rows. A last line that a crash left
+  unfinished is dropped.
 
   Args:
     path: the file; times may be `h:mm:ss.ffffff` or seconds.
@@ -104,7 +105,7 @@ def read_votes(path) -> Votes | None:
     UserError: as `read`; counts that are not integers >= 0, one a class.
   """
   path = Path(path)
-  if path.suffix != '.jsonl':
+  if files.stem(path).suffix != '.jsonl':
     return None
   entries = read_entries(path)
   if not entries or not all({'counts0', 'counts'} <= entry.keys() for entry in entries):
@@ -280,14 +281,15 @@ def check_settings(path, logged, settings):
 
 
 def _parser(path):
-  return _parse_json if path.suffix == '.jsonl' else _parse_table
+  return _parse_json if files.stem(path).suffix == '.jsonl' else _parse_table
 
 
 def _parse_table(line, number):
   values = line.split('\t')
   if number == 1:
     if tuple(values) != COLUMNS:
-      raise ValueError(f'the title must be {" ".join(COLUMNS)}, got {files.short(line)}')
+      error = ValueError if '\t'.join(COLUMNS).startswith(line) else files.NoHeaderError
+      raise error(f'the title must be {" ".join(COLUMNS)}, got {files.short(line)}')
     return {}
   if len(values) != len(COLUMNS):
     raise ValueError(f'must be {len(COLUMNS)} values between tabs, got {files.short(line)}')
@@ -297,12 +299,12 @@ def _parse_table(line, number):
 
 
 def _parse_json(line, number):
-  entry = files.parse_json(line, number)
+  entry = files.parse_header(line) if number == 1 else files.parse_json(line, number)
   if number == 1 or 'header' in entry:
     header = entry.get('header')
     if number > 1 or not _has_dicts(header, 'settings', 'environment'):
-      raise ValueError(f'the first line, and no other, must be a header with settings and '
-                       f'environment, got {files.short(line)}')
+      raise files.NoHeaderError('the first line, and no other, must be a header with settings and '
+                                f'environment, got {files.short(line)}')
   elif 'environment' in entry:
     if not _has_dicts(entry, 'environment'):
       raise ValueError(f'environment must have names and values, got {files.short(line)}')

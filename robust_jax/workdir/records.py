@@ -1,16 +1,27 @@
 """Files that survive a crash: JSON lines that are only added to, and files that are written whole.
 
 A last line that a crash has cut off was never there: `read` drops it, and `resume` removes it
-before more lines follow. Whatever else is not as written is an error that names the line.
+before more lines follow. Whatever else is not as written is an error that names the line; but white
+space at the end of a line, and empty lines at the end of a file, count for nothing, and a file that
+somebody has compressed by gzip is read as well.
 """
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from robust_jax.errors import UserError
+
+_GZIP = b'\x1f\x8b'
+_HEADER = '{"header"'
+
+
+class NoHeaderError(ValueError):
+  """The first line is no header, nor the beginning of one: the file is something else."""
 
 
 def parse_json(text, number):
@@ -27,6 +38,18 @@ def parse_json(text, number):
   if not isinstance(entry, dict):
     raise ValueError(f'must be a JSON object, got {short(text)}')
   return entry
+
+
+def parse_header(text):
+  """The JSON object of the first line of a file that begins with a header.
+
+  Raises:
+    ValueError: it is cut off.
+    NoHeaderError: it is something else.
+  """
+  if text.startswith(_HEADER) or _HEADER.startswith(text):
+    return parse_json(text, 1)
+  raise NoHeaderError(f'must be a JSON object with a header, got {short(text)}')
 
 
 def read(path, parse: Callable[[str, int], Any] = parse_json) -> list:
@@ -49,6 +72,19 @@ def is_cut_off(path, parse=parse_json) -> bool:
     UserError: as `read`.
   """
   return len(_lines_and_entries(path, parse)) < len(_lines(path))
+
+
+def stem(path) -> Path:
+  """The path without the ending .gz."""
+  path = Path(path)
+  return path.with_suffix('') if path.suffix == '.gz' else path
+
+
+def open_text(path):
+  """Opens a text file, compressed or not, to be read. A byte order mark is no part of the text."""
+  with open(path, 'rb') as file:
+    opened = gzip.open if file.read(2) == _GZIP else open
+  return opened(path, 'rt', encoding='utf-8-sig', errors='replace')
 
 
 def resume(path, header=None, *, keep=lambda entry: True, parse=parse_json) -> list[dict]:
@@ -144,20 +180,22 @@ def _line(entry):
 
 def _lines(path):
   try:
-    # A byte order mark at the beginning is no part of the first line.
-    with open(path, encoding='utf-8-sig', errors='replace') as file:
-      return file.readlines()
-  except OSError as error:
-    raise UserError(f'{path}: {error.strerror}') from error
+    with open_text(path) as file:
+      lines = file.readlines()
+  except (OSError, EOFError, zlib.error) as error:  # The latter of a damaged .gz.
+    raise UserError(f'{path}: {getattr(error, "strerror", None) or error}') from error
+  while lines and not lines[-1].strip():
+    lines.pop()
+  return lines
 
 
 def _lines_and_entries(path, parse):
   lines, parsed = _lines(path), []
   for number, line in enumerate(lines, 1):
     try:
-      parsed.append((line, parse(line.rstrip('\n'), number)))
+      parsed.append((line, parse(line.rstrip(), number)))
     except ValueError as error:
-      if not line.endswith('\n'):
+      if not line.endswith('\n') and not isinstance(error, NoHeaderError):
         break  # Cut off: never written to its end.
       raise UserError(f'{path}:{number}: {error}') from error
   return parsed
