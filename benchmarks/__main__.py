@@ -29,6 +29,7 @@ from benchmarks.work import (
     TASKS,
     plan,
 )
+from robust_jax import terminal
 
 
 def parse(argv):
@@ -249,6 +250,7 @@ class Run:
 
 
 if __name__ == '__main__':
+  terminal.prepare()
   try:
     sys.exit(main(sys.argv[1:]))
   except WorkerError as error:

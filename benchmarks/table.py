@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.work import Work
+from robust_jax import terminal
 
 
 def markdown(record):
@@ -156,4 +157,5 @@ def _table(head, rows):
 if __name__ == '__main__':
   if len(sys.argv) != 2:
     sys.exit('error: python -m benchmarks.table RESULTS.json')
+  terminal.prepare(output_is_all=True)
   print(markdown(json.loads(Path(sys.argv[1]).read_text(encoding='utf-8'))))

@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'robust_jax'
 
 # Each layer may import itself and the layers before it.
 LAYERS = [
-    {'types', 'errors', 'inputs', 'keys', 'named', 'cpu'},
+    {'types', 'errors', 'terminal', 'inputs', 'keys', 'named', 'cpu'},
     {'backend', 'devices'},
     {'losses', 'smoothing', 'models', 'data'},
     {'workdir'},

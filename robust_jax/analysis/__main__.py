@@ -18,7 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from robust_jax import analysis, report
+from robust_jax import analysis, report, terminal
 from robust_jax.analysis import found_logs, log_tables
 from robust_jax.errors import UserError
 from robust_jax.workdir import write_bytes
@@ -268,10 +268,12 @@ def main(argv=None):
   try:
     flags = make_parser().parse_args(argv)
     flags.run(flags)
+    sys.stdout.flush()
   except UserError as error:
     _tell('error', error)
     sys.exit(error.exit_status)
 
 
 if __name__ == '__main__':
+  terminal.prepare(output_is_all=True)
   main()

@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 
+from robust_jax import terminal
 from robust_jax.data import prepare as preparing
 from robust_jax.errors import UserError
 
@@ -61,4 +62,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
+  terminal.prepare()
   main()

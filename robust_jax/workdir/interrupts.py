@@ -48,8 +48,9 @@ def postponed():
     request.signal = signal.Signals(number)
     _second_signal_ends_the_process()
     # Not print, which must not be entered again where it was interrupted.
-    os.write(2, f'{request.signal.name}: saving, then the run ends; once more ends it at once\n'
-             .encode())
+    with contextlib.suppress(OSError):  # Nobody may read it any more.
+      os.write(2, f'{request.signal.name}: saving, then the run ends; once more ends it at once\n'
+               .encode())
 
   before = _set(handle)
   try:
