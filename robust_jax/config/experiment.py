@@ -14,7 +14,7 @@ import numpy as np
 
 from robust_jax import attacks, certification, data, keys, models, named, training
 from robust_jax.certification import integer_noise, noise_sources, rules
-from robust_jax.config import schema
+from robust_jax.config import lengths, schema
 from robust_jax.config.sections import (
     SECTIONS,
     SHARED,
@@ -126,6 +126,18 @@ class Run:
     return ', '.join([*phrases, f'seed {config["seed"]}',
                       f'{len(self.devices)} x {self.devices[0].device_kind}'])
 
+  def remarks(self, wanted):
+    """Lines on what the stages of names `wanted` may not do as meant."""
+    lines = lengths.remarks(self)
+    for stage, section in (('attack', 'evaluation'), ('certify', 'certify_images')):
+      settings, images = getattr(self, section), self.test_data.num_examples
+      chosen = len(range(0, images, settings.stride))
+      if stage in wanted and chosen < settings.num_images:
+        lines.append(f'config.{section}.num_images is {settings.num_images}, of which there are '
+                     f'{chosen}: every image of number 0, {settings.stride}, ... of {images} '
+                     f'(config.{section}.stride)')
+    return lines
+
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""
     return keys.fold_in(keys.root(self.config['seed']),
@@ -222,6 +234,7 @@ def build(config, devices=None):
       certify=certifier(config) if sigma > 0 else None, sigma=sigma,
       attacked_sigma=attacked_sigma(config), **settings)
   _check_fields(run)
+  lengths.check(run)
   if not run.trainable:
     models.external.check(
         models.external.load(model.function), test_data.image_shape, test_data.num_classes,

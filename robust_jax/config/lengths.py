@@ -1,0 +1,75 @@
+"""Lengths in a config are in [0, 1] pixel units: none is longer than the box of images allows.
+
+A radius of 8, for 8/255, is a number like any other to the maths: it trains, attacks and certifies.
+"""
+
+import math
+
+from robust_jax.errors import UserError
+
+# Noise of so many times the range of a pixel; published networks have at most 2.
+_LARGEST_SIGMA = 4.
+# No l2 radius that was published for images is as large.
+_UNUSUAL_L2 = 10.
+# Fields of attacks that are lengths in their norm.
+_OF_ATTACKS = ('step_size', 'min_step_size', 'init_norm')
+
+
+def check(run):
+  """Raises UserError where a radius, a step or noise of a Run is longer than makes sense.
+
+  In linf the box of images has diameter 1, in l2 sqrt(d), in l1 d, with d pixels and channels.
+  Nothing moves further within it. Training has to withstand half of that at most: within more than
+  that, every image can be made the same, of pixels 1/2, and no classifier tells them apart.
+  """
+  for field, value, norm, share in _lengths(run):
+    limit = _LARGEST_SIGMA if norm is None else share * _diameter(run, norm)
+    if value > limit:
+      what = 'of noise' if norm is None else f'in {norm}'
+      raise UserError(f'config.{field} must be at most {limit:.4g} {what}, as pixels are in '
+                      f'[0, 1], got {value:g}{_meant(value, limit)}')
+
+
+def remarks(run):
+  """A line for each radius that is possible and yet, in all likelihood, was meant otherwise."""
+  return [f'config.{field} is {value:g} in l2, in units in which pixels are in [0, 1]'
+          + _meant(value, _UNUSUAL_L2)
+          for field, value, norm, _ in _lengths(run) if norm == 'l2' and value >= _UNUSUAL_L2]
+
+
+def _meant(value, limit):
+  return f'; did you mean {value:g}/255 = {value / 255:.3g}?' if 1 <= value <= 255 * limit else ''
+
+
+def _diameter(run, norm):
+  pixels = math.prod(run.test_data.image_shape)
+  return {'linf': 1., 'l2': math.sqrt(pixels), 'l1': float(pixels)}[norm]
+
+
+def _lengths(run):
+  """[(field, value, norm, share of the box that it may be)]; norm None of noise."""
+  config, found = run.config, []
+  method, attack = config['method'], config['attack']
+  if run.trainable:
+    norm = _norm(method.get('attack', {}))
+    field = 'epsilon' if method.get('epsilon') is None else 'method.epsilon'
+    found.append((field, run.components['method'].get('epsilon', config['epsilon']), norm, 0.5))
+    if 'warmup_epsilon' in method:  # IAAT: its gamma is a length too.
+      found += [(f'method.{name}', method[name], norm, 0.5) for name in ('warmup_epsilon', 'gamma')]
+  found += [('evaluation.epsilons', value, _norm(attack), 1.)
+            for value in config['evaluation']['epsilons']]
+  for path, values in (('method.attack', method.get('attack', {})), ('attack', attack)):
+    found += [(f'{path}.{name}', values[name], _norm(values), 1.) for name in _OF_ATTACKS
+              if values.get(name) is not None]
+  found += [(field, value, None, 1.) for field, value in (
+      ('sigma', config['sigma']), ('method.sigma', method.get('sigma')),
+      ('evaluation.sigma', config['evaluation']['sigma']),
+      ('certify.sigma', config['certify']['sigma']))
+            if value is not None]
+  return found
+
+
+def _norm(attack):
+  """The norm of an attack's section: l2 where there is no other in it, as in VAT and L-BFGS."""
+  norm = attack.get('norm')
+  return norm if norm in ('linf', 'l2', 'l1') else 'l2'

@@ -1,0 +1,66 @@
+"""Radii, steps and noise of a config that can only be meant in grey levels do not run."""
+
+import re
+
+import jax
+import pytest
+
+from launch import flags
+from robust_jax.config import experiment, lengths, sections
+from robust_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path_factory.getbasetemp() / 'tfds'))
+
+
+def build(*words):
+  config = flags.parse(['launch', *words]).config
+  return experiment.build(sections.resolve(config), jax.devices()[:2])
+
+
+@pytest.mark.parametrize('name, field, value, limit, meant', [
+    # Digits have 64 pixels: half the box is 0.5 in linf, 4 in l2, 32 in l1.
+    ('pgd', 'epsilon', '8', '0.5 in linf', '8/255 = 0.0314'),
+    ('pgd', 'epsilon', '0.51', '0.5 in linf', None),
+    ('smoothadv', 'epsilon', '8', '4 in l2', '8/255'),
+    ('smoothadv', 'epsilon', '2000', '4 in l2', None),
+    ('smoothadv', 'method.epsilon', '128', '4 in l2', '128/255 = 0.502'),
+    ('vat', 'epsilon', '5', '4 in l2', '5/255'),
+    ('iaat', 'method.warmup_epsilon', '8', '0.5 in linf', '8/255'),
+    ('iaat', 'method.gamma', '1.9', '0.5 in linf', '1.9/255'),
+    ('pgd', 'evaluation.epsilons', '(0.1,8)', '1 in linf', '8/255'),
+    ('smoothadv', 'evaluation.epsilons', '(8.1,)', '8 in l2', '8.1/255'),
+    ('pgd', 'attack.step_size', '2.', '1 in linf', '2/255'),
+    ('pgd', 'method.attack.min_step_size', '2', '1 in linf', '2/255'),
+    ('smoothadv', 'sigma', '64', '4 of noise', '64/255 = 0.251'),
+    ('smoothadv', 'certify.sigma', '12', '4 of noise', '12/255'),
+    ('smoothadv', 'evaluation.sigma', '12', '4 of noise', '12/255'),
+])
+def test_a_length_beyond_what_the_box_allows_is_refused(name, field, value, limit, meant):
+  hint = fr'; did you mean {meant}' if meant else '$'
+  number = value.strip('(),').split(',')[-1].rstrip('.')
+  path = re.escape(f'config.{field}')
+  with pytest.raises(UserError, match=fr'{path} must be at most {limit}, .* got {number}{hint}'):
+    build(f'--config=configs/digits.py:{name}', f'--config.{field}={value}')
+
+
+def test_what_the_box_allows_is_run():
+  run = build('--config=digits:pgd', '--config.evaluation.epsilons=(0.5,1)', '--config.epsilon=0.5')
+  assert not run.remarks({'attack'})
+
+
+def test_l2_radii_that_no_one_published_are_remarked(monkeypatch):
+  monkeypatch.setattr(lengths, '_UNUSUAL_L2', 3.)
+  line, = build('--config=digits:smoothadv', '--config.epsilon=3.5').remarks({'train'})
+  assert 'config.epsilon is 3.5 in l2' in line and '3.5/255' in line
+
+
+def test_fewer_images_than_were_asked_for_are_remarked():
+  run = build('--config=digits', '--config.evaluation.stride=500',
+              '--config.evaluation.num_images=2', '--config.certify_images.num_images=400')
+  attacked, certified = run.remarks({'attack', 'certify'})
+  assert 'evaluation.num_images is 2, of which there are 1' in attacked and '500' in attacked
+  assert 'certify_images.num_images is 400, of which there are 355' in certified
+  assert run.remarks({'train'}) == []
