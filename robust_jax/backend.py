@@ -7,10 +7,19 @@ the same results, slower on CPU. The folder may be deleted.
 import importlib
 import importlib.util
 import os
+import sys
 
 import jax
 
 _UNROLLED_STEPS = 20
+# {setting of jax: (its value in a run, what is said where the environment has another)}.
+_SETTINGS = {
+    'jax_enable_x64': (False, 'runs are computed in float32'),
+    'jax_disable_jit': (False, 'runs are compiled'),
+    'jax_numpy_dtype_promotion': ('standard', ''),
+    'jax_numpy_rank_promotion': ('allow', ''),
+    'jax_threefry_partitionable': (True, ''),
+}
 SWITCH = 'ROBUST_JAX_CPU'
 """Environment variable; `plain` leaves `robust_jax/cpu` out."""
 
@@ -41,6 +50,14 @@ def unrolls(num_steps):
 
 
 def tune():
-  """Makes the settings of this process for CPUs (`robust_jax.cpu.tune`), before jax computes."""
+  """Makes the settings of this process, before jax computes.
+
+  Those of `robust_jax.cpu.tune`, and those of jax by which results, or whether there are any, would
+  depend on the environment: a run is compiled and float32, and its draws are jax's present ones.
+  """
+  for name, (value, remark) in _SETTINGS.items():
+    if remark and getattr(jax.config, name) != value:
+      print(f'warning: {name.upper()} is set, but {remark}', file=sys.stderr)
+    jax.config.update(name, value)
   if package := cpu():
     package.tune()

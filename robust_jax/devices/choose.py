@@ -29,14 +29,21 @@ def choose_devices(num_devices, batch_sizes):
     batch_sizes: rows of the batches that are split over the devices.
 
   Raises:
-    UserError: there are fewer.
+    UserError: there are fewer, or none of the kind that $JAX_PLATFORMS asks for.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   if _COUNT not in flags:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     count = num_devices or host_device_count(batch_sizes, cores)
     os.environ['XLA_FLAGS'] = f'{flags} {_COUNT}={count}'.strip()
-  devices = jax.local_devices()
+  try:
+    devices = jax.local_devices()
+  # jax asserts where $JAX_PLATFORMS names what it knows and does not find.
+  except (RuntimeError, AssertionError) as error:
+    wanted = jax.config.jax_platforms
+    reason = next(iter(str(error).splitlines()), 'it finds no such device')
+    raise UserError(f'JAX_PLATFORMS is {wanted!r}, which jax cannot use ({reason}); unset it, or '
+                    'install jax for those devices') from error
   if num_devices > len(devices):
     raise UserError(f'--devices must be at most {len(devices)}, the devices of this machine, got '
                     f'{num_devices}')
