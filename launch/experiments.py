@@ -35,12 +35,16 @@ class ConfigFile(NamedTuple):
 def read(given):
   """The ConfigFile of 'PATH' or 'PATH:NAME'; without a name, that of its default experiment.
 
+  'digits:trades' is configs/digits.py:trades.
+
   Raises:
     UserError: there is no such file, or it has no get_config().
   """
-  path, _, name = os.path.expanduser(given).partition(':')
-  if not Path(path).is_file():
-    raise UserError(f'--config must be FILE:EXPERIMENT, as --list shows; there is no {path}'
+  word, _, name = os.path.expanduser(given).partition(':')
+  path = next(filter(os.path.isfile, (word, f'configs/{word}', f'{word}.py', f'configs/{word}.py')),
+              None)
+  if path is None:
+    raise UserError(f'--config must be FILE:EXPERIMENT, as --list shows; there is no {word!r}'
                     + _suggest(given))
   try:
     scope = runpy.run_path(path)

@@ -3,41 +3,27 @@
 import functools
 import os
 import re
-import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import experiments, sweep
+from launch import experiments, fields, sweep, usage
 from robust_jax import stages
 from robust_jax.config import schema
-from robust_jax.config.sections import TABLES, component, find
-from robust_jax.errors import UserError
+from robust_jax.config.sections import TABLES, component, find, flat
+from robust_jax.errors import UserError, suggest
 
 # Sections whose name chooses what their fields are of.
 NAMED = (*TABLES, 'data', 'extra')
 DEFAULT_CONFIG = 'configs/smoothadv_digits.py'
 _COUNT = functools.partial(flags.DEFINE_integer, lower_bound=0)
-# How absl defines each flag but config, its default, and the help.
+# How absl defines each flag but config and help, and its default; `usage` says what they are for.
 FLAGS = {
-    'list': (flags.DEFINE_bool, False, 'Show all experiments.'),
-    'help': (flags.DEFINE_bool, False, 'Show this help.'),
-    'workdir': (flags.DEFINE_string, None, 'Folder of the run. Default: runs/NAME.'),
-    'stages': (flags.DEFINE_list, None, f'Stages to run, of {",".join(stages.STAGES)}. Default: '
-               f'{",".join(stages.DEFAULT)}, or what the study of a sweep needs.'),
-    'redo': (flags.DEFINE_list, [], f'Stages of {",".join(stages.DEFAULT)} to run anew; old '
-             'results move to previous/.'),
-    'devices': (_COUNT, 0, 'Devices to use (CPU: to simulate); 0 for all.'),
-    'sweep': (flags.DEFINE_bool, False, "Run every point of the config file's sweep(), each in "
-              'its own folder of --workdir, and compare them.'),
-    'profile': (_COUNT, 0, 'Training steps to trace, after the first ten, into WORKDIR/profile.'),
-}
-CONFIG_HELP = (
-    'FILE:NAME, an experiment of a config file, as --list shows; --config.FIELD=VALUE changes it '
-    '(fields: robust_jax/config/sections.py). Default: that of an existing workdir, or '
-    f'{DEFAULT_CONFIG}.')
+    'list': (flags.DEFINE_bool, False), 'workdir': (flags.DEFINE_string, None),
+    'stages': (flags.DEFINE_list, None), 'redo': (flags.DEFINE_list, []), 'devices': (_COUNT, 0),
+    'sweep': (flags.DEFINE_bool, False), 'profile': (_COUNT, 0)}
 # A number as papers write radii: --config.epsilon=8/255, also within a tuple.
 FRACTION = re.compile(r'(?<![\w./])(\d+\.?\d*|\.\d+) */ *(\d+\.?\d*|\.\d+)(?![\w./])')
 
@@ -75,10 +61,14 @@ def parse(argv):
 
   Raises:
     UserError: a flag, a field or a value that there is not.
-    SystemExit: --help and --list, which are printed.
+    SystemExit: --help and --list, after what they print.
   """
+  if {'-h', '-help', '--help'} & {*argv}:
+    print(usage.TEXT, end='')
+    raise SystemExit(0)
   folder = os.path.expanduser(_value_of('workdir', argv)[0] or '')
   given, argv = _value_of('config', argv)
+  explained, argv = _value_of('help', argv)
   if given is None:
     saved = folder and (Path(folder) / 'config.json').is_file()
     given = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
@@ -88,7 +78,7 @@ def parse(argv):
       value = value if equals else following
       raise UserError(f'--{field} has fields, got {value!r}: use --{field}.name={value}')
   try:
-    return _command_line(experiments.read(given), argv)
+    command = _command_line(experiments.read(given), argv)
   except UserError:
     raise
   except (AttributeError, KeyError) as error:
@@ -96,6 +86,10 @@ def parse(argv):
   except Exception as error:  # absl and ml_collections.
     message = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(f'command line: {message}') from error
+  if explained is not None:
+    print(fields.listing(command.config, explained))
+    raise SystemExit(0)
+  return command
 
 
 def _command_line(file, argv):
@@ -103,12 +97,15 @@ def _command_line(file, argv):
   values = flags.FlagValues()
   config = _load(file, argv)
   argv = [_in_decimals(word, config) for word in argv]
-  config_flags.DEFINE_config_dict('config', config, CONFIG_HELP, flag_values=values, sys_argv=argv)
-  for name, (define, default, text) in FLAGS.items():
-    define(name, default, text, flag_values=values)
-  rest = values(argv)[1:]
-  if values.help or values.list:
-    print(_help() if values.help else experiments.listing())
+  config_flags.DEFINE_config_dict('config', config, '', flag_values=values, sys_argv=argv)
+  for name, (define, default) in FLAGS.items():
+    define(name, default, '', flag_values=values)
+  try:
+    rest = values(argv)[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(_unknown_flag(error.flagname, config)) from error
+  if values.list:
+    print(experiments.listing())
     raise SystemExit(0)
   if rest:
     raise UserError(f'command line: words must be --config, --config.FIELD or '
@@ -129,13 +126,6 @@ def _command_line(file, argv):
   return CommandLine(
       config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
       [*default] if values.stages is None else values.stages, values.redo, values.devices, swept)
-
-
-def _help():
-  texts = {'config': CONFIG_HELP, **{name: text for name, (_, _, text) in FLAGS.items()}}
-  return '\n'.join(['python -m launch [--FLAG=VALUE ...]', ''] + [
-      textwrap.fill(text, 98, initial_indent=f'  --{name:<10}', subsequent_indent=14 * ' ')
-      for name, text in texts.items()])
 
 
 def _value_of(flag, argv):
@@ -196,6 +186,15 @@ def _decimal(fraction):
   return repr(over / under) if under else fraction[0]
 
 
+def _unknown_flag(name, config):
+  """--epsilon for --config.epsilon, or a flag that is spelt otherwise."""
+  paths = [f'config.{path}' for path in flat(config.to_dict())]
+  same = sorted((path for path in paths if path.endswith(f'.{name}')), key=len)
+  hint = f'; did you mean --{" or --".join(same[:3])}?' if same else suggest(
+      name, ['config', 'help', *FLAGS, *paths], lambda near: f'--{near}')
+  return f'--{name} is not a flag{hint or "; --help lists them"}'
+
+
 def _unknown_field(error, argv):
   """ml_collections names the last part of the field only: find the flag that holds it."""
   message = ' '.join(str(error).replace('\\n', ' ').replace('\\', '').split())
@@ -204,6 +203,7 @@ def _unknown_field(error, argv):
     last = next((part for part in path.split('.')[1:] if f"'{part}'" in message), None)
     if path.startswith('config.') and last:
       near = message.partition('Did you mean "')[2].partition('"')[0]
-      hint = f'did you mean {near}?' if near else 'robust_jax/config/sections.py lists them'
+      section = '.'.join(path.split('.')[1:-1]) or 'fields'
+      hint = f'did you mean {near}?' if near else f'--help={section} lists them'
       return f'{path} is not a field; {hint}'
   return f'command line: {message}'

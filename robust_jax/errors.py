@@ -24,6 +24,15 @@ class MismatchError(UserError):
   exit_status = 4
 
 
+def choices(field, names, got):
+  """That `field` must be one of `names`: the nearest of them or, where none is near, all."""
+  near = difflib.get_close_matches(str(got), list(names), 3)
+  if not near:
+    return f'{field} must be one of {", ".join(names)}, got {got!r}'
+  return (f'{field} must be one of {len(names)} names, got {got!r}; did you mean '
+          f'{" or ".join(near)}?')
+
+
 def suggest(name, names, show=str):
   """'; did you mean X?', where X is `show` of the nearest of `names`; '' if none is near."""
   near = difflib.get_close_matches(str(name), names, 1)

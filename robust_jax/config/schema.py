@@ -8,6 +8,7 @@ fields. An annotation gives the type and, by `types.Interval`, the range: `Count
 import dataclasses
 import functools
 import inspect
+import re
 import types as python_types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple
@@ -57,7 +58,7 @@ def check_names(path, values, names):
 def check_value(path, value, hint):
   """Raises UserError unless `value`, the field at `path`, fits the annotation."""
   if not _fits(value, hint):
-    raise UserError(f'{path} must be {_describe(hint)}, got {value!r}')
+    raise UserError(f'{path} must be {describe(hint)}, got {value!r}')
 
 
 def plain_type(hint):
@@ -99,15 +100,36 @@ def _fits(value, hint):
   return isinstance(value, hint)
 
 
-def _describe(hint):
+def descriptions(function):
+  """{field: what is said of it}, one paragraph each; '' where nothing is.
+
+  Of a function that is its docstring's Args, of a class the comment above the field.
+  """
+  if inspect.isclass(function):
+    found, comment = {}, []
+    for line in map(str.strip, inspect.getsource(function).splitlines()):
+      if line.startswith('#'):
+        comment.append(line.lstrip('# '))
+        continue
+      found[line.partition(':')[0]] = ' '.join(comment)
+      comment = []
+    return {name: found.get(name, '') for name in fields(function)}
+  arguments = (inspect.getdoc(function) or '').partition('\nArgs:\n')[2].partition('\n\n')[0]
+  entries = re.findall(r'^  (\w[\w, ]*): (.*(?:\n {4}.*)*)', arguments, re.MULTILINE)
+  found = {name: ' '.join(text.split()) for names, text in entries for name in names.split(', ')}
+  return {name: found.get(name, '') for name in fields(function)}
+
+
+def describe(hint):
+  """What a value of this annotation must be, in words."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is Annotated:
     ranges = [f' in {arg}' for arg in args if isinstance(arg, Interval)]
-    return ''.join([_describe(args[0]), *ranges])
+    return ''.join([describe(args[0]), *ranges])
   if origin is Literal:
     return 'one of ' + ', '.join(map(str, args))
   if _is_union(origin):
-    return ' or '.join(map(_describe, args))
+    return ' or '.join(map(describe, args))
   if origin is tuple:
-    return f'a tuple of {_describe(args[0])} each'
+    return f'a tuple of {describe(args[0])} each'
   return _NAMES.get(hint, str(hint))

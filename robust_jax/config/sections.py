@@ -16,7 +16,7 @@ import ml_collections
 
 from robust_jax import attacks, certification, data, models, named, training, workdir
 from robust_jax.config import schema
-from robust_jax.errors import UserError, suggest
+from robust_jax.errors import UserError, choices
 from robust_jax.training import methods
 from robust_jax.types import (
     Attack,
@@ -340,8 +340,7 @@ def find(kind, name, path=None):
                         f'float, bool, str, tuple[...], Literal[...] or Attack, got {field.hint}')
     return function
   if name not in TABLES[kind]:
-    raise UserError(f'{path}.name must be one of {", ".join(TABLES[kind])}, got {name!r}'
-                    + suggest(name, TABLES[kind]))
+    raise UserError(choices(f'{path}.name', TABLES[kind], name))
   return TABLES[kind][name]
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from flax import linen as nn
 
 from robust_jax import keys
-from robust_jax.errors import UserError
+from robust_jax.errors import UserError, choices
 from robust_jax.models import cnn, densenet, external, mlp, own, preact_resnet, resnet, vgg
 from robust_jax.types import Network
 
@@ -79,7 +79,7 @@ def create(name, num_classes, **kwargs):
   if ':' in name:
     return own.constructor(name)(num_classes, **kwargs)
   if name not in MODELS:
-    raise UserError(f'config.model.name must be one of {", ".join(sorted(MODELS))}, got {name!r}')
+    raise UserError(choices('config.model.name', MODELS, name))
   return MODELS[name](num_classes, **kwargs)
 
 

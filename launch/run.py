@@ -1,0 +1,71 @@
+"""What the launcher does: a command line, as a run or a sweep, and its exit status."""
+
+import os
+import sys
+
+from absl import logging
+
+from launch import flags, sweep
+from robust_jax import backend, errors, stages, workdir
+from robust_jax.config import experiment
+from robust_jax.config.sections import check_workdir, resolve
+from robust_jax.devices.choose import choose_devices
+from robust_jax.workdir import interrupts
+
+
+def main(argv):
+  """Does what a command line asks for; returns the exit status."""
+  given = flags.parse(argv)
+  wanted = {*given.stages, *given.redo}
+  # Attacks and certificates of parameters that are trained anew are stale.
+  redo = stages.KEPT if 'train' in given.redo else given.redo
+  if given.sweep is not None:
+    return sweep.run(given.sweep, given.workdir, wanted, redo, num_devices=given.devices)
+  config = resolve(given.config)
+  if wanted != {'report'}:
+    run_stages(config, given.workdir, wanted, redo, given.devices, argv[1:])
+  elif workdir.stages(given.workdir):
+    stages.report(None, given.workdir)  # Also of a run that still goes on, and holds the lock.
+  else:
+    raise errors.UserError(f'--workdir is {given.workdir}, which has no results to report')
+  return 0
+
+
+def run_stages(config, folder, wanted, redo, num_devices, words):
+  """Runs the wanted stages of a resolved config in its workdir.
+
+  Stages in redo run anew; num_devices is as the flag, the command's words are kept in the record.
+  """
+  with workdir.locked(folder):
+    check_workdir(folder, config, redo)
+    backend.tune()  # Settings of this process, before it computes anything.
+    devices = choose_devices(num_devices, experiment.batch_sizes(config))
+    run = experiment.build(config, devices)
+    stages.check(run, folder, wanted)
+    workdir.set_aside(folder, redo)
+    trained = 'train' in wanted or 'train' in workdir.stages(folder)
+    print(run.summary(trained=trained), '->', folder, flush=True)
+    for line in run.remarks(wanted):
+      print(f'warning: {line}', file=sys.stderr, flush=True)
+    workdir.describe(run, folder, words)
+    for stage in stages.STAGES:
+      if stage in wanted:
+        stages.run_stage(stage, run, folder)
+
+
+def program(argv):
+  """`main` as a program: a mistake is one line and an exit status; does not return."""
+  # Orbax reports through absl what it does, and errors that it raises as well.
+  logging.set_verbosity(logging.FATAL)
+  interrupts.raise_interrupted()
+  try:
+    sys.exit(main(argv))
+  except (errors.UserError, errors.NonFiniteLossError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(error.exit_status)
+  except interrupts.Interrupted as error:
+    print(f'interrupted: {error}; the same command, without --redo, goes on', file=sys.stderr,
+          flush=True)
+    sys.stdout.flush()
+    # At once: threads that still read or compute can crash the interpreter while it takes leave.
+    os._exit(error.exit_status)

@@ -1,0 +1,36 @@
+"""What --help prints; it imports nothing, so that it is there at once."""
+
+TEXT = """\
+python -m launch [--config=FILE:NAME] [--config.FIELD=VALUE ...] [--workdir=DIR] [--FLAG=VALUE ...]
+
+Trains a network, attacks and certifies it, and writes a report.
+
+What is run:
+  --config=FILE:NAME    experiment of a config file; without it that of an existing workdir, or
+                        configs/smoothadv_digits.py
+  --config.FIELD=VALUE  changes a field of it; radii and noise are in [0, 1] pixel units: 8/255
+  --list                all experiments, a line each
+  --help=fields         the fields of the experiment; --help=train: those of a section
+
+Where it is run:
+  --workdir=DIR         folder of the run, runs/NAME if not given; what was interrupted goes on
+  --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
+
+Which parts of it:
+  --stages=A,B,...      of train, attack, certify, verify, label, report; the default is
+                        train,attack,certify,report, or what the study of a sweep needs
+  --redo=A,B,...        of train, attack, certify, report, those to run anew; old results move to
+                        previous/
+  --sweep               every point of the config file's sweep(), each in its own folder of
+                        --workdir, and a comparison of them
+  --profile=N           trace N training steps, after the first ten, into WORKDIR/profile
+
+Exit status: 0; 2 after a mistake; 3 if a loss is not finite; 4 if --stages=verify finds a
+difference; 75 if interrupted (the same command goes on); 1 if a run of a sweep failed.
+
+Examples:
+  python -m launch --workdir=runs/demo
+  python -m launch --config=configs/mnist.py:pgd --workdir=runs/pgd --config.epsilon=0.2
+  python -m launch --workdir=runs/pgd --redo=attack --config.attack.num_steps=100
+  python -m launch --config=configs/smoothadv_digits.py --workdir=runs/seeds --sweep
+"""
