@@ -31,8 +31,10 @@ def cross_entropy(logits, labels, *, label_smoothing=0.):
     label_smoothing: s, the weight of the uniform distribution over all K classes.
 
   Returns:
-    [batch] float32, finite for finite logits however large. (optax's subtracts logits before it
-    takes the logarithm of their sum: at 1e8 it is 0 where this is right.)
+    [batch] float32, finite wherever the gap between logits is a finite float32, its gradient for
+    all finite logits. Beyond that (3.4e38) it is infinite, which ends a training. (optax's
+    subtracts logits before it takes the logarithm of their sum: at 1e8 it is 0 where this is
+    right.)
 
   Reference:
     Szegedy et al., Rethinking the Inception architecture, 2016, section 7 (label smoothing).

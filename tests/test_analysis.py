@@ -226,6 +226,17 @@ def test_robust_accuracy_counts_every_smaller_epsilon(tmp_path):
   assert attack.header['attack']['name'] == 'pgd'
 
 
+def test_an_attack_log_says_where_a_gradient_was_not_finite(tmp_path):
+  old = analysis.read_attack(write_attack(tmp_path / 'attack.jsonl', ATTACK))
+  assert old.undefined.shape == (4, 3) and analysis.undefined_images(old) == 0
+  rows = [*ATTACK[:2], {**ATTACK[2], 'undefined': [False, True, False]}, *ATTACK[3:]]
+  attack = analysis.read_attack(write_attack(tmp_path / 'attack.jsonl', rows))
+  assert attack.undefined.sum() == 1 and analysis.undefined_images(attack) == 1
+  cut = analysis.on_images(attack, [6, 2])
+  assert cut.undefined.tolist() == [[False] * 3, [False, True, False]]
+  assert analysis.robust_accuracy(attack).tolist() == analysis.robust_accuracy(old).tolist()
+
+
 def test_attack_log_torn_empty_and_malformed(tmp_path):
   path = tmp_path / 'attack.jsonl'
   write_attack(path, ATTACK)
@@ -236,7 +247,8 @@ def test_attack_log_torn_empty_and_malformed(tmp_path):
   assert analysis.robust_accuracy(empty).shape == (0,) and np.isnan(analysis.clean_accuracy(empty))
   attack = analysis.read_attack(write_attack(path, ATTACK[:1]))
   assert np.isnan(analysis.robust_accuracy(attack)).all()
-  for bad in ({'idx': 1}, {**ATTACK[1], 'adversarial': [1]}, {**ATTACK[1], 'clean': 'cat'}, []):
+  for bad in ({'idx': 1}, {**ATTACK[1], 'adversarial': [1]}, {**ATTACK[1], 'clean': 'cat'}, [],
+              {**ATTACK[1], 'undefined': [True]}):
     write_attack(path, [*ATTACK, bad])
     with pytest.raises(UserError, match='attack.jsonl:6: '):
       analysis.read_attack(path)

@@ -54,6 +54,17 @@ def test_kl_divergence(logits):
   np.testing.assert_allclose(losses.kl_divergence(logits, logits), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize('largest', [1e38, 3e38])
+def test_cross_entropy_at_the_largest_logits(largest):
+  logits = jnp.asarray([[largest, -largest, 0., -largest]])
+  loss = lambda z, label: losses.cross_entropy(z, jnp.asarray([label]))[0]
+  for label, gap in enumerate([0., 2 * largest, largest, 2 * largest]):
+    value, gradient = jax.value_and_grad(loss)(logits, label)
+    np.testing.assert_allclose(value, gap if gap < 3.4e38 else np.inf, 1e-6)
+    assert np.isfinite(gradient).all()
+  assert np.isnan(loss(logits.at[0, 2].set(jnp.nan), 0))
+
+
 @pytest.mark.parametrize('gap', [50., 200., 1e4])
 def test_saturated_logits_stay_finite(gap):
   logits = jnp.asarray([[gap, 0., -gap]])

@@ -9,6 +9,7 @@ import pytest
 import tiny_training
 
 from robust_jax import attacks, keys, models, smoothing
+from robust_jax.stages.metrics import Metrics
 from robust_jax.training import methods
 from robust_jax.types import Progress
 
@@ -176,3 +177,25 @@ def test_the_gradient_free_attack_never_differentiates_the_network(batch):
   with pytest.raises(AssertionError, match='differentiated'):
     functools.partial(method, attack=PGD)(
         keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, PROGRESS)
+
+
+def test_training_goes_on_and_says_where_an_attack_had_no_gradient(batch):
+  # The norm of what comes in has no gradient at a black image; those of the parameters are finite.
+  network = NETWORK._replace(eval_logits=lambda variables: jax.tree_util.Partial(
+      lambda f, x: f(x) * (1 + jnp.linalg.norm(x.reshape(len(x), -1), axis=-1, keepdims=True)),
+      NETWORK.eval_logits(variables)))
+  batch = batch._replace(images=batch.images.at[1].set(0.))
+  one_step = functools.partial(PGD, num_steps=1, random_start=False)
+  for method in (methods.adversarial, functools.partial(methods.smoothadv, sigma=0., num_noise=1)):
+    method = functools.partial(method, attack=one_step, epsilon=0.3)
+    output = jax.jit(lambda batch, method=method: method(
+        keys.fold_in(KEY, batch.index), network, PARAMS, {}, batch, PROGRESS))(batch)
+    assert np.isfinite(output.loss).all()
+    np.testing.assert_array_equal(output.metrics['undefined_attacks'], [0, 1, 0, 0, 0, 0])
+
+
+def test_a_line_of_metrics_tells_of_attacks_without_a_gradient_where_there_are_any(tmp_path):
+  metrics = Metrics(tmp_path, 0, None)
+  for undefined, told in ((0., None), (3., 0.3)):
+    metrics.add({'loss': 10., 'undefined_attacks': undefined, 'count': 10.})
+    assert metrics.flush(1, 0.1).get('undefined_attacks') == told

@@ -300,6 +300,20 @@ def test_a_checkpoint_chosen_by_the_test_split_is_told(tmp_path, no_files):
     assert ('chosen by its accuracy on the test split' in read_page(path).text) == told
 
 
+def test_an_attack_without_a_finite_gradient_is_told(tmp_path, no_files):
+  path = write_workdir(tmp_path, **KINDS['unsmoothed'], num_images=20, num_epochs=2)
+  report.build(path)
+  assert 'not finite' not in read_page(path).text
+  header, first, *lines = (path / 'attack.jsonl').read_text().splitlines()
+  first = json.loads(first)
+  first['undefined'] = [True] * len(first['adversarial'])
+  (path / 'attack.jsonl').write_text('\n'.join([header, json.dumps(first), *lines]) + '\n')
+  report.build(path)
+  text = read_page(path).text
+  assert 'On 1 of the images a gradient of the attack was not finite' in text
+  assert 'no finite gradient on 1' in text
+
+
 def test_every_missing_part_is_said(tmp_path, no_files):
   page = report.build(tmp_path)
   text = read_page(tmp_path).text

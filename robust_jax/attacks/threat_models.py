@@ -273,12 +273,11 @@ def _unit(rows):
   """rows / ||rows||_2 and where that is defined.
 
   Dividing by the largest entry first keeps squares of tiny gradients from underflowing. XLA may
-  multiply by its reciprocal instead, which above 2^126 would be flushed to zero.
+  multiply by its reciprocal instead, which of more than 2^126 would be flushed to zero.
   """
-  rows = rows * jnp.where(jnp.max(jnp.abs(rows), axis=-1, keepdims=True) > 2.**100, 2.**-100, 1)
   largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
   defined = largest != 0  # NaN stays NaN.
-  rows = rows / jnp.where(defined, largest, 1)
+  rows = rows / jnp.where(defined, jnp.minimum(largest, 2.**100), 1)
   norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
   return rows / jnp.where(defined, norm, 1), defined
 

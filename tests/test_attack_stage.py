@@ -1,0 +1,71 @@
+"""The attack stage on hand-made runs: what is padded, and what is logged of odd gradients."""
+
+import functools
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_jax import analysis, attacks, data
+from robust_jax.config import sections
+from robust_jax.stages import attack as run_attack
+from robust_jax.stages import images as stage_images
+from robust_jax.stages import weights
+
+
+def distance(images):
+  """Logits whose difference is the distance from a grey image: no gradient there."""
+  rows = images.reshape(len(images), -1)
+  return jnp.stack([jnp.linalg.norm(rows - 0.5, axis=-1), 0.4 + 0 * rows[:, 0]], -1)
+
+
+def attacked(monkeypatch, folder, pixels, attack, name='pgd'):
+  """The rows of attack.jsonl after the stage attacked the images [num, ...] with labels 0."""
+  monkeypatch.setattr(weights, 'load', lambda run, workdir: (
+      jax.tree_util.Partial(distance), {}, None))
+  settings = sections.EvaluationSettings(epsilons=(0.2, 0.1), stride=1, gallery=0)
+  run = SimpleNamespace(
+      evaluation=settings, attack=attack, attacked_sigma=0., devices=jax.devices()[:2],
+      key=lambda use: jax.random.key(0), test_data=data.Dataset(
+          name='grey', split='test', images=pixels, labels=np.zeros(len(pixels), np.int32),
+          class_names=('far', 'near'), mean=(0.,), std=(1.,)),
+      config={'attack': {'name': name}, 'seed': 0, 'evaluation': settings._asdict()})
+  run_attack(run, folder)
+  return [json.loads(line) for line in (folder / 'attack.jsonl').read_text().splitlines()][1:]
+
+
+@pytest.mark.parametrize('num_images, batch_size, num_devices, rows, batches', [
+    (15, 64, 2, 16, 1), (15, 64, 1, 15, 1), (65, 64, 1, 33, 2), (500, 64, 2, 64, 8),
+    (1, 64, 8, 8, 1), (64, 64, 2, 64, 1), (100, 64, 4, 52, 2), (0, 64, 2, 0, 0)])
+def test_batches_are_even_and_hardly_padded(num_images, batch_size, num_devices, rows, batches):
+  size = stage_images.even_size(num_images, batch_size, num_devices)
+  assert size == rows <= batch_size and size % num_devices == 0
+  assert size * batches - num_images < max(batches, 1) * num_devices
+
+
+@pytest.mark.parametrize('name', ['pgd', 'lbfgs'])
+def test_no_more_is_attacked_than_the_devices_need(name, monkeypatch, tmp_path):
+  sizes = []
+
+  def counting(key, logits_fn, images, labels, **kwargs):
+    sizes.append(len(images))
+    return attacks.no_attack(key, logits_fn, images, labels, epsilon=kwargs['epsilon'])
+
+  pixels = np.full((5, 2, 2, 1), 0.5, np.float32)
+  rows = attacked(monkeypatch, tmp_path, pixels, counting, name)
+  # Three rows on each of two devices; on the host the images alone.
+  assert set(sizes) == ({3} if name == 'pgd' else {5})
+  assert [row['idx'] for row in rows] == list(range(5))
+
+
+def test_what_had_no_finite_gradient_is_logged(monkeypatch, tmp_path):
+  pixels = np.random.default_rng(0).uniform(size=(5, 2, 2, 1)).astype(np.float32)
+  pixels[2] = 0.5
+  attack = functools.partial(attacks.pgd_attack, norm='l2', num_steps=2, random_start=False)
+  rows = attacked(monkeypatch, tmp_path, pixels, attack)
+  assert [row.get('undefined') for row in rows] == [None, None, [True, True], None, None]
+  log = analysis.read_attack(tmp_path / 'attack.jsonl')
+  assert analysis.undefined_images(log) == 1 and log.undefined[2].all()
