@@ -46,6 +46,25 @@ print(jax.config.jax_compilation_cache_dir)
   assert out.strip() == str(tmp_path / 'mine')
 
 
+@pytest.mark.parametrize('folder, says', [
+    ({'JAX_COMPILATION_CACHE_DIR': '/proc/nowhere'}, True), ({'XDG_CACHE_HOME': '/proc'}, False),
+    ({'HOME': '/proc', 'XDG_CACHE_HOME': ''}, False), ({'HOME': '', 'XDG_CACHE_HOME': ''}, None)])
+def test_a_folder_that_cannot_be_written_is_left_alone(folder, says, tmp_path):
+  code = """
+import os, pwd
+def nobody(uid): raise KeyError(uid)
+if not os.environ['HOME']: del os.environ['HOME']; pwd.getpwuid = nobody
+import jax, jax.numpy as jnp
+from robust_jax.cpu import process
+process.tune()
+print(jax.config.jax_compilation_cache_dir, float(jax.jit(lambda x: x + 1)(jnp.zeros(()))))
+"""
+  done = run(code, **folder)
+  assert done.stdout.split() == ['None', '1.0']
+  assert done.stderr.count('\n') == bool(says)
+  assert not says or 'JAX_COMPILATION_CACHE_DIR' in done.stderr
+
+
 def test_flags_are_added_once_and_the_users_stay():
   code = """
 import os
@@ -121,6 +140,8 @@ process.tune()
 conv = lambda x, k: onednn.conv(x, k, strides=(1, 1), padding=((1, 1), (1, 1)))
 print(float(jax.jit(conv)(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))).sum()))
 """
-  done = run(code, XDG_CACHE_HOME=str(tmp_path))
-  assert done.stdout.strip() == '400.0'
-  assert not done.stderr
+  for environment in ({'XDG_CACHE_HOME': str(tmp_path)},
+                      {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'mine')}):
+    done = run(code, **environment)
+    assert done.stdout.strip() == '400.0'
+    assert not done.stderr

@@ -34,6 +34,14 @@ DRAWS = {
         key, f, x, y, epsilon=0.5, norm='l1', num_steps=2, random_start=True, restarts=2).images,
     'pgd linf': lambda key, f, x, y: attacks.pgd_attack(
         key, f, x, y, epsilon=0.1, num_steps=2, random_start=True, target='random').images,
+    'apgd': lambda key, f, x, y: attacks.apgd_attack(
+        key, f, x, y, epsilon=0.1, num_steps=3).images,
+    'apgd l1': lambda key, f, x, y: attacks.apgd_attack(
+        key, f, x, y, epsilon=0.5, norm='l1', num_steps=3).images,
+    'square linf': lambda key, f, x, y: attacks.square_attack(
+        key, f, x, y, epsilon=0.1, num_queries=3).images,
+    'square l2': lambda key, f, x, y: attacks.square_attack(
+        key, f, x, y, epsilon=0.5, norm='l2', num_queries=3).images,
     'ddn': lambda key, f, x, y: attacks.ddn(key, f, x, y, epsilon=0.5, num_steps=3).images,
 }
 

@@ -65,3 +65,14 @@ def test_functions(home):
   (home / 'run' / 'checkpoints' / 'step_3').mkdir(parents=True)
   with pytest.raises(UserError, match='step_3'):
     workdir.load('~/run')
+
+
+def test_no_folder_is_called_tilde_where_there_is_no_home(monkeypatch, tmp_path):
+  def nobody(uid):
+    raise KeyError(uid)
+  monkeypatch.delenv('HOME')
+  monkeypatch.setattr('pwd.getpwuid', nobody)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match="config.data.data_dir must be a folder, got '~/tfds'"):
+    data.load('digits', 'train', data_dir='~/tfds')
+  assert not [*tmp_path.iterdir()]

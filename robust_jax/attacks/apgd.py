@@ -238,7 +238,7 @@ def _ascend(evaluate, x, images, threat_model, num_steps, *, at_random):
         best_gradient=jnp.where(column(higher, x), gradient, state.best_gradient),
         best_objective=jnp.where(higher, objective, state.best_objective),
         found=jnp.where(column(success, x), new, state.found), success=state.success | success,
-        rises=state.rises + (objective > state.last), counter=state.counter + 1,
+        rises=state.rises + (objective > state.last).astype(jnp.int32), counter=state.counter + 1,
         undefined=state.undefined | stuck)
     return jax.lax.cond(state.counter == state.window, check, lambda state: state, state)
 
@@ -263,7 +263,7 @@ def _sparse_signs(gradient, still):
   size = jnp.abs(gradient).reshape(len(gradient), -1)
   least = jnp.take_along_axis(jnp.sort(size, axis=-1), still[:, None], axis=-1)[:, 0]
   signs = jnp.where(jnp.abs(gradient) >= column(least, gradient), jnp.sign(gradient), 0)
-  return signs / column(jnp.maximum(_entries(signs), 1), signs)
+  return signs / column(jnp.maximum(_entries(signs), 1).astype(signs.dtype), signs)
 
 
 def _entries(perturbation):
@@ -273,7 +273,7 @@ def _entries(perturbation):
 
 def _check(num_steps, state):
   """Halves eta and goes back to the best point where the last window was of little use."""
-  halve = (state.rises <= _RISING * state.window) | (
+  halve = (state.rises.astype(jnp.float32) <= _RISING * state.window.astype(jnp.float32)) | (
       ~state.halved & (state.checked >= state.best_objective))
   state = _back_to_best(state, halve)
   window = jnp.maximum(state.window - max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1))
@@ -286,7 +286,7 @@ def _check(num_steps, state):
 def _check_sparse(images, largest, state):
   """Adapts the number of entries that an l1 step moves, and eta."""
   entries = _entries(state.best - images)
-  sparser = entries < _SPARSER * state.entries
+  sparser = entries.astype(jnp.float32) < _SPARSER * jnp.asarray(state.entries, jnp.float32)
   state = _back_to_best(state, sparser)
   shorter = jnp.maximum(state.step_size / _SHRINK, _SHORTEST * largest)
   return state._replace(

@@ -196,8 +196,8 @@ def _signs(key, shape):
 def _window(key, shape, side):
   """(first row, first column) of a random square, and its mask [height, width, 1]."""
   height, width = shape[:2]
-  top = jax.random.randint(keys.fold_in(key, 0), (), 0, height - side + 1)
-  left = jax.random.randint(keys.fold_in(key, 1), (), 0, width - side + 1)
+  top = jax.random.randint(keys.fold_in(key, 0), (), 0, height - side + 1, jnp.int32)
+  left = jax.random.randint(keys.fold_in(key, 1), (), 0, width - side + 1, jnp.int32)
   return (top, left), _mask(shape, top, left, side)
 
 
@@ -235,7 +235,7 @@ def _start_tiles(key, image, epsilon, norm):
   place = rows[:, None] % side, columns[None, :] % side
   pattern = jnp.asarray(_pattern(side, norm))
   own = jnp.where(turned[tile], pattern[place[::-1]], pattern[place])
-  delta = (mask * own)[..., None] * signs[tile]
+  delta = jnp.where(mask, own, 0.)[..., None] * signs[tile]
   if norm == 'l1':
     return delta
   return delta * epsilon / jnp.maximum(jnp.linalg.norm(delta.ravel()), 1e-12)

@@ -4,7 +4,8 @@ import ctypes
 import hashlib
 import os
 import platform
-import warnings
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -66,15 +67,30 @@ def keep_compilations():
   Where: $JAX_COMPILATION_CACHE_DIR, or a folder in ~/.cache/robust_jax ($XDG_CACHE_HOME), which may
   be deleted at any time. Each kind of machine has a folder of its own, because XLA compiles for the
   CPU that it finds. Programs with oneDNN's convolutions cannot be kept, and are compiled each time.
+  Where the folder cannot be written nothing is kept: jax would warn of each program.
   """
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    home = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-    kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
-    jax.config.update('jax_compilation_cache_dir',
-                      str(home / 'robust_jax' / f'jaxlib-{jaxlib.__version__}-{kind}'))
+  own = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  kind = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
+  home = os.path.expanduser(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+  folder = own or os.path.join(home, 'robust_jax', f'jaxlib-{jaxlib.__version__}-{kind}')
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
-  if onednn.available():
-    warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')
+  # '~' stays where there is no home.
+  if '://' not in folder and (folder.startswith('~') or not _is_writable(folder)):
+    if own:
+      print(f'warning: JAX_COMPILATION_CACHE_DIR is {own!r}, which cannot be written: what is '
+            'compiled is not kept', file=sys.stderr)
+    folder = None
+  jax.config.update('jax_compilation_cache_dir', folder)
+
+
+def _is_writable(folder):
+  """Whether files can be made in a folder, which is made if missing."""
+  try:
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError:
+    return False
+  return True
 
 
 def _cpu():

@@ -146,6 +146,9 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
     records = folder.ImageFolder(data_dir, split)
   else:
     data_dir = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+    if data_dir.startswith('~'):
+      raise UserError(f'config.data.data_dir must be a folder, got {data_dir!r} where there is no '
+                      'home folder ($HOME)')
     if preset.prepare is not None:
       try:
         preset.prepare(data_dir)
