@@ -163,6 +163,27 @@ def test_new_values_compile_nothing():
   assert len(traces) == num_traces
 
 
+READ = {}
+
+
+def read_logits(images):
+  return 0 * images.reshape(len(images), -1)[:, :2] + READ['bias']
+
+
+def plain_reader(bias):
+  """The class of one image by certify and by predict."""
+  READ['bias'], image, key = bias, np.full((1, 2, 2, 1), 0.5, np.float32), jax.random.key(0)
+  certificate = certify(key, read_logits, image, sigma=0.1, n0=10, n=50, alpha=0.01, batch_size=64)
+  return [int(certificate.prediction[0]),
+          int(predict(key, read_logits, image, sigma=0.1, n=50, batch_size=64)[0])]
+
+
+def test_what_a_plain_function_reads_may_change():
+  # As parameters that go on being trained: what was compiled at first must not be used again.
+  assert plain_reader(jnp.asarray([1., 0.])) == [0, 0]
+  assert plain_reader(jnp.asarray([0., 1.])) == [1, 1]
+
+
 def test_nan_logits_vote_for_no_class():
   def partly_nan(images):
     first = images[:, 0]

@@ -58,7 +58,7 @@ PARAMS = {'bias': jnp.asarray(0.03)}
 @pytest.fixture(scope='module')
 def batch():
   rng = np.random.default_rng(0)
-  images = rng.uniform(size=(16, 1, 1, 1)) + 0.02 * rng.normal(size=(16, 4, 4, 1))
+  images = np.clip(rng.uniform(size=(16, 1, 1, 1)) + 0.02 * rng.normal(size=(16, 4, 4, 1)), 0, 1)
   labels = np.where(rng.random(16) < 0.8, images.mean((1, 2, 3)) > 0.53, rng.integers(0, 2, 16))
   return Batch(images=jnp.asarray(images, jnp.float32), labels=jnp.asarray(labels, jnp.int32),
                index=jnp.asarray(rng.permutation(40)[:16], jnp.int32), mask=jnp.ones(16))
@@ -239,7 +239,7 @@ def test_steps_have_a_floor(linear, batch):
   logits_fn = linear[0].eval_logits({'params': linear[1], 'batch_stats': {}})
   images = jnp.full_like(batch.images, 0.5)
   attack = functools.partial(attacks.pgd_attack, norm='linf', num_steps=1, step_ratio=0.5,
-                             min_step_size=0.02)
+                             min_step_size=0.02, random_start=False)
   epsilon = jnp.linspace(0, 0.15, 16)
   moved = attack(KEY, logits_fn, images, batch.labels, epsilon=epsilon).images - images
   expected = np.minimum(np.maximum(0.5 * epsilon, 0.02), epsilon)
