@@ -156,11 +156,6 @@ def test_new_values_compile_nothing():
   assert len(traces) == num_traces
   assert first.sum() == 300
   assert second.sum() == 1496, '188 passes of 16 rows, 94 of them odd; the last holds 8'
-  bare = lambda images: traced(jnp.ones((72, 4)), images)
-  votes(bare, some_images(), IDS, 0, 3)
-  num_traces = len(traces)
-  votes(bare, some_images(), IDS, 5, 9)
-  assert len(traces) == num_traces
 
 
 READ = {}

@@ -67,7 +67,8 @@ def count(key, logits_fn, images, example_ids, start, num, *, sigma, batch_size,
   finite, votes for no class, so that sum_c counts[i, c] <= num[i].
 
   One compilation serves every start, num, sigma and shard, and every logits_fn that is a pytree
-  of the same structure and shapes (`jax.tree_util.Partial`, such as Network.eval_logits gives).
+  of the same structure and shapes (`jax.tree_util.Partial`, such as Network.eval_logits gives). A
+  plain function, which may read what changes, is compiled at each call.
 
   Args:
     key: one key, that of the phase (root with the phase folded in), or [batch] keys, as images
