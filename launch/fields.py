@@ -49,7 +49,8 @@ def _entries(path, values, function):
       continue
     shown = f'  --config.{path}{name}={value}'
     entries.append((f'{path}{name}', '\n'.join(
-        [f'{shown}  ({schema.describe(field.hint)})',
+        [textwrap.fill(f'{shown}  ({schema.describe(field.hint)})', 98,
+                       subsequent_indent=6 * ' '),
          *textwrap.wrap(texts.get(name, ''), 98, initial_indent=6 * ' ',
                         subsequent_indent=6 * ' ')])))
   return entries

@@ -48,6 +48,8 @@ def images(value, *, name='images', in_box=True):
   if in_box and concrete(value):
     known = np.asarray(value)
     low, high = float(known.min()), float(known.max())
+    if np.isnan(low):
+      raise ValueError(f'{name} must be in [0, 1], got nan at {np.argwhere(np.isnan(known))[0]}')
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
       raise ValueError(f'{name} must be in [0, 1], got values from {low:g} to {high:g}')
   return value.astype(np.float32)

@@ -41,7 +41,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.):
   """
   labels = inputs.labels(labels, len(logits), num_classes=logits.shape[-1])
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+  loss = -_at(log_probs, labels)
   if label_smoothing == 0:
     return loss
   return (1 - label_smoothing) * loss - label_smoothing * jnp.mean(log_probs, axis=-1)
@@ -63,7 +63,7 @@ def margin(logits, labels):
   labels = inputs.labels(labels, len(logits), num_classes=logits.shape[-1])
   logits = logits.astype(jnp.float32)
   is_label = labels[:, None] == jnp.arange(logits.shape[-1])
-  label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+  label_logit = _at(logits, labels)
   return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1) - label_logit
 
 
@@ -131,8 +131,7 @@ def targeted_logit_gap(logits, labels, targets):
   for name, classes in (('labels', labels), ('targets', targets)):
     inputs.labels(classes, len(logits), num_classes=logits.shape[-1], name=name)
   logits = logits.astype(jnp.float32)
-  gap = jnp.take_along_axis(logits, jnp.stack([targets, labels], axis=-1), axis=-1)
-  return gap[:, 0] - gap[:, 1]
+  return _at(logits, targets) - _at(logits, labels)
 
 
 def kl_divergence(logits_p, logits_q):
@@ -147,3 +146,9 @@ def kl_divergence(logits_p, logits_q):
   """
   log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (logits_p, logits_q))
   return optax.losses.kl_divergence_with_log_targets(log_q, log_p)
+
+
+def _at(values, classes):
+  """values[i, classes[i]], [batch]; NaN where there is no such class (-1 would be the last one)."""
+  classes = jnp.where(classes < 0, values.shape[-1], classes)
+  return jnp.take_along_axis(values, classes[:, None], axis=-1)[:, 0]

@@ -127,3 +127,20 @@ def test_with_few_classes_dlr_is_a_difference_of_logits(classes):
 def test_bad_arguments_are_named(kwargs, message):
   with pytest.raises(ValueError, match=message):
     attacks.apgd_attack(KEY, NETWORK, IMAGES, LABELS, epsilon=0.1, **kwargs)
+
+
+def test_a_gradient_that_is_not_finite_in_any_stage_is_marked():
+  # Finite within l1 distance 0.3 of the images, which the first stages leave.
+  def classifier(images):
+    far = jnp.abs(images - IMAGES).reshape(len(images), -1).sum(-1) > 0.3
+    logits = NETWORK(images)
+    # sqrt at 0 * x: the value is 0, and its gradient infinity times 0.
+    gate = jnp.sqrt(jnp.where(far, 0. * logits[:, 0], 1.))
+    return logits + gate[:, None]
+
+  result = attacks.apgd_attack(KEY, classifier, IMAGES, LABELS, epsilon=0.25, norm='l1',
+                               num_steps=10, larger_first=True)
+  alone = attacks.apgd_attack(KEY, classifier, IMAGES, LABELS, epsilon=0.25, norm='l1',
+                              num_steps=10)
+  assert result.undefined.any() and not alone.undefined.any()
+  assert jnp.isfinite(result.images).all()

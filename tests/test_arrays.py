@@ -278,3 +278,13 @@ def test_accuracy_is_that_of_batches_in_the_box_alone():
                          (batch._replace(labels=batch.labels[:1]), 'labels .*20')):
     with pytest.raises(ValueError, match=message):
       evaluate.accuracy(logits_fn, [wrong])
+
+
+def test_a_class_that_no_image_has_is_said(tmp_path, capsys):
+  # Labels that begin at 1, as those of Matlab do.
+  images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.array([1, 2, 3, 1, 2, 3])
+  np.savez(tmp_path / 'mine.npz', train_images=images, train_labels=labels)
+  dataset = data.load(str(tmp_path / 'mine.npz'), 'train')
+  assert dataset.num_classes == 4
+  message = capsys.readouterr().err
+  assert 'mine.npz' in message and 'label 0' in message and message.count('\n') == 1

@@ -11,6 +11,7 @@ import pytest
 
 from robust_jax import analysis, attacks, data
 from robust_jax.config import sections
+from robust_jax.errors import UserError
 from robust_jax.stages import attack as run_attack
 from robust_jax.stages import images as stage_images
 from robust_jax.stages import weights
@@ -22,7 +23,7 @@ def distance(images):
   return jnp.stack([jnp.linalg.norm(rows - 0.5, axis=-1), 0.4 + 0 * rows[:, 0]], -1)
 
 
-def attacked(monkeypatch, folder, pixels, attack, name='pgd'):
+def attacked(monkeypatch, folder, pixels, attack, name='pgd', **fields):
   """The rows of attack.jsonl after the stage attacked the images [num, ...] with labels 0."""
   monkeypatch.setattr(weights, 'load', lambda run, workdir: (
       jax.tree_util.Partial(distance), {}, None))
@@ -32,7 +33,7 @@ def attacked(monkeypatch, folder, pixels, attack, name='pgd'):
       key=lambda use: jax.random.key(0), test_data=data.Dataset(
           name='grey', split='test', images=pixels, labels=np.zeros(len(pixels), np.int32),
           class_names=('far', 'near'), mean=(0.,), std=(1.,)),
-      config={'attack': {'name': name}, 'seed': 0, 'evaluation': settings._asdict()})
+      config={'attack': {'name': name, **fields}, 'seed': 0, 'evaluation': settings._asdict()})
   run_attack(run, folder)
   return [json.loads(line) for line in (folder / 'attack.jsonl').read_text().splitlines()][1:]
 
@@ -69,3 +70,22 @@ def test_what_had_no_finite_gradient_is_logged(monkeypatch, tmp_path):
   assert [row.get('undefined') for row in rows] == [None, None, [True, True], None, None]
   log = analysis.read_attack(tmp_path / 'attack.jsonl')
   assert analysis.undefined_images(log) == 1 and log.undefined[2].all()
+
+
+@pytest.mark.parametrize('far, message', [
+    (lambda x, epsilon: x + 3 * epsilon, r"'mine:attack' .*\[0, 1\], got .* to 1.15"),
+    (lambda x, epsilon: x - 0.5 * epsilon, "'mine:attack' .* l1 0.2 .* got 0.4"),
+])
+def test_an_attack_of_ones_own_stays_in_the_set(far, message, monkeypatch, tmp_path):
+  def attack(key, logits_fn, images, labels, *, epsilon, noise=None):
+    return attacks.no_attack(key, logits_fn, images, labels)._replace(images=far(images, epsilon))
+
+  pixels = np.full((4, 2, 2, 1), 0.55, np.float32)
+  settings = {'name': 'mine:attack', 'norm': 'l1'}
+  with pytest.raises(UserError, match=message):
+    attacked(monkeypatch, tmp_path, pixels, attack, **settings)
+
+
+def test_what_was_found_is_a_line(monkeypatch, tmp_path, capsys):
+  attacked(monkeypatch, tmp_path, np.full((4, 2, 2, 1), 0.9, np.float32), attacks.no_attack, 'none')
+  assert 'attack: none, 4 images; accuracy 100.0%, 100.0% at 0.2' in capsys.readouterr().out

@@ -209,6 +209,14 @@ def test_compiled_once_for_all_calls(mlp_fn, images, labels):
   assert counts[0] > counts[2] - counts[1] == counts[1] - counts[0] <= 4, counts
 
 
+def test_numbers_may_be_arrays(mlp_fn, images, labels):
+  kwargs = dict(step_ratio=2., min_step_size=0.01)
+  as_arrays = {name: jnp.float32(value) for name, value in kwargs.items()}
+  found, same = (pgd_attack(KEY, mlp_fn, images, labels, epsilon=0.1, **each)
+                 for each in (kwargs, as_arrays))
+  np.testing.assert_allclose(same.images, found.images, atol=1e-6)
+
+
 @pytest.mark.parametrize('name', ['pgd', 'ddn', 'lbfgs'])
 def test_what_a_plain_function_reads_may_change(name, images):
   bias = jnp.asarray([1., 0.])
@@ -392,6 +400,7 @@ def test_new_parameters_compile_nothing(variant, images, labels):
     (dict(restarts=0), 'restarts .*0'),
     (dict(restarts=2), 'restarts .*random_start.*2'),
     (dict(target='any'), "target .*'any'"),
+    (dict(target=np.arange(2)), 'target .*classes are given as targets'),
     (dict(loss='kl', target='random'), "loss 'kl' .*target"),
     (dict(loss='logit_gap'), "loss 'logit_gap' .*target"),
     (dict(smoothed_objective='x'), "smoothed_objective .*'x'"),

@@ -495,6 +495,13 @@ def test_predict_without_noise_is_the_base_classifier():
   np.testing.assert_array_equal(nan, -np.ones(len(images)))
 
 
+def test_predict_takes_what_an_attack_without_a_box_has_left():
+  images = np.array([[1.4], [-0.4]], np.float32)
+  predictions = predict(keys.root(0), half_space, images, sigma=0.5, n=400, batch_size=64,
+                        in_box=False)
+  np.testing.assert_array_equal(predictions, [0, 1])
+
+
 def test_predict_rejects_a_negative_sigma():
   with pytest.raises(ValueError, match='sigma .*, got -1.0'):
     predict_counts([[1, 0]], sigma=-1.0)

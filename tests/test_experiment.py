@@ -325,6 +325,18 @@ def test_self_training_mixes_what_it_names(monkeypatch, no_data):
   assert not sections.changed_fields(run.config, changed, 'certify')
 
 
+@pytest.mark.parametrize('words', [['pgd'], ['robust', '--config.attack.norm=l1']])
+def test_the_order_of_projections_is_written_out(words):
+  name, *words = words
+  config = parse(f'--config=configs/digits.py:{name}', *words)
+  assert config['attack']['order'] == ('joint' if words else 'ball_then_box')
+  assert not sections.changed_fields(config, config, 'attack')
+  # Workdirs of the time when there was no 'auto' go on.
+  before = dict(config, attack=dict(config['attack'], order='ball_then_box'))
+  changed = sections.changed_fields(before, config, 'attack')
+  assert changed == (["config.attack.order was 'ball_then_box', is 'joint'"] if words else [])
+
+
 def test_a_workdir_after_a_space_is_found(tmp_path):
   config = parse('--config.certify.n=77')
   workdir.write_json(tmp_path / 'config.json', config)

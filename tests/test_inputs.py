@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import inputs, smoothing
+from robust_jax import inputs, losses, smoothing
 from robust_jax.attacks import ATTACKS
 from robust_jax.certification import certify, count, predict
 from robust_jax.training import train_step
@@ -27,7 +27,7 @@ def logits(images):
 IMAGE_ERRORS = [
     (dict(images=np.uint8(255 * IMAGES)), 'images .*uint8.*255'),
     (dict(images=255 * IMAGES), r'images .*\[0, 1\]'),
-    (dict(images=IMAGES * np.nan), 'images .*nan'),
+    (dict(images=IMAGES * np.nan), r"images .*nan at \[0 0 0 0\]"),
     (dict(images=IMAGES[:0]), r'images .*\(0, 2, 2, 3\)'),
     (dict(images=np.float32(0.5)), r'images .*\(\)'),
 ]
@@ -132,3 +132,9 @@ def test_a_train_step_refuses(wrong, message):
   batch = Batch(IMAGES, LABELS, np.arange(4), np.ones(4))._replace(**wrong)
   with pytest.raises(ValueError, match=message):
     train_step(None, batch, KEY, network=None, optimizer=None, method=None, steps_per_epoch=1)
+
+
+def test_under_jit_a_loss_of_a_label_that_is_no_class_is_nan():
+  for label in (-1, 3):
+    for loss in (losses.cross_entropy, losses.margin, losses.dlr):
+      assert jnp.isnan(jax.jit(loss)(jnp.ones((1, 3)), jnp.array([label]))[0]), (loss, label)

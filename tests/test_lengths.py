@@ -49,6 +49,9 @@ def test_a_length_beyond_what_the_box_allows_is_refused(name, field, value, limi
 def test_what_the_box_allows_is_run():
   run = build('--config=digits:pgd', '--config.evaluation.epsilons=(0.5,1)', '--config.epsilon=0.5')
   assert not run.remarks({'attack'})
+  # Along the gradient as it is, a factor of it is no length.
+  build('--config=digits:pgd', '--config.attack.direction=gradient',
+        '--config.attack.step_size=50.')
 
 
 def test_l2_radii_that_no_one_published_are_remarked(monkeypatch):

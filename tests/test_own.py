@@ -45,6 +45,15 @@ class Net(nn.Module):
     return nn.Dense(self.num_classes)(x)
 
 
+class Folds(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    parts = nn.Dropout(0.5, deterministic=not train)(images.reshape(4 * len(images), -1))
+    return nn.Dense(self.num_classes)(parts.reshape(len(images), -1))
+
+
 class Norm(nn.Module):
   num_classes: int
 
@@ -196,6 +205,7 @@ def test_a_function_that_makes_a_module(tmp_path):
     ('model.name=mine:Other', ".* must be 'params' and, .* got 'cache', 'params'"),
     ('model.name=mine:Training', r".* raises TypeError: .*'training' .* model\(images\) or"),
     ('model.name=mine:AlwaysDrops', '.* in evaluation raises InvalidRngError'),
+    ('model.name=mine:Folds', r'.* nn.Dropout must have the batch as the first axis'),
     ('method.name=mine:fails', "method.name is 'mine:fails', which raises RuntimeError: first$"),
     ('method.name=mine:returns_a_loss', '.* raises ValueError: it must return a MethodOutput'),
     ('method.name=mine:sums', r'.* MethodOutput.loss must have shape \(2,\)'),

@@ -163,18 +163,19 @@ def _apgd(key, victim, images, labels, epsilon, targets, *, norm, num_steps, res
     goal = None if goals[0] is None else jnp.asarray(goals)[number // restarts]
     x = _random(keys.fold_in(example_keys, number), images, threat_models.make(
         norm, stages[0][0] * epsilon))
+    undefined = best.undefined
     for stage, (factor, steps) in enumerate(stages):
       threat_model = threat_models.make(norm, factor * epsilon)
       x = threat_model.project(x, images)
       state = _ascend(functools.partial(evaluate, goal), x, images, threat_model, steps,
                       at_random=stage == 0 and not larger_first)
-      x = state.best
+      x, undefined = state.best, undefined | state.undefined
     new = best._replace(
         images=jnp.where(column(state.success, x), state.found, state.best), success=state.success,
         objective=state.best_objective)
     better = ~best.success & (new.success | (new.objective > best.objective))
     kept = jax.tree.map(lambda n, b: jnp.where(column(better, n), n, b), new, best)
-    return kept._replace(undefined=best.undefined | state.undefined)
+    return kept._replace(undefined=undefined)
 
   nothing = jnp.zeros(len(images), bool)
   best = AttackResult(images, hits(victim.logits(images)), jnp.full(len(images), -jnp.inf), nothing)
@@ -231,7 +232,7 @@ def _ascend(evaluate, x, images, threat_model, num_steps, *, at_random):
           state.x - state.previous), images)
     new = jnp.where(column(stuck, x), state.x, new)
     objective, gradient, success = evaluate(new)
-    higher = objective > state.best_objective
+    higher = (objective > state.best_objective) | jnp.isnan(state.best_objective)
     state = state._replace(
         x=new, gradient=gradient, previous=state.x, last=objective,
         best=jnp.where(column(higher, x), new, state.best),

@@ -98,7 +98,8 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
   def keep_better(restart, best):
     new = ascend(restart)
     better = (new.success & ~best.success) | (
-        (new.success == best.success) & (new.objective > best.objective))
+        (new.success == best.success) & ((new.objective > best.objective)
+                                         | jnp.isnan(best.objective)))
     kept = jax.tree.map(lambda n, b: jnp.where(threat_models.column(better, n), n, b), new, best)
     return kept._replace(undefined=new.undefined | best.undefined)
 
@@ -177,6 +178,9 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   Reference:
     Madry et al. 2018; Salman et al. 2019, section 2.2.
   """
+  if not isinstance(target, str):
+    raise ValueError("target must be 'none', 'random' or 'least_likely'; classes are given as "
+                     'targets')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets)

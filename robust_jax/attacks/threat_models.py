@@ -152,8 +152,13 @@ def l1(epsilon, *, order: Order = 'auto', top_k: int = 1):
   return _make('l1', epsilon, order, _start_l1, _step_l1(top_k, order == 'joint'), _ball_l1)
 
 
+def meant_order(norm):
+  """What order='auto' is for a norm."""
+  return 'joint' if norm == 'l1' else 'ball_then_box'
+
+
 def _make(norm, epsilon, order, *functions):
-  order = 'ball_then_box' if order == 'auto' else order
+  order = meant_order(norm) if order == 'auto' else order
   return ThreatModel(inputs.radius(epsilon), norm, order, *functions)
 
 

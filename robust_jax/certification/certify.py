@@ -100,6 +100,7 @@ def predict(
   alpha: Probability = 0.001,
   batch_size: Count = 1000,
   example_ids=None,
+  in_box: bool = True,
   count=count,
 ):
   """Class of the smoothed classifier, or -1 where n draws cannot tell it from the runner-up.
@@ -113,6 +114,7 @@ def predict(
     key, logits_fn, images, batch_size, example_ids, count: as in `certify`; the draws are others.
     sigma: standard deviation of the noise, pixel units.
     n: draws an image.
+    in_box: whether images outside [0, 1] are refused, which attacks without a box leave behind.
     alpha: probability of a wrong class, an image.
 
   Returns:
@@ -125,7 +127,7 @@ def predict(
   """
   inputs.check('sigma', sigma, sigma >= 0, 'at least 0')
   inputs.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
-  images = inputs.images(images)
+  images = inputs.images(images, in_box=in_box)
   ids = np.arange(len(images)) if example_ids is None else np.asarray(
     inputs.labels(example_ids, len(images), name='example_ids'))
   num = n if sigma > 0 else 1

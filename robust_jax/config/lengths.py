@@ -60,7 +60,9 @@ def _lengths(run):
             for value in config['evaluation']['epsilons']]
   for path, values in (('method.attack', method.get('attack', {})), ('attack', attack)):
     found += [(f'{path}.{name}', values[name], _norm(values), 1.) for name in _OF_ATTACKS
-              if values.get(name) is not None]
+              if values.get(name) is not None
+              # Along the gradient as it is, a factor of it is no length.
+              and not ('step_size' in name and values.get('direction') == 'gradient')]
   found += [(field, value, None, 1.) for field, value in (
       ('sigma', config['sigma']), ('method.sigma', method.get('sigma')),
       ('evaluation.sigma', config['evaluation']['sigma']),

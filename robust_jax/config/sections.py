@@ -15,6 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import ml_collections
 
 from robust_jax import attacks, certification, data, models, named, training, workdir
+from robust_jax.attacks import threat_models
 from robust_jax.config import schema
 from robust_jax.errors import UserError, choices
 from robust_jax.training import methods
@@ -287,6 +288,14 @@ def resolve(config):
     _check_section(f'config.{name}', config[name], settings)
   for kind in TABLES:
     _check_component(f'config.{kind}', kind, config[kind])
+  return _with_orders(config)
+
+
+def _with_orders(config):
+  """Writes out what order='auto' means, so that a workdir without that word has the same config."""
+  for attack in (config['attack'], config['method'].get('attack')):
+    if attack and attack['name'] in ('pgd', 'fgsm') and attack['order'] == 'auto':
+      attack['order'] = threat_models.meant_order(attack['norm'])
   return config
 
 
@@ -402,7 +411,8 @@ def changed_fields(saved, config, stage):
 
   A field that an older version did not have counts as at its default.
   """
-  old, new = flat(_expanded(json.loads(json.dumps(_typed(saved).to_dict())))), flat(config)
+  old = _with_orders(_expanded(json.loads(json.dumps(_typed(saved).to_dict()))))
+  old, new = flat(old), flat(config)
   # A TFDS dataset is the same wherever it is; of a folder of images the place is the name.
   free = {*FREE_FIELDS} - ({'data.data_dir'} if config['data']['name'] == 'folder' else set())
   return [f'config.{name} was {old.get(name)!r}, is {new.get(name)!r}'

@@ -5,6 +5,7 @@ what their values mean: uint8 is 0..255, floating-point numbers are in [0, 1] an
 """
 
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,7 @@ def check_labels(labels, num_classes=None, place='labels', index=None):
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise UserError(f'{place} must be one integer an image, of shape [num_examples], got '
                     f'{labels.dtype} of shape {labels.shape}{_label_hint(labels)}')
-  wrong = np.flatnonzero((labels < 0) | (labels >= (num_classes or np.inf)))
+  wrong = np.flatnonzero((labels < 0) | (labels >= (num_classes or 2**31)))
   if len(wrong):
     example = wrong[0] if index is None else index[wrong[0]]
     raise UserError(f'{place}: the label of example {example} must be in '
@@ -178,6 +179,11 @@ def _read(file, path, split, needs_labels, resolve):
             for name, keys in found.items() if keys[1] in file.files}
   num_classes = (len(class_names) if class_names else
                  max((values.max(initial=-1) + 1 for values in labels.values()), default=None))
+  if num_classes and not class_names:
+    missing = np.setdiff1d(np.arange(num_classes), np.concatenate([*labels.values()]))
+    if len(missing):
+      print(f'warning: {path}: no image has the label {missing[0]}, and there are {num_classes} '
+            f'classes, as labels go up to {num_classes - 1}', file=sys.stderr)
   images, chosen = [], []
   for name, part in _parts(path, split, found):
     whole = as_images(file[found[name][0]], f'{path}: {found[name][0]}')

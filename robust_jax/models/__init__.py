@@ -148,8 +148,7 @@ def network(model, *, mean=0.0, std=1.0, axis_name=None):
     [batch] keys, draws the dropout masks, each example's from its own key.
   """
   mean, std = _constants(model, mean, std)
-  knows_axis = hasattr(model, 'axis_name')
-  train_model = model.clone(axis_name=axis_name) if knows_axis else model
+  train_model = model.clone(axis_name=axis_name) if hasattr(model, 'axis_name') else model
   takes_key = own.takes(model, 'key')
   def train_logits(params, batch_stats, images, key):
     apply = functools.partial(
@@ -157,12 +156,12 @@ def network(model, *, mean=0.0, std=1.0, axis_name=None):
       _normalise(images, mean, std), mutable=['batch_stats'], **_train(model, True))
     if takes_key:
       logits, updated = apply(key=keys.per_example(key, len(images)))
-    elif knows_axis or key is None:
+    elif key is None:
       logits, updated = apply()
     else:
       example_keys = keys.per_example(key, len(images))
       with nn.intercept_methods(own.flax_layers(example_keys, axis_name)):
-        logits, updated = apply(rngs={'dropout': example_keys[0], own.LAYERS: keys.root(0)})
+        logits, updated = apply(rngs={own.LAYERS: keys.root(0)})
     return _nan_unless_finite(logits, images), updated.get('batch_stats', {})
 
   return Network(

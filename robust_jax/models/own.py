@@ -134,11 +134,14 @@ LAYERS = 'robust_jax_layers'
 
 
 def _dropout(call, module, example_keys, inputs, deterministic=None, rng=None):
-  """nn.Dropout's `call`, by the examples' keys where `inputs` has an entry for each example."""
+  """nn.Dropout's `call`, by the examples' keys."""
   off = nn.merge_param('deterministic', module.deterministic, deterministic)
-  if (off or rng is not None or module.rate in (0, 1) or not module.has_rng(LAYERS)
-      or inputs.ndim == 0 or len(inputs) != len(example_keys) or 0 in module.broadcast_dims):
+  if off or rng is not None or module.rate in (0, 1) or not module.has_rng(LAYERS):
     return call(inputs, deterministic, rng)
+  if (not inputs.ndim or len(inputs) != len(example_keys)
+      or {0, -inputs.ndim} & {*module.broadcast_dims}):
+    raise ValueError('nn.Dropout must have the batch as the first axis of its inputs, and not in '
+                     f'broadcast_dims, as its masks come from the examples; got {inputs.shape}')
   shape = list(inputs.shape)
   for axis in module.broadcast_dims:
     shape[axis] = 1

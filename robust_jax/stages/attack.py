@@ -7,10 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import attacks, certification, keys, losses, smoothing
+from robust_jax import analysis, attacks, certification, keys, losses, smoothing
+from robust_jax.attacks import threat_models
 from robust_jax.devices import parallel
+from robust_jax.errors import UserError
 from robust_jax.stages import images, weights
 from robust_jax.workdir import monitoring, records
+
+# float32's of images that were projected.
+_ROUNDING = 1e-5
 
 
 def attack(run, workdir):
@@ -43,6 +48,8 @@ def attack(run, workdir):
     clean = predict(chunk.images, chunk.index)
     attacked, undefined = zip(*(find((run.key('attack'), logits_fn, epsilon), chunk)
                                 for epsilon in settings.epsilons))
+    for epsilon, found in zip(settings.epsilons, attacked):
+      _check_found(run.config['attack'], chunk.images[real], found[real], epsilon)
     predicted = np.stack([predict(x, chunk.index) for x in attacked], axis=-1)
     undefined = np.stack(undefined, axis=-1)
     if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
@@ -53,6 +60,7 @@ def attack(run, workdir):
                            for i in np.flatnonzero(real)))
     bar.update(int(real.sum()))
   bar.close()
+  print(_result(path), flush=True)
   return {'origin': origin}
 
 
@@ -82,6 +90,30 @@ def _attacker(run):
   return parallel.map_rows(find, run.devices)
 
 
+def _result(path):
+  """A line on the accuracies that were found."""
+  log = analysis.read_attack(path)
+  right = log.adversarial == log.label[:, None]
+  under_attack = ', '.join(f'{accuracy:.1%} at {epsilon:.4g}'
+                           for accuracy, epsilon in zip(right.mean(axis=0), log.epsilons))
+  return (f"attack: {log.header['attack']['name']}, {len(log.idx):,} images; accuracy "
+          f'{np.mean(log.clean == log.label):.1%}, {under_attack}')
+
+
+def _check_found(settings, pixels, found, epsilon):
+  """Raises UserError where an attack has left the box or, one of the user's own, its ball."""
+  name = f"config.attack.name: {settings['name']!r}"
+  if settings.get('order') != 'ball_only' and (found.min() < -_ROUNDING
+                                               or found.max() > 1 + _ROUNDING):
+    raise UserError(f'{name} must return images in [0, 1], got values from {found.min():.4g} to '
+                    f'{found.max():.4g}')
+  if ':' in settings['name'] and settings.get('norm') in threat_models.NORMS:
+    norms = threat_models.norms(found - pixels, settings['norm'])
+    if norms.max() > epsilon * (1 + 1e-4) + _ROUNDING:
+      raise UserError(f"{name} must stay within {settings['norm']} {epsilon:g} of the images, got "
+                      f'{norms.max():.4g}')
+
+
 def _predictor(run, logits_fn):
   """(images, index) -> predicted classes of the (smoothed) classifier; -1 where it abstains."""
   if run.attacked_sigma == 0:
@@ -91,7 +123,7 @@ def _predictor(run, logits_fn):
   return lambda x, index: certification.predict(
       run.key('attack'), logits_fn, x, sigma=run.attacked_sigma, n=run.evaluation.n,
       alpha=run.evaluation.alpha, batch_size=run.config['certify']['batch_size'],
-      example_ids=index, count=count)
+      example_ids=index, in_box=False, count=count)
 
 
 def _confidence(run, logits_fn, images, index):

@@ -35,7 +35,8 @@ def train(run, workdir):
   if run.train.keep_best and not run.data.validation:
     raise UserError('config.data.validation must be more than 0, as 0.1, with config.train.'
                     'keep_best: training images that are held out say which checkpoint is the '
-                    'best, as the test split must not')
+                    'best, as the test split must not (a run begun without goes on with '
+                    '--config.train.keep_best=False)')
   _print_unused_fields(run)
   # Mistakes come to light before the folder of checkpoints, by which a workdir counts as begun.
   data.take(run.train_data, [0, run.train_data.num_examples - 1])  # The last is of config.extra.

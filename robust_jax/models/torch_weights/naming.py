@@ -110,11 +110,6 @@ _NAMED = (('resnet20', {}), ('resnet56', {}), ('resnet110', {}), ('resnet18', {}
           ('resnet18', {'stem': 'cifar'}), ('resnet50', {'stem': 'cifar'}),
           ('preact_resnet18', {}), ('preact_resnet18', {'final_norm': False}),
           ('preact_resnet18', {'form': 'deepmind'}))
-# Networks of MODELS, and fields of them that make another one.
-_NAMED = (('resnet20', {}), ('resnet56', {}), ('resnet110', {}), ('resnet18', {}), ('resnet50', {}),
-          ('resnet18', {'stem': 'cifar'}), ('resnet50', {'stem': 'cifar'}),
-          ('preact_resnet18', {}), ('preact_resnet18', {'final_norm': False}),
-          ('preact_resnet18', {'form': 'deepmind'}))
 # Names of the constants of an input normalisation that are in the state_dict.
 _MEANS, _STDS = ('means', 'mean', 'mu', 'new_mean'), ('sds', 'std', 'sigma', 'new_std')
 # Arrays that count steps: of BatchNorm, and of torch.optim.swa_utils.AveragedModel.
