@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from launch import experiments, fields, sweep, usage
 from robust_jax import stages
 from robust_jax.config import schema
-from robust_jax.config.sections import TABLES, component, find, flat
+from robust_jax.config.sections import SECTIONS, TABLES, component, find, flat
 from robust_jax.errors import UserError, suggest
 
 # Sections whose name chooses what their fields are of.
@@ -195,6 +195,11 @@ def _unknown_flag(name, config):
   return f'--{name} is not a flag{hint or "; --help lists them"}'
 
 
+# Names of other code bases.
+_MEANT = {'lr': 'config.schedule.learning_rate', 'learning_rate': 'config.schedule.learning_rate',
+          'attack.epsilon': 'config.evaluation.epsilons', 'epochs': 'config.train.num_epochs'}
+
+
 def _unknown_field(error, argv):
   """ml_collections names the last part of the field only: find the flag that holds it."""
   message = ' '.join(str(error).replace('\\n', ' ').replace('\\', '').split())
@@ -203,7 +208,9 @@ def _unknown_field(error, argv):
     last = next((part for part in path.split('.')[1:] if f"'{part}'" in message), None)
     if path.startswith('config.') and last:
       near = message.partition('Did you mean "')[2].partition('"')[0]
-      section = '.'.join(path.split('.')[1:-1]) or 'fields'
-      hint = f'did you mean {near}?' if near else f'--help={section} lists them'
+      section = path.split('.')[1]
+      section = section if section in (*SECTIONS, *TABLES) else 'fields'
+      hint = _MEANT.get('.'.join(path.split('.')[-2:]), _MEANT.get(last)) or near
+      hint = f'did you mean {hint}?' if hint else f'--help={section} lists them'
       return f'{path} is not a field; {hint}'
   return f'command line: {message}'

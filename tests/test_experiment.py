@@ -202,6 +202,9 @@ def test_overrides_reach_nested_attacks(no_data):
 
 @pytest.mark.parametrize('words, message', [
     (['--config.nosuch=1'], 'config.nosuch is not a field'),
+    (['--config.images.num_images=1'], '--help=fields'),
+    (['--config.train.lr=1'], 'config.schedule.learning_rate'),
+    (['--config.attack.epsilon=1'], 'config.evaluation.epsilons'),
     (['--config.method.num_noize=3'], 'config.method.num_noize is not a field; did you mean '
                                       'num_noise?'),
     (['--config.train.batch_size=0'], r'config.train.batch_size must be .*\[1, inf\), got 0'),

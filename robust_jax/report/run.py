@@ -59,8 +59,8 @@ def key_figures(run: Contents) -> list[Figure]:
     undefined = analysis.undefined_images(attack)
     doubt = f'; no finite gradient on {undefined:,}' if undefined else ''
     figures.append(Figure(
-        f'{attack_name(attack)} accuracy, {attack_norm(attack)} '
-        f'ε = {pages.epsilon(attack.epsilons[largest])}',
+        f'{attack_name(attack)} accuracy, {attack_norm(attack)} '.rstrip() +
+        f' ε = {pages.epsilon(attack.epsilons[largest])}',
         percent(accuracy), _measured(accuracy, len(attack.idx)) + smoothed + doubt))
   train = run.stages.get('train', {})
   if train.get('seconds') is not None and run.metrics['train']:
@@ -243,7 +243,7 @@ def attack_norm(attack) -> str:
 
 def epsilon_axis(attacks) -> tuple[float, str]:
   """(scale, label) of an axis of epsilons: in 255ths where all are whole numbers of them."""
-  label = f'{attack_norm(attacks[0])} ε'
+  label = f'{attack_norm(attacks[0])} ε'.strip()
   whole = all('/' in pages.epsilon(epsilon) for attack in attacks for epsilon in attack.epsilons)
   return (255., f'{label}, in 255ths') if whole else (1., label)
 
