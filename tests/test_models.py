@@ -295,7 +295,7 @@ def test_hyper_parameters_reach_the_model():
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'message'), [
-  ('vit', {}, "model.name .*lenet, linear, .*wide_resnet.*, got 'vit'"),
+  ('vit', {}, "model.name .*linear, .*wide_resnet.*, got 'vit'"),
   ('wide_resnet', {'depth': 32}, r'model.depth .*6n\+4 .*got 32'),
   ('wide_resnet', {'depth': 4}, r'model.depth .*6n\+4 .*got 4'),
   ('wide_resnet', {'depth': 28, 'form': 'mcdonnell'}, r'model.depth .*6n\+2 .*got 28'),
