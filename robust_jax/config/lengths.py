@@ -9,8 +9,8 @@ from robust_jax.errors import UserError
 
 # Noise of so many times the range of a pixel; published networks have at most 2.
 _LARGEST_SIGMA = 4.
-# No l2 radius that was published for images is as large.
-_UNUSUAL_L2 = 10.
+# l2 radii of published networks for images are 3 at most.
+_UNUSUAL_L2 = 5.
 # Fields of attacks that are lengths in their norm.
 _OF_ATTACKS = ('step_size', 'min_step_size', 'init_norm')
 
