@@ -32,9 +32,14 @@ def listing(config, wanted='fields'):
   return '\n'.join(found)
 
 
+# Kinds whose functions may be the user's own.
+_OWN = dict.fromkeys(('model', 'method', 'attack'), ', or package.module:name')
+
+
 def _component(path, kind, values):
   name = f'{path}name'
-  choice = f'  --config.{name}={values.name}  (one of {", ".join(TABLES[kind])})'
+  names = ', '.join(TABLES[kind]) + _OWN.get(kind, '')
+  choice = f'  --config.{name}={values.name}  (one of {names})'
   return [(name, textwrap.fill(choice, 98, subsequent_indent=6 * ' '))] + _entries(
       path, values, find(kind, values.name))
 

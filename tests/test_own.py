@@ -140,6 +140,14 @@ def takes_too_little(key):
   pass
 
 
+def bare(key, network, params, batch_stats, batch, progress, *, weight=0.5):
+  pass
+
+
+def bare_attack(key, network, params, batch_stats, batch, progress, *, attack):
+  pass
+
+
 def unreadable(key, *, x: 'Nothing' = 1):
   pass
 
@@ -210,6 +218,8 @@ def test_a_function_that_makes_a_module(tmp_path):
     ('method.name=mine:returns_a_loss', '.* raises ValueError: it must return a MethodOutput'),
     ('method.name=mine:sums', r'.* MethodOutput.loss must have shape \(2,\)'),
     ('method.name=mine:takes_too_little', ".* 'mine:takes_too_little', which raises TypeError"),
+    ('method.name=mine:bare', '.* weight must be annotated .* weight: float'),
+    ('method.name=mine:bare_attack', '.* attack must be annotated .* attack: Attack'),
     ('method.name=mine:unreadable', '.* whose annotations cannot be read .*Nothing'),
     ('method.name=mine:unknown', ".* whose x must be annotated as .*, got <class 'dict'>"),
     ('attack.name=mine:returns_images', '.* it must return an AttackResult'),

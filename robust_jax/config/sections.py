@@ -347,6 +347,13 @@ def find(kind, name, path=None):
       if not schema.is_known(field.hint):
         raise UserError(f'{path}.name is {name!r}, whose {argument} must be annotated as int, '
                         f'float, bool, str, tuple[...], Literal[...] or Attack, got {field.hint}')
+    for argument, parameter in inspect.signature(function).parameters.items():
+      if (kind != 'model' and parameter.kind is parameter.KEYWORD_ONLY
+          and parameter.annotation is parameter.empty
+          and not (kind == 'attack' and argument in ('epsilon', 'noise', 'targets'))):
+        annotation = 'Attack' if argument == 'attack' else 'float'
+        raise UserError(f'{path}.name is {name!r}, whose {argument} must be annotated to be a '
+                        f'field, as {argument}: {annotation}')
     return function
   if name not in TABLES[kind]:
     raise UserError(choices(f'{path}.name', TABLES[kind], name))
