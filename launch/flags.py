@@ -156,7 +156,10 @@ def _load(file, argv):
              and (name in TABLES[kind] or ':' in name))
     if last == 'name' and known and name != section[kind].name:
       fields = schema.fields(find(kind, name))
-      kept = {field: value for field, value in given(section[kind]).items() if field in fields}
+      # A model of the user's own has the defaults of its file.
+      own = kind == 'model' and ':' in name
+      kept = {field: value for field, value in given(section[kind]).items()
+              if field in fields and not own}
       if 'attack' in fields and 'attack' not in kept:
         kept['attack'] = component('attack', **given(config.attack))
       with section.unlocked():

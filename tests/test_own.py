@@ -45,6 +45,18 @@ class Net(nn.Module):
     return nn.Dense(self.num_classes)(x)
 
 
+class Widths(nn.Module):
+  num_classes: int
+  widths: tuple[int, ...] = (5,)
+
+  @nn.compact
+  def __call__(self, images):
+    rows = images.reshape(len(images), -1)
+    for width in self.widths:
+      rows = nn.relu(nn.Dense(width)(rows))
+    return nn.Dense(self.num_classes)(rows)
+
+
 class Folds(nn.Module):
   num_classes: int
 
@@ -245,6 +257,16 @@ def test_a_module_without_train_that_takes_pixels():
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(network.eval_logits(variables)(images), expected, rtol=1e-5, atol=1e-6)
   assert batch_stats == {}
+
+
+def test_tuples_of_a_saved_config_are_tuples():
+  model = models.create('mine:Widths', 10, widths=[4, 3])
+  assert model == models.create('mine:Widths', 10, widths=(4, 3)) and hash(model)
+
+
+def test_a_model_of_ones_own_has_its_own_defaults(tmp_path):
+  # The experiment's cnn has widths too.
+  assert build(tmp_path, '--config.model.name=mine:Widths').config['model']['widths'] == [5]
 
 
 def test_flax_dropout_drops_by_the_examples_keys():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ import optax
 import pytest
 
 from configs import base
-from robust_jax import models, training, workdir
+from robust_jax import models, stages, training, workdir
 from robust_jax.config import sections
 from robust_jax.errors import UserError
 from robust_jax.workdir import checkpoint, interrupts
@@ -287,3 +288,13 @@ with contextlib.ExitStack() as stack:
   assert process.poll() is None
   process.send_signal(signal.SIGTERM)
   assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_stage_that_was_skipped_runs_when_it_can(tmp_path, monkeypatch):
+  run = types.SimpleNamespace(config={}, devices=jax.devices()[:1])
+  (tmp_path / 'config.json').write_text('{}')
+  calls = []
+  monkeypatch.setitem(stages.STAGES, 'certify', lambda *args: calls.append(args) or {})
+  for _ in range(2):
+    stages.run_stage('certify', run, tmp_path)
+  assert len(calls) == 2 and workdir.stages(tmp_path)['certify']['status'] == 'done'

@@ -76,6 +76,9 @@ def create(name, num_classes, **kwargs):
   Raises:
     UserError: there is no such model.
   """
+  # A config that was saved has lists, which a module cannot be hashed with.
+  kwargs = {field: tuple(value) if isinstance(value, list) else value
+            for field, value in kwargs.items()}
   if ':' in name:
     return own.constructor(name)(num_classes, **kwargs)
   if name not in MODELS:

@@ -36,8 +36,10 @@ def run_stage(stage, run, workdir):
   if stage not in KEPT:
     STAGES[stage](run, workdir)
     return
-  if not workdirs.begin(workdir, stage, run,
-                        again=stage == 'train' and weights.is_damaged(workdir)):
+  # One that was skipped has left nothing, and may have what it needs by now.
+  again = (stage not in workdirs.results(workdir)
+           or stage == 'train' and weights.is_damaged(workdir))
+  if not workdirs.begin(workdir, stage, run, again=again):
     if stage != 'train':
       weights.check_same_classifier(run, workdir, stage)
     print(f'{stage}: done already')

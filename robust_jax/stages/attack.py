@@ -96,7 +96,9 @@ def _result(path):
   right = log.adversarial == log.label[:, None]
   under_attack = ', '.join(f'{accuracy:.1%} at {epsilon:.4g}'
                            for accuracy, epsilon in zip(right.mean(axis=0), log.epsilons))
-  return (f"attack: {log.header['attack']['name']}, {len(log.idx):,} images; accuracy "
+  attack = log.header['attack']
+  norm = f" {attack['norm']}" if 'norm' in attack else ''
+  return (f"attack: {attack['name']}{norm}, {len(log.idx):,} images; accuracy "
           f'{np.mean(log.clean == log.label):.1%}, {under_attack}')
 
 

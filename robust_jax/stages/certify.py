@@ -21,7 +21,9 @@ def certify(run, workdir):
   the last draws that were saved.
   """
   if run.certify is None:
-    print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset)')
+    print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset); '
+          f'--config.weights={workdir} --config.certify.sigma=S --stages=certify,report '
+          '--workdir=OTHER certifies this network')
     return {}
   loaded = weights.load(run, workdir)
   with log.open_for_append(Path(workdir) / 'certify', settings(run, loaded),
