@@ -3,6 +3,7 @@
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from launch import flags
@@ -67,3 +68,24 @@ def test_fewer_images_than_were_asked_for_are_remarked():
   assert 'evaluation.num_images is 2, of which there are 1' in attacked and '500' in attacked
   assert 'certify_images.num_images is 400, of which there are 355' in certified
   assert run.remarks({'train'}) == []
+
+
+def test_ddn_that_cannot_reach_the_radius_is_remarked():
+  words = ['--config=digits:smoothadv', '--config.attack.name=ddn', '--config.attack.num_steps=20',
+           '--config.evaluation.epsilons=(1,4)']
+  assert any('no farther than 2.65' in line for line in build(*words).remarks({'attack'}))
+  assert not build(*words, '--config.attack.init_norm=0.').remarks({'attack'})
+
+
+def test_images_of_one_class_are_remarked(monkeypatch):
+  run = build('--config=digits:smoothadv', '--config.evaluation.num_images=8',
+              '--config.evaluation.stride=1')
+  assert not run.remarks({'attack'})
+  test = run.test_data
+  monkeypatch.setitem(run.__dict__, 'test_data', test._replace(labels=sorted_labels(test)))
+  line, = run.remarks({'attack'})
+  assert 'config.evaluation' in line and 'one class' in line
+
+
+def sorted_labels(dataset):
+  return np.sort(dataset.labels[:])

@@ -59,7 +59,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     norm: 'l2', the only one that it is made for.
     num_steps: T; 1 tests the images alone, so a config has 2 at least.
     init_norm: the first rho in pixel units, 1 in Rony et al. and in the authors' evaluation of
-      SmoothAdv. 0: epsilon, as in its training.
+      SmoothAdv: no perturbation is then longer than (1 + gamma)^T. 0: epsilon, as in its training.
     gamma: how fast rho changes, 0.05 in Rony et al. and in the training of SmoothAdv. 0: the
       authors' choice in its evaluation, 1 - (3 / 510 / epsilon)^(1 / T), with which T successes
       bring rho from epsilon down to 3 / 510; none for an epsilon below that.

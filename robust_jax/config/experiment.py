@@ -131,12 +131,22 @@ class Run:
     lines = lengths.remarks(self)
     for stage, section in (('attack', 'evaluation'), ('certify', 'certify_images')):
       settings, images = getattr(self, section), self.test_data.num_examples
-      chosen = len(range(0, images, settings.stride))
+      every = range(0, images, settings.stride)
+      chosen = len(every)
+      if stage in wanted and self._of_one_class(every[:settings.num_images or None]):
+        lines.append(f'the images of config.{section} are all of one class; a larger '
+                     f'config.{section}.stride spreads them over the split')
       if stage in wanted and chosen < settings.num_images:
         lines.append(f'config.{section}.num_images is {settings.num_images}, of which there are '
                      f'{chosen}: every image of number 0, {settings.stride}, ... of {images} '
                      f'(config.{section}.stride)')
     return lines
+
+  def _of_one_class(self, indices):
+    """Whether a few images, but not all of the split, have one label; folders are sorted so."""
+    if not 3 <= len(indices) <= 1000 or self.test_data.num_classes < 2:
+      return False
+    return len(np.unique(self.test_data.labels[np.asarray(indices)])) == 1
 
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""

@@ -30,11 +30,24 @@ def check(run):
                       f'[0, 1], got {value:g}{_meant(value, limit)}')
 
 
+def _beyond_ddn(run):
+  """A line where DDN's sphere cannot grow to the largest radius that it is asked for."""
+  attack, largest = run.config['attack'], max(run.config['evaluation']['epsilons'])
+  if attack['name'] != 'ddn' or not attack['init_norm'] or not attack['gamma']:
+    return []
+  reach = attack['init_norm'] * (1 + attack['gamma'])**attack['num_steps']
+  return [f'config.attack.num_steps={attack["num_steps"]} of ddn, from init_norm '
+          f'{attack["init_norm"]:g}, look no farther than {reach:.3g}, and '
+          f'config.evaluation.epsilons go to {largest:g}: take more, or init_norm=0'
+          ] if reach < largest else []
+
+
 def remarks(run):
   """A line for each radius that is possible and yet, in all likelihood, was meant otherwise."""
   return [f'config.{field} is {value:g} in l2, in units in which pixels are in [0, 1]'
           + _meant(value, _UNUSUAL_L2)
-          for field, value, norm, _ in _lengths(run) if norm == 'l2' and value >= _UNUSUAL_L2]
+          for field, value, norm, _ in _lengths(run)
+          if norm == 'l2' and value >= _UNUSUAL_L2] + _beyond_ddn(run)
 
 
 def _meant(value, limit):
