@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from types import FunctionType
 
@@ -50,6 +51,7 @@ def test_links_lead_to_files_and_headings(page):
 def test_commands_are_understood(command, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   (tmp_path / 'my_module.py').write_text(MY_MODULE)
+  monkeypatch.delitem(sys.modules, 'my_module', raising=False)
   monkeypatch.syspath_prepend(tmp_path)
   words = shlex.split(command.replace('\\\n', ' '), comments=True)[2:]
   if '--list' in words:

@@ -174,7 +174,8 @@ def module(tmp_path, monkeypatch):
   """The module `mine`, in a folder that Python imports from."""
   (tmp_path / 'mine.py').write_text(CODE)
   monkeypatch.syspath_prepend(tmp_path)
-  monkeypatch.delitem(sys.modules, 'mine', raising=False)
+  for name in ('mine', 'my_module'):  # Those of other tests, too.
+    monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 def config_of(tmp_path, *words):
