@@ -69,9 +69,11 @@ def labels(value, batch, *, num_classes=None, name='labels'):
     raise ValueError(f'{name} must be integers of shape ({batch},), got {value.dtype} of shape '
                      f'{value.shape}')
   if concrete(value):
-    high = np.inf if num_classes is None else num_classes - 1
     known = np.asarray(value)
-    check(name, known, (known >= 0) & (known <= high), f'in [0, {high}]')
+    if num_classes is None:
+      check(name, known, known >= 0, 'at least 0')
+    else:
+      check(name, known, (known >= 0) & (known < num_classes), f'in [0, {num_classes - 1}]')
   return value
 
 

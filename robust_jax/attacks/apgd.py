@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from robust_jax import inputs, keys, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
-from robust_jax.attacks.targets import reached
+from robust_jax.attacks.targets import most_probable, reached
 from robust_jax.attacks.threat_models import column
 from robust_jax.types import Array, AttackResult, Count, Index
 
@@ -129,13 +129,6 @@ def apgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                           num_targets=num_targets, larger_first=larger_first)
 
 
-def most_probable(victim, images, labels, num):
-  """The `num` classes (at most all) other than the label with the largest logits: [num, batch]."""
-  logits = smoothing.mean_logits(victim.logits(images))
-  is_label = labels[:, None] == jnp.arange(logits.shape[-1])
-  return jax.lax.top_k(jnp.where(is_label, -jnp.inf, logits), min(num, logits.shape[-1] - 1))[1].T
-
-
 def _apgd(key, victim, images, labels, epsilon, targets, *, norm, num_steps, restarts, loss,
           num_targets, larger_first):
   example_keys = keys.per_example(key, len(images))
@@ -191,9 +184,11 @@ def _stages(num_steps):
 
 def _random(key, images, threat_model):
   """The authors' starts: linf and l2 on the sphere, l1 a normal draw, projected."""
-  draws = jax.vmap(lambda k: keys.standard_normal(k, images.shape[1:]))(key)
   if threat_model.norm == 'linf':
-    draws = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], images.dtype, -1, 1))(key)
+    draw = lambda k: jax.random.uniform(k, images.shape[1:], images.dtype, -1, 1)
+  else:
+    draw = lambda k: keys.standard_normal(k, images.shape[1:])
+  draws = jax.vmap(draw)(key)
   if threat_model.norm != 'l1':
     draws *= column(threat_model.epsilon / threat_models.norms(draws, threat_model.norm), draws)
     return jnp.clip(images + draws, 0, 1)

@@ -25,15 +25,31 @@ def choose_targets(key, victim, images, labels, *, target):
   """
   scores = smoothing.mean_logits(victim.logits(images))
   num_classes = scores.shape[-1]
-  is_label = labels[:, None] == jnp.arange(num_classes)
   if target == 'random':
     shift = jax.vmap(lambda k: jax.random.randint(k, (), 1, num_classes, jnp.int32))(key)
     return (labels + shift) % num_classes
   if target == 'least_likely':
+    is_label = labels[:, None] == jnp.arange(num_classes)
     return jnp.argmin(jnp.where(is_label, jnp.inf, scores), axis=-1)
   if target == 'runner_up':
-    return jnp.argmax(jnp.where(is_label, -jnp.inf, scores), axis=-1)
+    return _most_probable(scores, labels, 1)[0]
   raise ValueError(f"target must be 'random', 'least_likely' or 'runner_up', got {target!r}")
+
+
+def most_probable(victim, images, labels, num):
+  """The `num` most probable classes other than the label, or all of them: [num, batch] int.
+
+  Args:
+    victim, images, labels: as in `choose_targets`.
+    num: at least 1.
+  """
+  return _most_probable(smoothing.mean_logits(victim.logits(images)), labels, num)
+
+
+def _most_probable(scores, labels, num):
+  num_classes = scores.shape[-1]
+  is_label = labels[:, None] == jnp.arange(num_classes)
+  return jax.lax.top_k(jnp.where(is_label, -jnp.inf, scores), min(num, num_classes - 1))[1].T
 
 
 def reached(predicted, labels, targets=None):
