@@ -145,6 +145,9 @@ def _load(file, argv):
   A component of another name keeps the fields that the new one has too; the others are at the new
   one's defaults. Its fields can then be given like any other's. A method that attacks, in place of
   one that does not, attacks as config.attack.
+
+  Raises:
+    UserError: what is kept has no meaning there, such as the norm linf for DDN.
   """
   config = experiments.config(file)
   given = lambda section: {field: value for field, value in section.items() if value is not None}
@@ -162,9 +165,21 @@ def _load(file, argv):
               if field in fields and not own}
       if 'attack' in fields and 'attack' not in kept:
         kept['attack'] = component('attack', **given(config.attack))
+      _check_kept(path.removesuffix('.name'), section[kind].name, kept, fields, argv)
       with section.unlocked():
         section[kind] = component(kind, name, **kept)
   return config
+
+
+def _check_kept(path, old, kept, fields, argv):
+  replaced = {word.lstrip('-').partition('=')[0] for word in argv}
+  for field, value in kept.items():
+    flag = f'{path}.{field}'
+    if field != 'attack' and flag not in replaced:
+      try:
+        schema.check_value(flag, value, fields[field].hint)
+      except UserError as error:
+        raise UserError(f'{error}, kept from {old}: give --{flag}= too') from error
 
 
 def _section(config, names):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_jax.errors import UserError
+
 # float32 rounding of images that went through a projection or a resize.
 _TOLERANCE = 1e-6
 
@@ -115,6 +117,28 @@ def logits(value, batch):
   return value
 
 
+def num_classes(logits_fn, images):
+  """The number of classes, from the shape of the logits alone.
+
+  Args:
+    logits_fn: images -> logits.
+    images: [batch, ...], or their `jax.ShapeDtypeStruct`.
+
+  Raises:
+    ValueError: it computes no logits of such images, as of a single one without a batch's axis.
+  """
+  try:
+    found = jax.eval_shape(logits_fn, images)
+  except UserError:
+    raise
+  except Exception as error:  # Whatever a network raises.
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(f'logits_fn does not take images of shape {images.shape}, a batch of '
+                     f'{len(images)} of shape {images.shape[1:]} ({type(error).__name__}: {reason})'
+                     ) from error
+  return logits(found, len(images)).shape[-1]
+
+
 def attacked(victim, x, y, *, epsilon, targets=None):
   """The arguments of an attack, checked.
 
@@ -129,15 +153,15 @@ def attacked(victim, x, y, *, epsilon, targets=None):
   """
   x = images(x)
   noise(victim.noise, x)
-  num_classes = victim.num_classes(x)
-  y = labels(y, len(x), num_classes=num_classes)
+  known = victim.num_classes(x)
+  y = labels(y, len(x), num_classes=known)
   epsilon = radius(epsilon, len(x))
   if targets is not None:
-    targets = labels(targets, len(x), num_classes=num_classes, name='targets')
+    targets = labels(targets, len(x), num_classes=known, name='targets')
   valid = True
   for classes in (y, targets):
     if classes is not None and not concrete(classes):
-      valid &= (classes >= 0) & (classes < num_classes)
+      valid &= (classes >= 0) & (classes < known)
   if not concrete(epsilon):
     valid &= jnp.isfinite(epsilon) & (epsilon >= 0)
   if valid is not True:

@@ -73,7 +73,7 @@ class Victim(NamedTuple):
 
   def num_classes(self, images):
     """The number of classes, from the shape of the logits alone."""
-    return inputs.logits(jax.eval_shape(self.logits_fn, images), len(images)).shape[-1]
+    return inputs.num_classes(self.logits_fn, images)
 
   def predict(self, images):
     """The class that most copies are given, [batch]; see `majority`."""

@@ -66,7 +66,7 @@ def build(config, *words):
     (['digits.py:attack_then_noise', '--config.method.attack.smoothed_objective=gradient_free'],
      'config.method.attack: num_noise .*1'),
     (['cifar10.py:pgd', '--config.attack.name=ddn'],
-     "config.attack.norm must be one of l2, got 'linf'"),
+     "config.attack.norm must be one of l2, got 'linf', kept from pgd: .* --config.attack.norm="),
 ])
 def test_what_does_not_go_together_is_one_line(words, message):
   with pytest.raises(UserError, match=message) as raised:

@@ -444,10 +444,17 @@ def test_the_command(runs, tmp_path, monkeypatch, capsys):
   command_line.main(['runs', str(folder)])
   printed = capsys.readouterr().out
   assert '6 runs of 2 configs on digits' in printed and f'report: {folder}/sweep.html' in printed
+  # A folder of runs that is no sweep's stands for all of them too.
+  (folder / 'sweep.json').rename(tmp_path / 'sweep.json')
+  command_line.main(['runs', str(folder), '--output=some.html'])
+  assert '6 runs of 2 configs' in capsys.readouterr().out
+  (tmp_path / 'sweep.json').rename(folder / 'sweep.json')
   # A run that is named twice, once by its sweep, is there once.
   command_line.main(['runs', str(runs[0]), str(folder), '--output=all.html'])
   assert '6 runs of 2 configs' in capsys.readouterr().out
+  (tmp_path / 'empty').mkdir()
   for words, message in (
+      (['empty'], 'no run in'),
       (['absent'], 'no such folder'), ([str(runs[0]), 'absent'], 'no such folder'),
       ([str(runs[0]), '--output=x.html'], '--output needs several'),
       ([str(runs[0]), str(runs[1]), '--output=no/where.html'], '--output: no/where.html')):

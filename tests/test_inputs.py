@@ -39,6 +39,7 @@ LOGITS_ERRORS = [
     (dict(logits_fn=lambda x: logits(x)[:, None]), r'logits_fn .*\(4, 1, 3\)'),
     (dict(logits_fn=lambda x: logits(x)[:, :1]), r'logits_fn .*\(4, 1\)'),
     (dict(logits_fn=lambda x: (logits(x), x)), 'logits_fn .*tuple'),
+    (dict(images=IMAGES[0]), r'logits_fn .* batch of \d of shape \(2, 3\)'),
 ]
 ATTACK_ERRORS = [
     (dict(labels=LABELS[:1]), r'labels .*\(4,\).*\(1,\)'),

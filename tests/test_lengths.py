@@ -70,9 +70,23 @@ def test_fewer_images_than_were_asked_for_are_remarked():
   assert run.remarks({'train'}) == []
 
 
+def test_a_radius_of_training_that_no_attack_has_is_remarked():
+  words = ['--config=digits:pgd', '--config.epsilon=0.12']
+  line, = build(*words).remarks({'train', 'attack'})
+  assert '0.12' in line and 'evaluation.epsilons' in line
+  for more in ([], ['--config.attack.norm=l2'], ['--config.evaluation.epsilons=(0.1,0.12)']):
+    assert not build(*words, *more).remarks({'attack'} if more else {'train'})
+
+
+def test_steps_beyond_the_last_epoch_are_remarked():
+  line, = build('--config=digits', '--config.train.num_steps=400',
+                '--config.train.num_epochs=1').remarks({'train'})
+  assert 'train.num_steps is 400' in line and 'train.num_epochs=1 end after 23' in line
+
+
 def test_ddn_that_cannot_reach_the_radius_is_remarked():
   words = ['--config=digits:smoothadv', '--config.attack.name=ddn', '--config.attack.num_steps=20',
-           '--config.evaluation.epsilons=(1,4)']
+           '--config.evaluation.epsilons=(0.5,4)']
   assert any('no farther than 2.65' in line for line in build(*words).remarks({'attack'}))
   assert not build(*words, '--config.attack.init_norm=0.').remarks({'attack'})
 

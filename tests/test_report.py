@@ -315,6 +315,7 @@ def test_an_attack_without_a_finite_gradient_is_told(tmp_path, no_files):
 
 
 def test_every_missing_part_is_said(tmp_path, no_files):
+  (tmp_path / 'stages.json').write_text('{}')
   page = report.build(tmp_path)
   text = read_page(tmp_path).text
   for stage in ('train', 'attack', 'certify'):

@@ -7,7 +7,7 @@
   runs       the page of a run, or of several, with all that was measured
 
 A PATH is a workdir, a certify.jsonl or certify.tsv, a published table (`idx label predict radius
-correct time`), or a folder that is searched for all of these; of `runs` a workdir or a sweep's.
+correct X
 """
 
 import argparse
@@ -57,7 +57,7 @@ def make_parser():
     command.set_defaults(run=run)
     if name == 'runs':
       command.add_argument('path', nargs='+', metavar='DIR', type=os.path.expanduser,
-                           help="workdir, or a sweep's folder")
+                           help="workdir, or a folder of several, as a sweep's")
       command.add_argument('--output', metavar='FILE', type=os.path.expanduser,
                            help='the page on several runs; compare.html, or sweep.html in the '
                            'folder of a sweep, if not given')
@@ -159,15 +159,16 @@ def plot(flags):
 
 
 def runs(flags):
-  """Of one workdir its page, report.html, with tables/ and figures/; of several, or a sweep's
-  folder, one page that compares them, with mean ± 95% interval over seeds, and its tables and
-  figures.
+  """Of one workdir its page, report.html, with tables/ and figures/; of several, or of a folder of
+  them, as a sweep's, one page that compares them, with mean ± 95% interval over seeds, and its
+  tables and figures.
   """
-  if len(flags.path) == 1 and not report.is_sweep(flags.path[0]):
+  first = flags.path[0]
+  if len(flags.path) == 1 and not report.is_sweep(first) and not report.runs_in(first):
     if flags.output:
-      raise UserError(f'--output needs several workdirs, got {flags.path[0]}, whose page is its '
+      raise UserError(f'--output needs several workdirs, got {first}, whose page is its '
                       'report.html')
-    page, summary = report.build(flags.path[0]), report.summary(flags.path[0])
+    page, summary = report.build(first), report.summary(first)
   else:
     page, summary = report.compare(flags.path, flags.output)
   print(summary, f'report: {page}', sep='\n')

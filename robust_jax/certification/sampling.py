@@ -115,7 +115,7 @@ def _count(key, logits_fn, images, example_ids, start, num, sigma, shard, num_sh
            batch_size, noise_fn):
   batch, *shape = images.shape
   row_shape = jax.ShapeDtypeStruct((batch_size, *shape), images.dtype)
-  num_classes = inputs.logits(jax.eval_shape(logits_fn, row_shape), batch_size).shape[-1]
+  num_classes = inputs.num_classes(logits_fn, row_shape)
   image_keys = keys.fold_in(key, example_ids)
   ends = jnp.cumsum(num)
   # What is to be added to the number of a row of image i to have that of its draw.

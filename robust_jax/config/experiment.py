@@ -128,7 +128,10 @@ class Run:
 
   def remarks(self, wanted):
     """Lines on what the stages of names `wanted` may not do as meant."""
-    lines = lengths.remarks(self)
+    lines = lengths.remarks(self, wanted)
+    if 'train' in wanted and self.train.num_steps > self.num_steps:
+      lines.append(f'config.train.num_steps is {self.train.num_steps}, and '
+                   f'config.train.num_epochs={self.train.num_epochs:g} end after {self.num_steps}')
     for stage, section in (('attack', 'evaluation'), ('certify', 'certify_images')):
       settings, images = getattr(self, section), self.test_data.num_examples
       every = range(0, images, settings.stride)

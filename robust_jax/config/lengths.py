@@ -42,12 +42,30 @@ def _beyond_ddn(run):
           ] if reach < largest else []
 
 
-def remarks(run):
-  """A line for each radius that is possible and yet, in all likelihood, was meant otherwise."""
-  return [f'config.{field} is {value:g} in l2, in units in which pixels are in [0, 1]'
+def _not_evaluated(run):
+  """A line where no attack is as long as those that training defends against."""
+  method, attack = run.components['method'], run.config['attack']
+  epsilon, radii = method.get('epsilon'), run.config['evaluation']['epsilons']
+  if (not run.trainable or epsilon is None or attack['name'] == 'none'
+      or _norm(method.get('attack', {})) != _norm(attack)
+      or any(math.isclose(epsilon, radius, rel_tol=1e-3) for radius in radii)):
+    return []
+  return [f'training is against epsilon {epsilon:.4g}, which is not among '
+          f'config.evaluation.epsilons, {tuple(radii)}']
+
+
+def remarks(run, wanted):
+  """A line for each radius that is possible and yet, in all likelihood, was meant otherwise.
+
+  Args:
+    run: a Run.
+    wanted: names of the stages that are to run.
+  """
+  found = _not_evaluated(run) + _beyond_ddn(run) if 'attack' in wanted else []
+  return found + [f'config.{field} is {value:g} in l2, in units in which pixels are in [0, 1]'
           + _meant(value, _UNUSUAL_L2)
           for field, value, norm, _ in _lengths(run)
-          if norm == 'l2' and value >= _UNUSUAL_L2] + _beyond_ddn(run)
+          if norm == 'l2' and value >= _UNUSUAL_L2]
 
 
 def _meant(value, limit):

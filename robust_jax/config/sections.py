@@ -179,6 +179,7 @@ class TrainSettings(NamedTuple):
 class EvaluationSettings(NamedTuple):
   """config.evaluation: the attack stage, accuracy under config.attack at each radius."""
 
+  # Radii, in pixel units of config.attack's norm; config.epsilon is that of training.
   epsilons: tuple[Positive, ...] = (0.25, 0.5, 0.75, 1.)
   # Noise of the smoothed classifier that is attacked; None: that of certification, 0: the network
   # itself is attacked.
@@ -405,6 +406,7 @@ def check_workdir(folder, config, redo=()):
     UserError: it holds something else, or has results of another stage with a config that differs
       in a field they depend on.
   """
+  workdir.check_empty_or_run(folder)
   for stage, record in workdir.results(folder).items():
     changed = changed_fields(record['config'], config, stage)
     if changed and stage not in redo and record['status'] != workdir.REDO:

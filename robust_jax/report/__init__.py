@@ -10,10 +10,11 @@ from pathlib import Path
 
 from robust_jax import analysis
 from robust_jax.errors import UserError
-from robust_jax.report.contents import SWEEP, is_sweep, load, load_all
+from robust_jax.report.contents import SWEEP, is_run, is_sweep, load, load_all, runs_in
 from robust_jax.workdir import write_bytes
 
-__all__ = ['SWEEP', 'build', 'compare', 'is_sweep', 'summary', 'write_figure', 'write_table']
+__all__ = ['SWEEP', 'build', 'compare', 'is_sweep', 'runs_in', 'summary', 'write_figure',
+           'write_table']
 
 
 def build(workdir) -> Path:
@@ -28,10 +29,13 @@ def build(workdir) -> Path:
     The path of report.html.
 
   Raises:
-    UserError: no such folder, or a file in it is malformed.
+    UserError: no such folder, no run in it, or a file in it is malformed.
   """
   from robust_jax.report import run
   contents = load(workdir)
+  if not is_run(contents.path):
+    raise UserError(f'workdir {workdir}: no run in this folder, which has no config.json, nor '
+                    'metrics or logs')
   tables, figures, files = run.tables(contents), run.figures(contents), {}
   for folder in ('tables', 'figures'):
     (contents.path / folder).mkdir(exist_ok=True)
@@ -64,7 +68,7 @@ def compare(workdirs, output=None) -> tuple[Path, str]:
   of each run where there are seeds, and the charts, NAME_certified.svg|.pdf and the like.
 
   Args:
-    workdirs: folders of runs; that of a sweep stands for all of its runs.
+    workdirs: folders of runs; a folder of several, as a sweep's, stands for all of them.
     output: path of the page, whose name the tables have too. By default sweep.html in the folder
       where there is one and it is a sweep's, else compare.html here.
 

@@ -13,6 +13,9 @@ from robust_jax.workdir import read_json, records
 
 # In the folder of a sweep: {'runs': [{'workdir': its folder's name, 'point': {field: value}}]}.
 SWEEP = 'sweep.json'
+# A folder with one of these is a run's.
+_FILES = ('config.json', 'stages.json', 'metrics.jsonl', 'attack.jsonl', 'certify.jsonl',
+          'certify.tsv')
 
 
 class Contents(NamedTuple):
@@ -104,8 +107,21 @@ def is_sweep(folder) -> bool:
   return (Path(folder) / SWEEP).is_file()
 
 
+def runs_in(folder) -> list[Path]:
+  """The runs directly in a folder that is none itself, in the order of their names."""
+  folder = Path(folder)
+  if is_run(folder) or not folder.is_dir():
+    return []
+  return sorted(path for path in folder.iterdir() if is_run(path))
+
+
+def is_run(folder) -> bool:
+  """Whether a folder has anything of a run."""
+  return any((folder / name).is_file() for name in _FILES)
+
+
 def load_all(folders) -> list[Contents]:
-  """Reads several workdirs, each once; the folder of a sweep stands for all of its runs.
+  """Reads several workdirs, each once; a folder of runs, as a sweep's, stands for all of them.
 
   Raises:
     UserError: no such folder, or a file in it is malformed.
@@ -113,7 +129,8 @@ def load_all(folders) -> list[Contents]:
   names = {}  # {workdir: name of its experiment; None of a run that is no sweep's}
   for folder in map(Path, folders):
     if not is_sweep(folder):
-      names.setdefault(folder, None)
+      for run in runs_in(folder) or [folder]:
+        names.setdefault(run, None)
       continue
     try:
       for run in _json(folder / SWEEP)['runs']:

@@ -44,7 +44,7 @@ def loss_and_accuracy(key, logits_fn, batches, *, sigma, devices):
   loss = correct = count = 0
   for batch in batches:
     images = inputs.images(batch.images)
-    num_classes = inputs.logits(jax.eval_shape(logits_fn, images), len(images)).shape[-1]
+    num_classes = inputs.num_classes(logits_fn, images)
     inputs.labels(batch.labels, len(images), num_classes=num_classes)
     sums = run((key, logits_fn, sigma), batch)
     loss += float(sums['loss'].sum())

@@ -7,6 +7,7 @@ from robust_jax.workdir.folder import (
     REDO,
     add_time,
     begin,
+    check_empty_or_run,
     describe,
     environment,
     locked,
@@ -17,6 +18,6 @@ from robust_jax.workdir.folder import (
 )
 from robust_jax.workdir.records import read_json, write_bytes, write_json
 
-__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'add_time', 'begin', 'describe', 'environment',
-           'load', 'locked', 'now', 'read_json', 'results', 'set_aside', 'stages', 'write_bytes',
-           'write_json']
+__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'add_time', 'begin', 'check_empty_or_run', 'describe',
+           'environment', 'load', 'locked', 'now', 'read_json', 'results', 'set_aside', 'stages',
+           'write_bytes', 'write_json']

@@ -47,20 +47,21 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ten
 
 
 def results(workdir):
-  """The records of the stages that have results in a folder: {stage: record}.
+  """The records of the stages that have results in a workdir: {stage: record}.
 
-  Raises:
-    UserError: the folder holds something else than a run.
+  One without outputs ended before it had any result.
   """
-  workdir = Path(workdir)
-  names = [path.name for path in workdir.iterdir()
+  return {stage: record for stage, record in stages(workdir).items()
+          if any((Path(workdir) / name).exists() for name in OUTPUTS[stage])}
+
+
+def check_empty_or_run(workdir):
+  """Raises UserError where a folder holds something else than a run."""
+  names = [path.name for path in Path(workdir).iterdir()
            if path.name != LOCK and path.suffix != '.new']
   if names and 'config.json' not in names:
     raise UserError(f'--workdir must be a new or empty folder, or one that this launcher made, got '
                     f'{workdir}, which holds {min(names)} but no config.json')
-  # One without outputs ended before it had any result.
-  return {stage: record for stage, record in stages(workdir).items()
-          if any((workdir / name).exists() for name in OUTPUTS[stage])}
 
 
 @contextlib.contextmanager
