@@ -94,7 +94,7 @@ class BatchNorm(nn.Module):
     shift = -mean * factor
     if self.use_affine:
       shift += self.param('bias', nn.initializers.zeros, channels)
-    x = _scale(x, factor)
+    x *= _per_row(factor, x)
     if added is not None:
       x += _rows(added).astype(jnp.float32)
     return _shift(x, shift, self.relu).reshape(images.shape)
@@ -137,24 +137,6 @@ def _over_devices(mean, var, axis_name):
   """
   whole = jax.lax.pmean(mean, axis_name)
   return whole, jax.lax.pmean(var + jnp.square(mean - whole), axis_name)
-
-
-@jax.custom_jvp
-def _scale(rows, factor):
-  """rows * factor, of [channel].
-
-  The factor that its gradient multiplies by is kept apart from this one, because XLA:CPU would
-  otherwise write it out for every pixel, to have it for both.
-  """
-  return rows * _per_row(factor, rows)
-
-
-@_scale.defjvp
-def _scale_jvp(primals, tangents):
-  rows, factor = primals
-  d_rows, d_factor = tangents
-  apart = jax.lax.optimization_barrier(factor)
-  return _scale(rows, factor), d_rows * _per_row(apart, rows) + rows * _per_row(d_factor, rows)
 
 
 def _shift(rows, shift, relu):

@@ -1,7 +1,6 @@
 """One training step: a plain function, to be jitted, or mapped over devices by `parallel`."""
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -90,7 +89,8 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
   counts = (batch.mask > 0).astype(jnp.float32)
   sums = {name: jnp.sum(counts * values) for name, values in output.metrics.items()}
   sums['loss'], sums['count'] = jnp.sum(batch.mask * output.loss), jnp.sum(counts)
-  gradient, sums, weight = _over_devices((gradient, sums, jnp.sum(batch.mask)), axis_name)
+  whole = gradient, sums, jnp.sum(batch.mask)
+  gradient, sums, weight = whole if axis_name is None else jax.lax.psum(whole, axis_name)
   gradient = jax.tree.map(lambda x: x / weight, gradient)
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   # The mean of what is minimised, as often as there are examples: it is divided by `count`.
@@ -103,14 +103,6 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
       ema=_average(state, params, output.batch_stats, ema_decay),
       memory=_write_memory(state.memory, output.memory, batch.index, axis_name))
   return state, sums
-
-
-def _over_devices(tree, axis_name):
-  """The sums over devices, as one array: each collective makes all devices wait for each other."""
-  if axis_name is None:
-    return tree
-  flat, restore = jax.flatten_util.ravel_pytree(tree)
-  return restore(jax.lax.psum(flat, axis_name))
 
 
 def check_output(output, size, memory):
