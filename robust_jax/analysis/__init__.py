@@ -12,11 +12,13 @@ Examples:
 
 from robust_jax.analysis.attacked import (
     AttackLog,
+    attack_at_once,
     attack_curve,
     clean_accuracy,
     robust,
     robust_accuracy,
     undefined_images,
+    verdicts,
 )
 from robust_jax.analysis.attacked import read as read_attack
 from robust_jax.analysis.certified import (
@@ -45,10 +47,10 @@ from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown
 
 __all__ = [
     'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval', 'acr_text',
-    'attack_curve', 'average_certified_radius', 'certified_accuracy', 'certified_images',
-    'certified_probability', 'clean_accuracy', 'common_images', 'decided_radii', 'envelope',
-    'is_decided', 'largest_radius', 'mean_draws', 'mean_interval', 'on_images',
-    'paired_difference', 'read_attack', 'robust', 'robust_accuracy', 'round_radii',
+    'attack_at_once', 'attack_curve', 'average_certified_radius', 'certified_accuracy',
+    'certified_images', 'certified_probability', 'clean_accuracy', 'common_images',
+    'decided_radii', 'envelope', 'is_decided', 'largest_radius', 'mean_draws', 'mean_interval',
+    'on_images', 'paired_difference', 'read_attack', 'robust', 'robust_accuracy', 'round_radii',
     'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text', 'undefined_images',
-    'welch_difference',
+    'verdicts', 'welch_difference',
 ]

@@ -39,7 +39,8 @@ def on_images(log, idx):
   # These speak of the whole log, not of an image.
   whole = ('settings', 'environments', 'epsilons', 'header')
   return log._replace(**{name: getattr(log, name)[rows]
-                         for name in log._fields if name not in whole})
+                         for name in log._fields
+                         if name not in whole and getattr(log, name) is not None})
 
 
 def other_label(logs) -> tuple[int, int, int] | None:

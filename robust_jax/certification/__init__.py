@@ -13,8 +13,9 @@ from robust_jax.certification.bounds import (
     clopper_pearson_lower,
     clopper_pearson_upper,
 )
-from robust_jax.certification.certify import certify, certify_by_rule, predict
+from robust_jax.certification.certify import certify, certify_by_rule
 from robust_jax.certification.fixed import Fixed
+from robust_jax.certification.judge import Judgement, judge, predict, verdicts
 from robust_jax.certification.radius_grid import RadiusGrid
 from robust_jax.certification.rules import Rule
 from robust_jax.certification.sampling import (
@@ -38,6 +39,7 @@ __all__ = [
   'Anytime',
   'Example',
   'Fixed',
+  'Judgement',
   'RadiusGrid',
   'Rule',
   'binomial_test',
@@ -50,6 +52,8 @@ __all__ = [
   'clopper_pearson_upper',
   'count',
   'gaussian_noise',
+  'judge',
   'predict',
   'sharded_count',
+  'verdicts',
 ]

@@ -1,19 +1,18 @@
-"""Certificates and predictions of a batch of images, by the smoothed classifier.
+"""Certificates of a batch of images, by the smoothed classifier.
 
 g(x) = argmax_c P(f(x + noise) = c).
 """
 
 from typing import Literal
 
-import jax
 import numpy as np
 
-from robust_jax import inputs, keys
-from robust_jax.certification import bounds, noise_sources, rules
+from robust_jax import inputs
+from robust_jax.certification import noise_sources
 from robust_jax.certification.fixed import Fixed
-from robust_jax.certification.sampling import PREDICT, count
+from robust_jax.certification.sampling import count
 from robust_jax.certification.stream import Example, certify_stream
-from robust_jax.types import Count, NonNegative, Positive, Probability
+from robust_jax.types import Count, Positive, Probability
 
 
 def certify(
@@ -88,59 +87,3 @@ def certify_by_rule(key, logits_fn, images, rule, *, labels=None, example_ids=No
   columns = zip(*(each.certificate for each in rounds))
   return kind(*(np.concatenate(column)[order] if isinstance(column[0], np.ndarray) else
                 [sum(column, [])[i] for i in order] for column in columns))
-
-
-def predict(
-  key,
-  logits_fn,
-  images,
-  *,
-  sigma: NonNegative,
-  n: Count = 1000,
-  alpha: Probability = 0.001,
-  batch_size: Count = 1000,
-  example_ids=None,
-  in_box: bool = True,
-  count=count,
-):
-  """Class of the smoothed classifier, or -1 where n draws cannot tell it from the runner-up.
-
-  Two-sided binomial test, at alpha, of the two largest counts: a class other than g(x) is
-  returned with probability at most alpha. Without noise (sigma = 0) every draw is the same, so
-  one is taken, and the class is that of the base classifier. Draws with NaN logits count as a
-  class of their own, in whose favour the answer is -1.
-
-  Args:
-    key, logits_fn, images, batch_size, example_ids, count: as in `certify`; the draws are others.
-    sigma: standard deviation of the noise, pixel units.
-    n: draws an image.
-    in_box: whether images outside [0, 1] are refused, which attacks without a box leave behind.
-    alpha: probability of a wrong class, an image.
-
-  Returns:
-    [batch] int, NumPy.
-
-  Raises:
-    ValueError: sigma is negative, alpha outside (0, 1), or counts that int32 cannot hold.
-
-  Reference: Cohen, Rosenfeld and Kolter 2019, section 3.2.1 (PREDICT).
-  """
-  inputs.check('sigma', sigma, sigma >= 0, 'at least 0')
-  inputs.check('alpha', alpha, 0 < alpha < 1, 'in (0, 1)')
-  images = inputs.images(images, in_box=in_box)
-  ids = np.arange(len(images)) if example_ids is None else np.asarray(
-    inputs.labels(example_ids, len(images), name='example_ids'))
-  num = n if sigma > 0 else 1
-  counts = np.asarray(count(
-    jax.random.fold_in(keys.as_key(key), PREDICT), logits_fn, images, ids, 0, num,
-    sigma=sigma, batch_size=batch_size,
-  ))
-  counts = rules.with_no_class(counts, num)
-  top, runner_up = np.argsort(-counts, axis=-1, kind='stable')[:, :2].T
-  image = np.arange(len(counts))
-  hits, misses = counts[image, top], counts[image, runner_up]
-  certain = np.full(len(counts), True)
-  if sigma > 0:
-    certain = bounds.binomial_test(hits, hits + misses) <= alpha
-  certain &= top < counts.shape[-1] - 1
-  return np.where(certain, top, -1)

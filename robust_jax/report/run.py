@@ -56,6 +56,9 @@ def key_figures(run: Contents) -> list[Figure]:
     largest = int(np.argmax(attack.epsilons))
     accuracy = analysis.robust_accuracy(attack)[largest]
     smoothed = '; smoothed' if attack.header.get('smoothed') else ''
+    unsure = analysis.robust_accuracy(attack, confirmed=True)[largest] - accuracy
+    if smoothed and unsure > 0:
+      smoothed += f'; {percent(unsure)} undecided count as wrong'
     undefined = analysis.undefined_images(attack)
     doubt = f'; no finite gradient on {undefined:,}' if undefined else ''
     figures.append(Figure(
@@ -97,9 +100,14 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
         accuracies, len(run.certified.idx)))
   if _has_images(run.attack):
     epsilons, accuracies = analysis.attack_curve(run.attack)
-    result['attack'] = (f'Accuracy under {attack_name(run.attack)}', _accuracy_table(
+    table = _accuracy_table(
         [f'{attack_norm(run.attack)} ε', 'robust accuracy (%)'], map(pages.epsilon, epsilons),
-        accuracies, len(run.attack.idx)))
+        accuracies, len(run.attack.idx))
+    if run.attack.header.get('smoothed'):
+      known = analysis.attack_curve(run.attack, confirmed=True)[1]
+      table = Table([*table.columns, 'not shown broken (%)'], [
+          [*row, f'{100 * share:.1f}'] for row, share in zip(table.rows, known)])
+    result['attack'] = (f'Accuracy under {attack_name(run.attack)}', table)
   if _has_images(run.certified) or _has_images(run.attack):
     result['classes'] = ('By class', _class_table(run))
   if any(run.metrics.values()):
@@ -119,6 +127,10 @@ def figures(run: Contents) -> dict[str, Chart]:
     scale, label = epsilon_axis([attack])
     lines = [Line(f'under {attack_name(attack)}', charts.ATTACK, epsilons * scale, accuracies,
                   analysis.accuracy_interval(accuracies, len(attack.idx)), marks=True)]
+    known = analysis.attack_curve(attack, confirmed=True)[1]
+    if attack.header.get('smoothed') and (known > accuracies).any():
+      lines.append(Line('the same, undecided counted as right', f'{charts.ATTACK} dash1',
+                        epsilons * scale, known))
     if not bounds_certificates(run):
       result['attack'] = accuracy_chart('attack', f'Accuracy under {attack_name(attack)}', label,
                                         lines)

@@ -22,16 +22,19 @@ def attack(run, workdir):
   """Attacks test images at each radius; writes attack.jsonl and gallery.npz.
 
   A smoothed classifier (run.attacked_sigma > 0) is attacked through num_noise fixed draws an image
-  and judged by `certification.predict` on fresh ones, where an abstention counts as wrong.
+  and judged by `certification.judge` on fresh ones. The log has the class, -1 where it abstains,
+  and the votes from which the verdicts follow: an image on which it abstains is wrong, but no
+  adversarial example.
   """
   logits_fn, origin, _ = weights.load(run, workdir)
   settings = run.evaluation
-  find, predict = _attacker(run), _predictor(run, logits_fn)
+  find, judge = _attacker(run), _judge(run, logits_fn)
   header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),
             'smoothed': run.attacked_sigma > 0, 'sigma': run.attacked_sigma,
             'seed': run.config['seed'],
             **{name: run.config['evaluation'][name]
                for name in ('num_noise', 'n', 'alpha', 'stride', 'num_images')},
+            **({'num_classes': run.test_data.num_classes} if run.attacked_sigma > 0 else {}),
             **origin}
   path = Path(workdir) / 'attack.jsonl'
   entries = records.resume(path, {'header': header})
@@ -45,17 +48,20 @@ def attack(run, workdir):
   batch_size = images.even_size(len(everything), settings.batch_size, len(run.devices))
   for chunk in images.batches(run.test_data, left, batch_size, pad=True):
     real = chunk.mask > 0
-    clean = predict(chunk.images, chunk.index)
+    clean, clean_votes = judge(chunk.images, chunk)
     attacked, undefined = zip(*(find((run.key('attack'), logits_fn, epsilon), chunk)
                                 for epsilon in settings.epsilons))
     for epsilon, found in zip(settings.epsilons, attacked):
       _check_found(run.config['attack'], chunk.images[real], found[real], epsilon)
-    predicted = np.stack([predict(x, chunk.index) for x in attacked], axis=-1)
+    predicted, votes = zip(*(judge(x, chunk) for x in attacked))
+    predicted = np.stack(predicted, axis=-1)
     undefined = np.stack(undefined, axis=-1)
     if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
       _save_gallery(workdir, run, logits_fn, chunk, clean, attacked, predicted)
     records.append(path, *({'idx': int(chunk.index[i]), 'label': int(chunk.labels[i]),
                             'clean': int(clean[i]), 'adversarial': predicted[i].tolist(),
+                            **({} if clean_votes is None else {
+                                'votes': [each[i].tolist() for each in (clean_votes, *votes)]}),
                             **({'undefined': undefined[i].tolist()} if undefined[i].any() else {})}
                            for i in np.flatnonzero(real)))
     bar.update(int(real.sum()))
@@ -94,8 +100,11 @@ def _result(path):
   """A line on the accuracies that were found."""
   log = analysis.read_attack(path)
   right = log.adversarial == log.label[:, None]
-  under_attack = ', '.join(f'{accuracy:.1%} at {epsilon:.4g}'
-                           for accuracy, epsilon in zip(right.mean(axis=0), log.epsilons))
+  verdicts = analysis.verdicts(log)[:, 1:]
+  unsure = np.mean((verdicts == 'undecided') & ~right, axis=0)
+  under_attack = ', '.join(
+      f'{accuracy:.1%}{f" ({share:.1%} undecided)" if share else ""} at {epsilon:.4g}'
+      for accuracy, share, epsilon in zip(right.mean(axis=0), unsure, log.epsilons))
   attack = log.header['attack']
   norm = f" {attack['norm']}" if 'norm' in attack else ''
   return (f"attack: {attack['name']}{norm}, {len(log.idx):,} images; accuracy "
@@ -116,16 +125,25 @@ def _check_found(settings, pixels, found, epsilon):
                       f'{norms.max():.4g}')
 
 
-def _predictor(run, logits_fn):
-  """(images, index) -> predicted classes of the (smoothed) classifier; -1 where it abstains."""
+def _judge(run, logits_fn):
+  """(images, batch) -> (classes of the (smoothed) classifier, -1 where it abstains; their votes).
+
+  The votes [batch, 2], as `certification.Judgement` has them, are None without noise.
+  """
   if run.attacked_sigma == 0:
     classify = parallel.map_rows(lambda f, x: losses.predicted(f(x)), run.devices)
-    return lambda x, index: classify(logits_fn, x)
+    return lambda x, batch: (classify(logits_fn, x), None)
   count = certification.sharded_count(run.devices)
-  return lambda x, index: certification.predict(
-      run.key('attack'), logits_fn, x, sigma=run.attacked_sigma, n=run.evaluation.n,
-      alpha=run.evaluation.alpha, batch_size=run.config['certify']['batch_size'],
-      example_ids=index, in_box=False, count=count)
+
+  def judge(x, batch):
+    found = certification.judge(
+        run.key('attack'), logits_fn, x, batch.labels, sigma=run.attacked_sigma,
+        n=run.evaluation.n, alpha=run.evaluation.alpha,
+        batch_size=run.config['certify']['batch_size'], example_ids=batch.index, in_box=False,
+        count=count)
+    return found.prediction, found.votes
+
+  return judge
 
 
 def _confidence(run, logits_fn, images, index):
