@@ -113,7 +113,7 @@ def as_pytree(logits_fn):
   """
   if isinstance(logits_fn, jax.tree_util.Partial):
     return logits_fn
-  return jax.tree_util.Partial(lambda images: logits_fn(images))
+  return jax.tree_util.Partial(lambda *args: logits_fn(*args))
 
 
 def _objective(loss, victim, args, images):

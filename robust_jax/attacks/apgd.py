@@ -67,7 +67,7 @@ class _State(NamedTuple):
 def apgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                 norm: threat_models.Norm = 'linf', num_steps: Count = 100, restarts: Count = 1,
                 loss: Loss = 'cross_entropy', num_targets: Index = 0, targets=None,
-                larger_first: bool = False):
+                larger_first: bool = False, only=None):
   """PGD with momentum, whose steps are halved where they do not help, from the best point so far.
 
   With P the projection, d the steepest direction and eta = 2 epsilon at first,
@@ -102,6 +102,8 @@ def apgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
       num_targets.
     larger_first: three tenths of the steps within 3 epsilon, as many within 2 epsilon, each from
       the best point of the last projected, and the others within epsilon (Croce & Hein 2021).
+    only: [batch] int, below restarts times targets: of these runs, in the order of the targets,
+      each image's one of this number alone. So a suite shares batches among runs of several images.
 
   Returns:
     AttackResult: where an iterate is misclassified the last such one, or else the one of the
@@ -124,12 +126,12 @@ def apgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets)
-  return compilation.call(_apgd, logits_fn, key, victim, images, labels, epsilon, targets,
+  return compilation.call(_apgd, logits_fn, key, victim, images, labels, epsilon, targets, only,
                           norm=norm, num_steps=num_steps, restarts=restarts, loss=loss,
                           num_targets=num_targets, larger_first=larger_first)
 
 
-def _apgd(key, victim, images, labels, epsilon, targets, *, norm, num_steps, restarts, loss,
+def _apgd(key, victim, images, labels, epsilon, targets, only, *, norm, num_steps, restarts, loss,
           num_targets, larger_first):
   example_keys = keys.per_example(key, len(images))
   epsilon = jnp.broadcast_to(epsilon, (len(images),))
@@ -153,7 +155,9 @@ def _apgd(key, victim, images, labels, epsilon, targets, *, norm, num_steps, res
     return objective, gradient, success
 
   def run(number, best):
-    goal = None if goals[0] is None else jnp.asarray(goals)[number // restarts]
+    goal = None
+    if goals[0] is not None:
+      goal = jnp.asarray(goals)[number // restarts, jnp.arange(len(images))]
     x = _random(keys.fold_in(example_keys, number), images, threat_models.make(
         norm, stages[0][0] * epsilon))
     undefined = best.undefined
@@ -172,7 +176,10 @@ def _apgd(key, victim, images, labels, epsilon, targets, *, norm, num_steps, res
 
   nothing = jnp.zeros(len(images), bool)
   best = AttackResult(images, hits(victim.logits(images)), jnp.full(len(images), -jnp.inf), nothing)
-  best = jax.lax.fori_loop(0, restarts * len(goals), run, best)
+  if only is None:
+    best = jax.lax.fori_loop(0, restarts * len(goals), run, best)
+  else:
+    best = run(only, best)
   return best._replace(objective=loss_fn(victim.logits(best.images), labels, targets))
 
 

@@ -31,7 +31,7 @@ class _Search(NamedTuple):
 
 def square_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                   norm: threat_models.Norm = 'linf', num_queries: Count = 5000,
-                  restarts: Count = 1, area: Fraction = 0.8, targets=None):
+                  restarts: Count = 1, area: Fraction = 0.8, targets=None, only=None):
   """Raises the margin max_{j != y} z_j - z_y by changes of one square, without gradients.
 
   A change is kept where it raises the margin or is misclassified. The side of the square is
@@ -61,6 +61,7 @@ def square_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     restarts: independent searches, each on what is not misclassified yet.
     area: share of the image that the first squares cover.
     targets: [batch] int, classes that have to be reached: the margin is z_t - max_{j != t} z_j.
+    only: [batch] int, below restarts: each image's search of this number alone; see `apgd_attack`.
 
   Returns:
     AttackResult; the objective is the margin.
@@ -82,11 +83,12 @@ def square_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                                                      targets=targets)
   if images.ndim != 4:
     raise ValueError(f'images must have shape [batch, height, width, channel], got {images.shape}')
-  return compilation.call(_square, logits_fn, key, victim, images, labels, epsilon, targets,
+  return compilation.call(_square, logits_fn, key, victim, images, labels, epsilon, targets, only,
                           norm=norm, num_queries=num_queries, restarts=restarts, area=area)
 
 
-def _square(key, victim, images, labels, epsilon, targets, *, norm, num_queries, restarts, area):
+def _square(key, victim, images, labels, epsilon, targets, only, *, norm, num_queries, restarts,
+            area):
   example_keys = keys.per_example(key, len(images))
   epsilon = jnp.broadcast_to(epsilon, (len(images),))
   height, width = images.shape[1:3]
@@ -143,6 +145,8 @@ def _square(key, victim, images, labels, epsilon, targets, *, norm, num_queries,
 
   margin, success = judge(images)
   best = AttackResult(images, success, margin, jnp.zeros(len(images), bool))
+  if only is not None:
+    return search(only, best)
   return jax.lax.fori_loop(0, restarts, search, best)
 
 
