@@ -176,10 +176,8 @@ def _apgd(key, victim, images, labels, epsilon, targets, only, *, norm, num_step
 
   nothing = jnp.zeros(len(images), bool)
   best = AttackResult(images, hits(victim.logits(images)), jnp.full(len(images), -jnp.inf), nothing)
-  if only is None:
-    best = jax.lax.fori_loop(0, restarts * len(goals), run, best)
-  else:
-    best = run(only, best)
+  best = (jax.lax.fori_loop(0, restarts * len(goals), run, best) if only is None
+          else run(only, best))
   return best._replace(objective=loss_fn(victim.logits(best.images), labels, targets))
 
 

@@ -145,9 +145,7 @@ def _square(key, victim, images, labels, epsilon, targets, only, *, norm, num_qu
 
   margin, success = judge(images)
   best = AttackResult(images, success, margin, jnp.zeros(len(images), bool))
-  if only is not None:
-    return search(only, best)
-  return jax.lax.fori_loop(0, restarts, search, best)
+  return jax.lax.fori_loop(0, restarts, search, best) if only is None else search(only, best)
 
 
 def _sides(num_queries, area, height, width, norm):
