@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import attacks, certification, data, keys, models, named, training
+from robust_jax.attacks.autoattack import parts
 from robust_jax.certification import integer_noise, noise_sources, rules
 from robust_jax.config import lengths, schema
 from robust_jax.config.sections import (
@@ -363,7 +364,18 @@ def _check_fields(run):
 def _check_attacks(run):
   """The attacks of config and method say themselves which of their values do not go together."""
   inner, made = run.components['method'].get('attack'), []
-  if run.config['attack']['name'] not in attacks.ON_HOST:
+  if run.config['attack']['name'] in attacks.SUITES:
+    with _mistakes('config.attack', run.config['attack']['name']):
+      values = run.config['attack']
+      parts(values['version'], values['norm'], run.test_data.num_classes)
+      if values['version'] == 'rand':
+        raise ValueError("version must not be 'rand': the networks of a run are not stochastic; "
+                         'see attacks.autoattack')
+      if run.attacked_sigma:
+        raise UserError(f'config.evaluation.sigma must be 0 for config.attack.name '
+                        f"{values['name']!r}, which attacks the network itself, got "
+                        f'{run.attacked_sigma:g}')
+  elif run.config['attack']['name'] not in attacks.ON_HOST:
     made.append(('config.attack', run.components['attack'],
                  run.evaluation.num_noise if run.attacked_sigma > 0 else None))
   if inner is not None:

@@ -33,7 +33,7 @@ from robust_jax.types import (
 TABLES = {
     'model': models.MODELS,
     'method': methods.METHODS,
-    'attack': attacks.ATTACKS,
+    'attack': attacks.ATTACKS | attacks.SUITES,
     'optimizer': training.OPTIMIZERS,
     'schedule': training.SCHEDULES,
     'certify': certification.CERTIFIERS,

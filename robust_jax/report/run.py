@@ -186,7 +186,7 @@ def page(run: Contents, tables, figures, figure_files) -> str:
   """
   names = run.record.get('dataset', {}).get('class_names') or []
   values = {'cards': [], 'radii_cards': [], 'attack_name': '', 'attack_norm': '',
-            'attack_details': None, 'other_images': False, 'undefined': 0}
+            'attack_details': None, 'other_images': False, 'undefined': 0, 'suite': None}
   if run.gallery is not None:
     values['cards'], values['magnification'] = gallery.adversarial(run.gallery, names)
     kind = 'share of the votes' if run.attack and run.attack.header.get('smoothed') else (
@@ -207,6 +207,13 @@ def page(run: Contents, tables, figures, figure_files) -> str:
         'other_images': run.attack.header.get('attack', {}).get('norm') == 'l2'
         and _has_images(run.certified)
         and not np.array_equal(np.sort(run.certified.idx), np.sort(run.attack.idx))}
+  suite = run.stages.get('attack', {}).get('autoattack')
+  if suite:
+    values['suite'] = {**suite, 'parts': Table(
+        ['ε', 'after', 'robust accuracy (%)', 'images broken', 'time'],
+        [[part['epsilon'] and pages.epsilon(part['epsilon']), part['name'],
+          f'{100 * part["robust_accuracy"]:.2f}', part['broken'], duration(part['seconds'])]
+         for part in suite['parts']])}
   stages = [[name, stage.get('status'), *(pages.date(stage.get(at)) for at in (
       'started', 'finished')), duration(stage['seconds']) if stage.get('seconds') is not None
       else None] for name, stage in run.stages.items()]
@@ -228,7 +235,7 @@ def page(run: Contents, tables, figures, figure_files) -> str:
 def attack_name(attack) -> str:
   """The attack's name as a reader says it."""
   name = str(attack.header.get('attack', {}).get('name', 'attack'))
-  return name.upper() if len(name) <= 4 else name
+  return name.upper() if len(name) <= 4 else name.replace('autoattack', 'AutoAttack')
 
 
 def _attack_settings(attack):

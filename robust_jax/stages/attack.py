@@ -1,5 +1,6 @@
 """The empirical stage: accuracy under attack at a grid of radii, image by image."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from robust_jax import analysis, attacks, certification, keys, losses, smoothing
 from robust_jax.attacks import threat_models
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
-from robust_jax.stages import images, weights
+from robust_jax.stages import images, suite, weights
 from robust_jax.workdir import monitoring, records
 
 # float32's of images that were projected.
@@ -28,7 +29,7 @@ def attack(run, workdir):
   """
   logits_fn, origin, _ = weights.load(run, workdir)
   settings = run.evaluation
-  find, judge = _attacker(run), _judge(run, logits_fn)
+  judge = _judge(run, logits_fn)
   header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),
             'smoothed': run.attacked_sigma > 0, 'sigma': run.attacked_sigma,
             'seed': run.config['seed'],
@@ -41,6 +42,12 @@ def attack(run, workdir):
   records.check_same(path, entries[0].get('header', {}), header)
   done = {entry['idx'] for entry in entries[1:]}
   everything = images.chosen(run.test_data, settings.stride, settings.num_images)
+  save_gallery = functools.partial(_save_gallery, workdir, run, logits_fn)
+  if run.config['attack']['name'] in attacks.SUITES:
+    facts = suite.attack(run, workdir, logits_fn, header, everything,
+                         predict=lambda x: judge(x, None)[0], save_gallery=save_gallery)
+    return {'origin': origin, **facts}
+  find = _attacker(run)
   left = [index for index in everything if index not in done]
   bar = monitoring.bar(desc='attack', initial=len(everything) - len(left),
                        total=len(everything), unit='image')
@@ -57,7 +64,7 @@ def attack(run, workdir):
     predicted = np.stack(predicted, axis=-1)
     undefined = np.stack(undefined, axis=-1)
     if not (Path(workdir) / 'gallery.npz').exists() and settings.gallery:
-      _save_gallery(workdir, run, logits_fn, chunk, clean, attacked, predicted)
+      save_gallery(chunk, clean, attacked, predicted)
     records.append(path, *({'idx': int(chunk.index[i]), 'label': int(chunk.labels[i]),
                             'clean': int(clean[i]), 'adversarial': predicted[i].tolist(),
                             **({} if clean_votes is None else {

@@ -8,6 +8,7 @@ radii.npz         of a training that learns them: the radius of each training ex
 checkpoints/      see `checkpoint`; damaged/ has those whose files are not as they were saved
 tensorboard/      and profile/, where they were asked for
 attack.jsonl      the attack stage, one line an image; gallery.npz has some of its images
+                  AutoAttack: attack.progress.jsonl, a line a batch, and robustbench.json
 certify.jsonl     certificates, one line an image; certify.progress.json has unfinished ones
 certify.tsv       the table made from certify.jsonl when the stage ends
 verify.json       what the last verification found
@@ -39,7 +40,7 @@ LOCK = '.lock'
 REDO = 'redo'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'radii.npz', 'tensorboard'),
-    'attack': ('attack.jsonl', 'gallery.npz'),
+    'attack': ('attack.jsonl', 'attack.progress.jsonl', 'gallery.npz', 'robustbench.json'),
     'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json', 'verify.json'),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
