@@ -346,7 +346,7 @@ def _check_fields(run):
     require(not run.extra.share, 'extra.share', f'0 {by}, as extra examples have no tangents')
   if 'attack' in method:
     attack, loss = method['attack'], run.needs.attack_loss
-    inside = [name for name in attacks.ATTACKS if name not in attacks.ON_HOST]
+    inside = [name for name in TABLES['attack'] if name not in {*attacks.ON_HOST, *attacks.SUITES}]
     require(attack['name'] in inside or ':' in attack['name'], 'method.attack.name',
             f'one of {", ".join(inside)}, which run on devices')
     require(attack['name'] != 'none' or not run.needs.memory, 'method.attack.name',
