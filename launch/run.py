@@ -17,6 +17,8 @@ def main(argv):
   """Does what a command line asks for; returns the exit status."""
   given = flags.parse(argv)
   wanted = {*given.stages, *given.redo}
+  if wanted == {'attack'} and not given.redo and given.config.attack_image.file:
+    wanted = {'attack_image'}  # Of the test images nobody would name a file.
   # Attacks and certificates of parameters that are trained anew are stale.
   redo = stages.KEPT if 'train' in given.redo else given.redo
   if given.sweep is not None:
@@ -40,7 +42,7 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
     check_workdir(folder, config, redo)
     backend.tune()  # Settings of this process, before it computes anything.
     devices = choose_devices(num_devices, experiment.batch_sizes(config))
-    run = experiment.build(config, devices)
+    run = experiment.build(config, devices, images=wanted != {'attack_image'})
     stages.check(run, folder, wanted)
     workdir.set_aside(folder, redo)
     trained = 'train' in wanted or 'train' in workdir.stages(folder)

@@ -17,8 +17,8 @@ Where it is run:
   --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
 
 Which parts of it:
-  --stages=A,B,...      of train, attack, certify, verify, label, report; the default is
-                        train,attack,certify,report, or what the study of a sweep needs
+  --stages=A,B,...      of train, attack, certify, verify, label, attack_image, report; the
+                        default is train,attack,certify,report, or what the study of a sweep needs
   --redo=A,B,...        of train, attack, certify, report, those to run anew; old results move to
                         previous/
   --sweep               every point of the config file's sweep(), each in its own folder of

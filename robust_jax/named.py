@@ -1,6 +1,7 @@
-"""Functions and classes of the user's own, by their names: 'package.module:name'."""
+"""What strings name: functions and classes, 'package.module:name'; a package's files."""
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -42,6 +43,26 @@ def source(target):
   """The file of the module that `target` names, as a Path; None if there is none."""
   file = getattr(sys.modules.get(target.partition(':')[0]), '__file__', None)
   return Path(file) if file else None
+
+
+def file(text, field):
+  """The Path of a file that a string names.
+
+  Args:
+    text: a path, or 'package:PATH' of a file in an installed package, which is not imported.
+    field: the field that has it, for errors.
+
+  Raises:
+    UserError: there is no such package.
+  """
+  package, colon, path = text.partition(':')
+  if not (colon and package.isidentifier()) or Path(text).exists():
+    return Path(text)
+  found = importlib.util.find_spec(package)
+  if found is None or not found.submodule_search_locations:
+    raise UserError(f"{field} is {text!r}, but the package {package} is not installed (pip install "
+                    "-e '.[demo]' has those of configs/photo.py)")
+  return Path(found.submodule_search_locations[0], path)
 
 
 def line(error):

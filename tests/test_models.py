@@ -264,6 +264,7 @@ VGG_WIDTHS = (3, 64, 64, 128, 128, *[256] * 3, *[512] * 6)
    + 9 * (320 + 9 * 640) * 640 + 640 * 10 + 2 * 10),
   ('densenet', {}, CIFAR, 1_019_722),  # Huang et al.: 1.0M
   ('densenet', {'depth': 100, 'bottleneck': True}, CIFAR, 769_162),  # 0.8M
+  ('efficientnet_lite0', {}, IMAGENET, 4_652_008),  # 4.7M
 ])
 def test_parameter_counts_and_logits(name, kwargs, shape, count):
   num_classes = 1000 if shape == IMAGENET else 10

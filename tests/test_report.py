@@ -15,6 +15,7 @@ from scipy import stats
 
 from robust_jax import analysis, report
 from robust_jax.certification import log
+from robust_jax.data import imagenet
 from robust_jax.errors import UserError
 from robust_jax.report import charts, gallery, pages
 from robust_jax.report.run import headline_radii
@@ -539,7 +540,7 @@ def test_a_card_has_names_and_confidences():
   arrays |= {'clean_confidence': [0.987], 'confidence': [0.5]}
   (image, _, attacked), = gallery.adversarial(arrays, names)[0]
   assert (image.note, attacked.note) == ('99%', '50%')
-  found = gallery.imagenet_names()
+  found = imagenet.names()
   assert len(found) == len({*found.values()}) == 1000 and sorted(found) == [*found]
   assert found['n02012849'] == 'crane bird' and found['n15075141'] == 'toilet tissue'
 

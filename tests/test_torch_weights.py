@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from golden import seeded
+from PIL import Image
 
-from robust_jax import keys, models
+from configs import photo
+from robust_jax import keys, models, named
+from robust_jax.data import decode
 from robust_jax.errors import UserError
 from robust_jax.models import resnet, torch_weights
 
@@ -65,12 +68,34 @@ def torch_case(name):
     ('wide_resnet', {'depth': 16, 'width': 2}),
     ('wide_resnet of deepmind',
      {'depth': 16, 'width': 2, 'form': 'deepmind', 'activation': 'swish'}),
+    ('efficientnet_lite0', {}),
 ])
 def test_logits_equal_those_of_pytorch(case, kwargs):
   arrays, images, expected = torch_case(case)
   model = models.create(case.split()[0], expected.shape[1], **kwargs)
   variables = torch_weights.convert(arrays, model, images.shape[1:])
   np.testing.assert_allclose(apply(model, variables, images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_published_efficientnet_lite0_classifies_photographs():
+  """Resized as its authors do; both misses are cars for a jeep."""
+  config = photo.get_config()
+  try:
+    weights, photograph = (named.file(text, 'config') for text in (
+        config.weights, config.attack_image.file))
+  except UserError as error:
+    pytest.skip(str(error))
+  model = models.create('efficientnet_lite0', 1000)
+  variables = torch_weights.load(weights, model, (224, 224, 3)).variables
+  images, labels = [], []
+  for path in sorted(photograph.parent.glob('imagenet_*.jpg')):
+    image = decode.decode(path.read_bytes(), 3).resize((256, 256), Image.Resampling.BICUBIC)
+    images.append(np.asarray(image.crop((16, 16, 240, 240)), np.float32) / 255)
+    labels.append(int(path.stem.rpartition('_')[2]))
+  logits_fn = models.logits_fn(model, variables, mean=127 / 255, std=128 / 255)
+  predicted = np.argmax(jax.jit(lambda f, x: f(x))(logits_fn, np.stack(images)), axis=-1)
+  assert len(labels) == 20
+  assert np.flatnonzero(predicted != labels).tolist() == [6, 7]
 
 
 def test_the_tree_is_that_of_init():

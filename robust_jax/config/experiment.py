@@ -20,6 +20,7 @@ from robust_jax.config.sections import (
     SECTIONS,
     SHARED,
     TABLES,
+    AttackImageSettings,
     DataSettings,
     EvaluationSettings,
     ExtraSettings,
@@ -64,7 +65,8 @@ class Run:
     sigma: noise of the smoothed classifier that is certified; 0: not smoothed.
     attacked_sigma: noise of the classifier that is attacked, the same one unless
       config.evaluation.sigma says otherwise.
-    data, extra, train, evaluation, certify_images, verify, label: the sections as NamedTuples.
+    data, extra, train, evaluation, certify_images, verify, label, attack_image: the sections as
+      NamedTuples.
   """
 
   config: dict[str, Any]
@@ -85,6 +87,7 @@ class Run:
   certify_images: ImagesSettings
   verify: VerifySettings
   label: LabelSettings
+  attack_image: AttackImageSettings
 
   @property
   def trainable(self):
@@ -217,12 +220,14 @@ class Run:
     return bind('optimizer', self.components['optimizer'])(self.learning_rate())
 
 
-def build(config, devices=None):
+def build(config, devices=None, *, images=True):
   """Everything that the stages need, from a resolved config.
 
   Args:
     config: nested dicts from `sections.resolve`.
     devices: list of devices; all local ones if None.
+    images: whether images of the dataset are needed. If not, one whose classes are known without
+      its files need not be there.
 
   Raises:
     UserError: a dataset that is not there, a batch that does not divide by the devices, or fields
@@ -234,8 +239,12 @@ def build(config, devices=None):
   check_divisible('config.train.batch_size', train.batch_size, devices, train.accumulation)
   check_divisible('config.train.eval_batch_size', train.eval_batch_size, devices)
   check_divisible('config.evaluation.batch_size', evaluation.batch_size, devices)
-  test_data = settings['data'].load('test')
-  data.take(test_data, [0])  # Refuses a split without labels, or of images of other sizes.
+  test_data = None if images else data.without_images(
+      **{field: getattr(settings['data'], field)
+         for field in ('name', 'image_size', 'channels', 'mean', 'std')})
+  if test_data is None:
+    test_data = settings['data'].load('test')
+    data.take(test_data, [0])  # Refuses a split without labels, or of images of other sizes.
   components = complete(config)
   with _mistakes('config.model', config['model']['name']):
     model = bind('model', components['model'])(test_data.num_classes)

@@ -55,7 +55,8 @@ class ExperimentSettings(NamedTuple):
   # Standard deviation of the noise, in training, attack and certification; 0: no smoothing.
   sigma: NonNegative = 0.
   # What training starts from, and what is attacked and certified where nothing was trained: a
-  # workdir, or a PyTorch checkpoint (.safetensors, .pth); None: a fresh initialisation.
+  # workdir, or a PyTorch checkpoint (.safetensors, .pth), package:FILE if an installed package has
+  # it; None: a fresh initialisation.
   weights: str | None = None
   # Which network of a PyTorch checkpoint that has several: the name of its state_dict, as
   # 'ema_state_dict', or the start of its layers' names, as 'ema'.
@@ -229,9 +230,26 @@ class LabelSettings(NamedTuple):
   num_noise: Index | None = None
 
 
+class AttackImageSettings(NamedTuple):
+  """config.attack_image: --stages=attack_image, PGD in the norm of config.attack on an image file.
+  """
+
+  # The file, of any format that Pillow reads, cut to the size of the dataset's images; or
+  # package:FILE of an installed package.
+  file: str | None = None
+  # Its class, by name or number; None: what the classifier says.
+  label: str | None = None
+  # A class to lead to besides, likewise; None: none.
+  target: str | None = None
+  # Radius in pixel units; None: the largest of evaluation.epsilons.
+  epsilon: Positive | None = None
+  # Steps of length 2.5 epsilon / num_steps.
+  num_steps: Count = 40
+
+
 SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
             'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
-            'verify': VerifySettings, 'label': LabelSettings}
+            'verify': VerifySettings, 'label': LabelSettings, 'attack_image': AttackImageSettings}
 # What a stage's results depend on.
 _WEIGHTS = ('weights', 'weights_part', 'new_head')
 _CLASSIFIER = ('seed', 'sigma', 'data', 'model', *_WEIGHTS, 'checkpoint')

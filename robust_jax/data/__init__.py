@@ -7,11 +7,11 @@ What they do not say, such as the input normalisation, is given to it, or is one
 
 from robust_jax.data import extra
 from robust_jax.data.batches import Augmentation, eval_batches, steps_per_epoch, take, train_batches
-from robust_jax.data.datasets import DATASETS, Dataset, from_arrays, load
+from robust_jax.data.datasets import DATASETS, Dataset, from_arrays, load, without_images
 from robust_jax.data.held_out import hold_out
 from robust_jax.data.tangents import load as load_tangents
 
 __all__ = [
   'DATASETS', 'Augmentation', 'Dataset', 'eval_batches', 'extra', 'from_arrays', 'hold_out',
-  'load', 'load_tangents', 'steps_per_epoch', 'take', 'train_batches',
+  'load', 'load_tangents', 'steps_per_epoch', 'take', 'train_batches', 'without_images',
 ]

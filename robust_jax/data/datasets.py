@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from robust_jax.data import arrays, digits, folder, lazy, tfds_files
+from robust_jax.data import arrays, digits, folder, imagenet, lazy, tfds_files
 from robust_jax.data.archives import LAYOUTS
 from robust_jax.errors import UserError
 
@@ -82,6 +82,7 @@ class Preset(NamedTuple):
     image_size: the usual number of pixels, where images differ in size.
     test_split: what 'test' stands for; None for the first of `_TEST_SPLITS` in the dataset.
     prepare: data_dir -> None, writes the dataset without TensorFlow; None where TFDS has to.
+    class_names: () -> the names of the classes, where they are known without the files.
   """
 
   mean: float | tuple[float, ...] = 0.0
@@ -89,6 +90,7 @@ class Preset(NamedTuple):
   image_size: int | None = None
   test_split: str | None = None
   prepare: Callable[[str], None] | None = None
+  class_names: Callable[[], tuple[str, ...]] | None = None
 
 
 DATASETS = {
@@ -97,7 +99,7 @@ DATASETS = {
   'digits': Preset(prepare=digits.prepare),
   # Its test split has no labels.
   'imagenet2012': Preset(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=224,
-                         test_split='validation'),
+                         test_split='validation', class_names=lambda: tuple(imagenet.names())),
   'mnist': Preset(),
 }
 
@@ -201,6 +203,24 @@ def from_arrays(images, labels, *, class_names=None, name='arrays', split='train
   labels = arrays.as_labels(labels, class_names and len(class_names))
   arrays.check_lengths(images, labels)
   return _dataset(name, split, images, labels, class_names or int(labels.max()) + 1, mean, std)
+
+
+def without_images(name, *, image_size=None, channels=None, mean=None, std=None):
+  """What is known of a dataset's test split without its files, as a Dataset of no examples.
+
+  Args:
+    name, image_size, channels, mean, std: as of `load`.
+
+  Returns:
+    Dataset; None of a dataset whose classes only its files have. Known are those of imagenet2012.
+  """
+  preset = DATASETS.get(name, Preset())
+  if preset.class_names is None:
+    return None
+  shape, _ = _image_shape(name, (None, None, 3), image_size or preset.image_size, channels)
+  return _dataset(name, preset.test_split or 'test', np.zeros((0, *shape), np.uint8),
+                  np.zeros(0, np.int32), preset.class_names(),
+                  preset.mean if mean is None else mean, preset.std if std is None else std)
 
 
 def _load_file(name, split, image_size, channels, mean, std, pad):

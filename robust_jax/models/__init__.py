@@ -31,7 +31,17 @@ from flax import linen as nn
 
 from robust_jax import keys
 from robust_jax.errors import UserError, choices
-from robust_jax.models import cnn, densenet, external, mlp, own, preact_resnet, resnet, vgg
+from robust_jax.models import (
+    cnn,
+    densenet,
+    efficientnet,
+    external,
+    mlp,
+    own,
+    preact_resnet,
+    resnet,
+    vgg,
+)
 from robust_jax.types import Network
 
 __all__ = ['HEAD', 'MODELS', 'create', 'init', 'logits_fn', 'network', 'shapes']
@@ -58,6 +68,7 @@ MODELS = {
   'wrn_32_10': preact_resnet.wrn_32_10,
   'wrn_34_10': preact_resnet.wrn_34_10,
   'densenet': densenet.densenet,
+  'efficientnet_lite0': efficientnet.efficientnet_lite0,
   'external': external.external,
 }
 

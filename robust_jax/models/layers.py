@@ -41,7 +41,7 @@ def fan_out_normal(fan_in):
 
 
 def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=False, pool=1,
-         relu=False, initialise=uniform, dtype='float32'):
+         relu=False, groups=1, initialise=uniform, dtype='float32'):
   """A square convolution, and a max-pool and ReLU if they follow.
 
   Args:
@@ -55,20 +55,22 @@ def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=
     bias: whether there is one.
     pool: side of the windows of `max_pool`, in pixels; 1 for none.
     relu: whether ReLU follows, after the pool, with which it commutes.
+    groups: of channels that are convolved by themselves, as many as there are in a depthwise one.
     initialise: fan_in -> (kernel_init, bias_init).
     dtype: what it computes in.
 
   Returns:
     [batch, height', width', features] in `dtype`.
   """
-  kernel_init, bias_init = initialise(kernel_size**2 * images.shape[-1])
+  kernel_init, bias_init = initialise(kernel_size**2 * images.shape[-1] // groups)
   settings = dict(
       features=features, kernel_size=(kernel_size, kernel_size), strides=(stride, stride),
       padding=padding or ((kernel_size // 2, kernel_size // 2),) * 2, use_bias=bias,
       kernel_init=kernel_init, bias_init=bias_init, dtype=jnp.dtype(dtype), name=name)
-  if cpu := backend.layers():
+  cpu = backend.layers()
+  if cpu and groups == 1:
     return cpu.Conv(pool=pool, relu=relu, **settings)(images)
-  x = nn.Conv(**settings)(images)
+  x = nn.Conv(feature_group_count=groups, **settings)(images)
   x = max_pool(x, pool) if pool > 1 else x
   return nn.relu(x) if relu else x
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from robust_jax import analysis
 from robust_jax.errors import UserError
 from robust_jax.report.contents import SWEEP, is_run, is_sweep, load, load_all, runs_in
-from robust_jax.workdir import write_bytes
+from robust_jax.workdir import read_json, write_bytes
 
-__all__ = ['SWEEP', 'build', 'compare', 'is_sweep', 'runs_in', 'summary', 'write_figure',
-           'write_table']
+__all__ = ['SWEEP', 'build', 'build_image', 'compare', 'is_sweep', 'runs_in', 'summary',
+           'write_figure', 'write_table']
 
 
 def build(workdir) -> Path:
@@ -47,6 +47,21 @@ def build(workdir) -> Path:
   path = contents.path / 'report.html'
   write_bytes(path, run.page(contents, tables, figures, files).encode())
   return path
+
+
+def build_image(path) -> tuple[Path, str]:
+  """Writes the page of an image file that was attacked, as NAME.html.
+
+  Args:
+    path: NAME.json, which `--stages=attack_image` has written beside the images.
+
+  Returns:
+    (path of the page, lines for a terminal).
+  """
+  from robust_jax.report import attack_image
+  record, page = read_json(path), Path(path).with_suffix('.html')
+  write_bytes(page, attack_image.page(record, page.parent).encode())
+  return page, attack_image.lines(record)
 
 
 def summary(workdir) -> str:

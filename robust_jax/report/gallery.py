@@ -1,14 +1,14 @@
 """Pictures: adversarial examples and what became of them; training images by their radius."""
 
 import base64
-import functools
 import io
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from robust_jax.data import imagenet
 
 # Smaller images are enlarged by a whole factor to about this height, so that no viewer blurs them.
 _HEIGHT = 160
@@ -106,16 +106,15 @@ def data_uri(pixels):
   return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
 
 
+def read(path):
+  """The pixels [h, w, 1 or 3] of a PNG, in [0, 1]."""
+  with Image.open(path) as image:
+    return np.atleast_3d(np.asarray(image)).astype(np.float32) / 255
+
+
 def class_name(index, class_names):
   """The name of a class, ImageNet's in words; of -1, that the classifier abstains."""
   if index < 0:
     return 'abstains'
   name = str(class_names[index]) if index < len(class_names) else f'class {index}'
-  return imagenet_names().get(name, name)
-
-
-@functools.cache
-def imagenet_names() -> dict[str, str]:
-  """{synset: a short name} of ImageNet's 1000 classes, {'n01440764': 'tench', ...}, in order."""
-  lines = (Path(__file__).parent / 'imagenet_classes.txt').read_text(encoding='utf-8').splitlines()
-  return dict(line.split(maxsplit=1) for line in lines)
+  return imagenet.names().get(name, name)

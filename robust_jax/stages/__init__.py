@@ -5,6 +5,8 @@ import time
 from robust_jax import workdir as workdirs
 from robust_jax.stages import weights
 from robust_jax.stages.attack import attack
+from robust_jax.stages.attack_image import attack_image
+from robust_jax.stages.attack_image import check as check_attack_image
 from robust_jax.stages.certify import certify
 from robust_jax.stages.label import check as check_label
 from robust_jax.stages.label import label
@@ -13,7 +15,7 @@ from robust_jax.stages.train import train
 from robust_jax.stages.verify import verify
 
 STAGES = {'train': train, 'attack': attack, 'certify': certify, 'verify': verify, 'label': label,
-          'report': report}
+          'attack_image': attack_image, 'report': report}
 # What a run does unless --stages says otherwise.
 DEFAULT = ('train', 'attack', 'certify', 'report')
 # Their results stay in the workdir: they run once, and again by --redo. The others run whenever
@@ -26,6 +28,8 @@ def check(run, workdir, wanted):
   weights.check(run, workdir, wanted)
   if 'label' in wanted:
     check_label(run)
+  if 'attack_image' in wanted:
+    check_attack_image(run)
 
 
 def run_stage(stage, run, workdir):

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -41,14 +40,14 @@ class Classifier(NamedTuple):
 def check(run, workdir, wanted):
   """Raises UserError if the wanted stages, those to be redone included, lack what they start from.
   """
-  judging = {'attack', 'certify', 'verify', 'label'} & set(wanted)
+  judging = {'attack', 'certify', 'verify', 'label', 'attack_image'} & set(wanted)
   if not run.trainable and judging:
     check_classes(run, load(run, workdir).logits_fn)
   if not run.trainable or not {'train', *judging} & set(wanted):
     return
   weights, step = run.config['weights'], finished_step(workdir)
   resumes = 'train' in wanted and checkpoint.latest_step(workdir) is not None
-  if weights is not None and step is None and not resumes and not Path(weights).exists():
+  if weights is not None and step is None and not resumes and not _path(run).exists():
     raise UserError('config.weights must be a workdir or a PyTorch checkpoint (.safetensors, .pth, '
                     f'.pt, .tar), got {weights!r}, which does not exist')
   if 'train' in wanted:
@@ -64,7 +63,7 @@ def check(run, workdir, wanted):
   if damage:
     raise UserError(f'{workdir}: the last checkpoint, of step {step}, is damaged ({damage}); '
                     '--stages=train makes it again from the one before')
-  if step is None and not Path(weights).is_dir():
+  if step is None and not _path(run).is_dir():
     check_classes(run, load(run, workdir).logits_fn)
 
 
@@ -79,6 +78,8 @@ def check_classes(run, logits_fn):
     logits_fn: images -> logits.
   """
   dataset = run.test_data
+  if not dataset.num_examples:
+    return
   index = np.unique(np.linspace(0, dataset.num_examples - 1, _NUM_CHECKED).astype(int))
   batch = data.take(dataset, index)
   predicted = np.argmax(jax.jit(lambda f, x: f(x))(logits_fn, batch.images), axis=-1)
@@ -205,8 +206,12 @@ class _Weights(NamedTuple):
 
 def _load_weights(run):
   """The _Weights of a run; UserError where they do not fit it."""
-  path = Path(run.config['weights'])
+  path = _path(run)
   return _load_workdir(run, path) if path.is_dir() else _load_torch(run, path)
+
+
+def _path(run):
+  return named.file(run.config['weights'], 'config.weights')
 
 
 def _load_torch(run, path):

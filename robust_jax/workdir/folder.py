@@ -13,6 +13,7 @@ certify.jsonl     certificates, one line an image; certify.progress.json has unf
 certify.tsv       the table made from certify.jsonl when the stage ends
 verify.json       what the last verification found
 report.html       and tables/, figures/
+attack_image/     of each image file that was attacked a page, the images and the figures
 previous/         results that `--redo` has moved away
 """
 
@@ -31,7 +32,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from robust_jax import __version__, models
+from robust_jax import __version__, models, named
 from robust_jax.errors import UserError
 from robust_jax.workdir.records import read_json, write_json
 
@@ -108,12 +109,12 @@ def locked(workdir):
 def describe(run, workdir, words):
   """Writes config.json, and run.json on the training that the workdir holds, or will hold.
 
-  The command of run.json has the `words` that the launcher was given. config.verify and
-  config.label, which are of one call, are written as their defaults.
+  The command of run.json has the `words` that the launcher was given. config.verify, label and
+  attack_image, which are of one call, are written as their defaults.
   """
   write_json(Path(workdir) / 'config.json',
-             {**run.config, 'verify': type(run.verify)()._asdict(),
-              'label': type(run.label)()._asdict()})
+             run.config | {name: type(getattr(run, name))()._asdict()
+                           for name in ('verify', 'label', 'attack_image')})
   if 'train' in stages(workdir):
     return
   dataset, devices = run.test_data, run.devices
@@ -126,7 +127,8 @@ def describe(run, workdir, words):
                   'image_shape': list(dataset.image_shape), 'data': run.data.reading,
                   'mean': np.asarray(dataset.mean).tolist(),
                   'std': np.asarray(dataset.std).tolist()},
-      'weights': run.config['weights'] and str(Path(run.config['weights']).resolve()),
+      'weights': run.config['weights'] and str(
+          named.file(run.config['weights'], 'config.weights').resolve()),
       'model': {'name': run.config['model']['name'],
                 'num_params': sum(x.size for x in jax.tree.leaves(params))},
       **environment(devices)})

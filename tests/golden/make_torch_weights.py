@@ -273,6 +273,69 @@ class Normalise(nn.Module):
     return (x - self.means[:, None, None]) / self.sds[:, None, None]
 
 
+# EfficientNet-Lite0 as in EfficientNet-Lite-PyTorch, with TensorFlow's padding.
+
+
+class SameConv(nn.Conv2d):
+
+  def forward(self, x):
+    pads = []
+    for side, size, stride in zip(x.shape[2:], self.kernel_size, self.stride):
+      pad = max((-(-side // stride) - 1) * stride + size - side, 0)
+      pads = [pad // 2, pad - pad // 2, *pads]
+    return self._conv_forward(functional.pad(x, pads), self.weight, None)
+
+
+def same_conv(features_in, features, size, stride=1, groups=1):
+  return SameConv(features_in, features, size, stride, groups=groups, bias=False)
+
+
+def norm(features):
+  return nn.BatchNorm2d(features, eps=1e-3)
+
+
+class InvertedResidual(nn.Module):
+
+  def __init__(self, features_in, features, size, stride, expansion):
+    super().__init__()
+    inner = features_in * expansion
+    if expansion > 1:
+      self._expand_conv, self._bn0 = same_conv(features_in, inner, 1), norm(inner)
+    self._depthwise_conv = same_conv(inner, inner, size, stride, groups=inner)
+    self._bn1 = norm(inner)
+    self._project_conv, self._bn2 = same_conv(inner, features, 1), norm(features)
+    self.has_shortcut = stride == 1 and features_in == features
+
+  def forward(self, x):
+    out = functional.relu6(self._bn0(self._expand_conv(x))) if hasattr(self, '_bn0') else x
+    out = functional.relu6(self._bn1(self._depthwise_conv(out)))
+    out = self._bn2(self._project_conv(out))
+    return x + out if self.has_shortcut else out
+
+
+class EfficientNetLite0(nn.Module):
+
+  def __init__(self, num_classes):
+    super().__init__()
+    self._conv_stem, self._bn0 = same_conv(3, 32, 3, 2), norm(32)
+    self._blocks, features_in = nn.ModuleList(), 32
+    for count, size, stride, expansion, features in (
+        (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
+        (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)):
+      for number in range(count):
+        self._blocks.append(InvertedResidual(
+          features_in, features, size, 1 if number else stride, expansion))
+        features_in = features
+    self._conv_head, self._bn1 = same_conv(320, 1280, 1), norm(1280)
+    self._fc = nn.Linear(1280, num_classes)
+
+  def forward(self, x):
+    x = functional.relu6(self._bn0(self._conv_stem(x)))
+    for block in self._blocks:
+      x = block(x)
+    return self._fc(functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
+
+
 def fill(network):
   """Gives a network the weights of `seeded`."""
   for name, tensor in network.state_dict().items():
@@ -305,6 +368,7 @@ def write_logits():
     'preact_resnet18 of deepmind': (DeepMindPreActResNet(10), 16),
     'wide_resnet': (WideResNet(2, 2, 10), 16),
     'wide_resnet of deepmind': (DeepMindWideResNet(2, 2, 10), 16),
+    'efficientnet_lite0': (EfficientNetLite0(10), 37),
   }
   lines = []
   for name, (network, side) in networks.items():

@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from robust_jax import keys
 from robust_jax.errors import UserError
-from robust_jax.models import HEAD, MODELS, preact_resnet, resnet
+from robust_jax.models import HEAD, MODELS, efficientnet, preact_resnet, resnet
 
 
 class Naming(NamedTuple):
@@ -28,7 +28,8 @@ class Naming(NamedTuple):
   Attributes:
     fits: Flax module -> whether it is of that family.
     layers: {our name: PyTorch's} of the layers outside of the residual blocks.
-    block: PyTorch's name of a block; {stage} and {block} count from 0, {stage1} from 1.
+    block: PyTorch's name of a block; {stage} and {block} count from 0, {stage1} from 1. Without a
+      stage in it all blocks are of the first.
     block_layers: {our name: PyTorch's} of the layers of a block.
     unused: modules that take no part in the network, but have weights in its checkpoints.
   """
@@ -100,6 +101,13 @@ NAMINGS = {
         {'conv': 'conv_2d', **_DEEPMIND}, 'layer_{stage}.{block}',
         {'conv1': 'conv_2d_1', 'norm1': 'batchnorm_0', 'conv2': 'conv_2d_2',
          'norm2': 'batchnorm_1', 'shortcut': 'shortcut'}),
+    # EfficientNet-Lites of github.com/ml-illustrated/EfficientNet-Lite-PyTorch.
+    'efficientnet-lite': Naming(
+        lambda model: isinstance(model, efficientnet.EfficientNetLite),
+        {'conv': '_conv_stem', 'norm': '_bn0', 'last_conv': '_conv_head', 'last_norm': '_bn1',
+         'logits': '_fc'}, '_blocks.{block}',
+        {'conv1': '_expand_conv', 'norm1': '_bn0', 'conv2': '_depthwise_conv', 'norm2': '_bn1',
+         'conv3': '_project_conv', 'norm3': '_bn2'}),
 }
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
@@ -271,7 +279,7 @@ def _other(arrays, model):
 
 
 class _Size(NamedTuple):
-  """What tells the networks that have namings from each other.
+  """What tells the ResNets that have namings from each other.
 
   Attributes:
     kind: 'v1', 'preact' or 'deepmind'.
@@ -289,6 +297,8 @@ class _Size(NamedTuple):
 
 
 def _size(model):
+  if not isinstance(model, resnet.ResNet | preact_resnet.PreActResNet):
+    return None
   if _resnet(model):
     stem = (model.width, 7 if model.large_images else 3)
     return _Size('v1', model.bottleneck, model.num_blocks, stem, model.width, True)
@@ -297,8 +307,10 @@ def _size(model):
 
 
 def _size_of_arrays(arrays):
-  """The _Size of the network that has these arrays; None if no naming has them."""
+  """The _Size of the ResNet that has these arrays; None if no naming of one has them."""
   for label, naming in NAMINGS.items():
+    if '{stage' not in naming.block:
+      continue
     kernels = list(filter(None, map(naming.kernels.fullmatch, arrays)))
     prefix = (kernels[0][1] or '') if kernels else ''
     conv, norm, logits = (f'{prefix}{naming.layers[layer]}.weight'
