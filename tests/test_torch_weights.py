@@ -93,7 +93,8 @@ def test_published_efficientnet_lite0_classifies_photographs():
     images.append(np.asarray(image.crop((16, 16, 240, 240)), np.float32) / 255)
     labels.append(int(path.stem.rpartition('_')[2]))
   logits_fn = models.logits_fn(model, variables, mean=127 / 255, std=128 / 255)
-  predicted = np.argmax(jax.jit(lambda f, x: f(x))(logits_fn, np.stack(images)), axis=-1)
+  logits = jax.jit(lambda f, x: f(x))(logits_fn, np.stack(images))
+  predicted = np.argmax(np.asarray(logits), axis=-1)
   assert len(labels) == 20
   assert np.flatnonzero(predicted != labels).tolist() == [6, 7]
 
