@@ -79,20 +79,23 @@ def labels(value, batch, *, num_classes=None, name='labels'):
   return value
 
 
-def radius(value, batch=None, *, name='epsilon'):
+def radius(value, batch=None, *, name='epsilon', finite=True):
   """A radius in pixel units, or another length, as float32.
 
   Args:
-    value: finite and >= 0, scalar or [batch].
+    value: >= 0, scalar or [batch].
     batch: number of images; None: not known.
     name: of the argument.
+    finite: whether inf is refused.
   """
   value = _array(value)
   if value.ndim > 1 or (value.ndim == 1 and batch is not None and value.shape != (batch,)):
     raise ValueError(f'{name} must be a number or of shape ({batch or "batch"},), got shape '
                      f'{value.shape}')
   if concrete(value):
-    check(name, value, np.isfinite(value) & (np.asarray(value) >= 0), 'finite and at least 0')
+    known = np.asarray(value)
+    check(name, known, (known >= 0) & ~(finite & np.isinf(known)),
+          f'{"finite and " if finite else ""}at least 0')
   return jnp.asarray(value, jnp.float32)
 
 
@@ -139,13 +142,14 @@ def num_classes(logits_fn, images):
   return logits(found, len(images)).shape[-1]
 
 
-def attacked(victim, x, y, *, epsilon, targets=None):
+def attacked(victim, x, y, *, epsilon, targets=None, any_radius=False):
   """The arguments of an attack, checked.
 
   Args:
     victim: `smoothing.Victim`.
     x, y, epsilon: images, labels and radius.
     targets: None, or [batch] int.
+    any_radius: whether epsilon may be inf, as of attacks that look for the closest image.
 
   Returns:
     (images, labels, epsilon, targets). Where labels, targets or epsilon are traced, images of
@@ -155,7 +159,7 @@ def attacked(victim, x, y, *, epsilon, targets=None):
   noise(victim.noise, x)
   known = victim.num_classes(x)
   y = labels(y, len(x), num_classes=known)
-  epsilon = radius(epsilon, len(x))
+  epsilon = radius(epsilon, len(x), finite=not any_radius)
   if targets is not None:
     targets = labels(targets, len(x), num_classes=known, name='targets')
   valid = True
@@ -163,7 +167,7 @@ def attacked(victim, x, y, *, epsilon, targets=None):
     if classes is not None and not concrete(classes):
       valid &= (classes >= 0) & (classes < known)
   if not concrete(epsilon):
-    valid &= jnp.isfinite(epsilon) & (epsilon >= 0)
+    valid &= (epsilon >= 0) & (any_radius | jnp.isfinite(epsilon))
   if valid is not True:
     valid = jnp.broadcast_to(valid, (len(x),)).reshape((-1,) + (1,) * (x.ndim - 1))
     x = jnp.where(valid, x, jnp.nan)

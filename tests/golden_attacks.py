@@ -1,6 +1,6 @@
 """Iterates of the public AutoAttack package on a small network, which ours have to pass through.
 
-  pip install torch pyautoattack==0.2.0
+  pip install torch pyautoattack==0.2.0 foolbox==3.3.4
   python tests/golden_attacks.py
 
 writes golden/attacks.npz: weights, images, labels and starts, and what the package's network was
@@ -21,6 +21,10 @@ NAMES = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 LOSSES = {'cross_entropy': 'ce', 'dlr': 'dlr'}
 
 
+FAB_KEPT = (1, 5, 20, 60)
+CARLINI_WAGNER = dict(num_steps=80, num_constants=4, initial_constant=0.1, learning_rate=0.05)
+# Whether there are targets, and the confidence.
+CARLINI_WAGNER_KINDS = {'any': (False, 0.), 'targeted': (True, 0.), 'confident': (False, 0.5)}
 QUERIES = 300
 # At which the package leaves about half of the images as they are.
 SQUARE_RADII = {'linf': 0.04, 'l2': 0.5, 'l1': 2.}
@@ -45,10 +49,18 @@ def square_problem():
   return params, images, network(params, images).argmax(-1)
 
 
+def _pulled_back(moved, saved, classes):
+  """FAB's next iterate after it has asked for the class of `moved`."""
+  wrong = (classes != saved['labels'])[:, None, None, None]
+  return np.where(wrong, saved['images'] + 0.9 * (moved - saved['images']), moved)
+
+
 def main():
+  import foolbox
   import torch
   from pyautoattack import autopgd_base
   from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+  from pyautoattack.fab_pt import FABAttack_PT
   from pyautoattack.square import SquareAttack
 
   # Of an l1 perturbation it counts entries that only rounding has left different from zero.
@@ -98,6 +110,42 @@ def main():
     found = attack.perturb(x, y)
     saved[f'square/{norm}'] = np.mean((model(found).argmax(-1) == y).numpy())
     print('square', norm, saved[f'square/{norm}'])
+  # FAB is in float32 by itself, and what rounding changes grows with the steps.
+  torch.Tensor.float = torch.Tensor.double
+  torch.set_default_dtype(torch.float64)
+  params = weights()
+  on_torch = {name: torch.tensor(value) for name, value in params.items()}
+  x, y = torch.tensor(saved['images']), torch.tensor(saved['labels'])
+  for norm, epsilon in RADII.items():
+    for targeted in (False, True):
+      asked = []
+
+      def model(images, asked=asked):
+        asked.append(images.detach().numpy().copy())
+        return network(on_torch, images, torch)
+
+      attack = FABAttack_PT(model, norm=NAMES[norm], n_iter=max(FAB_KEPT), eps=epsilon)
+      attack.target_class = 3  # The third largest logit, as `targets`.
+      torch.manual_seed(0)
+      best = attack.attack_single_run(x, y, use_rand_start=True, is_targeted=targeted)
+      # The clean images once or twice, then in each step for gradients and for the class.
+      iterates = asked[2 if targeted else 1::2]
+      iterates.append(_pulled_back(asked[-1], saved, network(params, asked[-1]).argmax(-1)))
+      name = f"fab/{norm}/{'targeted' if targeted else 'any'}"
+      saved[f'fab/{norm}/start'] = iterates[0]
+      saved[f'{name}/iterates'] = np.stack([iterates[step] for step in FAB_KEPT])
+      saved[f'{name}/best'] = best.numpy()
+  model = foolbox.PyTorchModel(torch.nn.Module().eval(), bounds=(0, 1), device='cpu')
+  model._model = lambda images: network(on_torch, images, torch)
+  attack = foolbox.attacks.L2CarliniWagnerAttack(
+      binary_search_steps=CARLINI_WAGNER['num_constants'], steps=CARLINI_WAGNER['num_steps'],
+      stepsize=CARLINI_WAGNER['learning_rate'], initial_const=CARLINI_WAGNER['initial_constant'],
+      abort_early=False)
+  for kind, (targeted, confidence) in CARLINI_WAGNER_KINDS.items():
+    attack.confidence = confidence
+    goal = (foolbox.criteria.TargetedMisclassification(torch.tensor(saved['targets'])) if targeted
+            else foolbox.criteria.Misclassification(y))
+    saved[f'carlini_wagner/{kind}'] = attack.run(model, x, goal).numpy()
   np.savez_compressed(FILE, **{name: np.float32(value) if value.dtype == np.float64 else value
                                for name, value in saved.items()})
   print(FILE, FILE.stat().st_size)

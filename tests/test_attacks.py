@@ -28,7 +28,14 @@ VARIANTS = {
     'ddn': (attacks.ddn, {'num_steps': 4}),
     'ddn authors': (attacks.ddn, {'num_steps': 4, 'init_norm': 0., 'gamma': 0.}),
     'ddn unrounded': (attacks.ddn, {'num_steps': 4, 'init_norm': 0., 'rounding': 'none'}),
+    'fab': (attacks.fab_attack, {'num_steps': 4}),
+    'fab targeted': (attacks.fab_attack, {'num_steps': 4, 'num_targets': 2, 'restarts': 2}),
+    'carlini_wagner': (attacks.carlini_wagner, {'num_steps': 9, 'num_constants': 3,
+                                                'learning_rate': 0.1, 'initial_constant': 1.}),
 }
+OF_L2 = ('ddn', 'carlini_wagner')
+# Their objective is the margin.
+CLOSEST = ('fab', 'carlini_wagner')
 
 
 @functools.cache
@@ -40,7 +47,7 @@ def jitted(variant, norm):
 
 @pytest.mark.parametrize('variant, norm', [
     (variant, norm) for variant in VARIANTS for norm in NORMS
-    if norm == 'l2' or 'ddn' not in variant])
+    if norm == 'l2' or not variant.startswith(OF_L2)])
 def test_invariants(variant, norm, mlp_fn, images, labels):
   epsilon = jnp.asarray([0., 0.05, 0.3, 1., 5.])
   example_keys = keys.per_example(KEY, 5)
@@ -55,7 +62,10 @@ def test_invariants(variant, norm, mlp_fn, images, labels):
   if variant != 'pgd targeted':
     wrong = jnp.argmax(mlp_fn(result.images), -1) != labels
     np.testing.assert_array_equal(result.success, wrong)
-  if not VARIANTS[variant][1].keys() & {'loss', 'target'}:
+  if variant.startswith(CLOSEST):
+    np.testing.assert_allclose(result.objective, losses.margin(mlp_fn(result.images), labels),
+                               atol=1e-4)
+  elif not VARIANTS[variant][1].keys() & {'loss', 'target'}:
     np.testing.assert_allclose(
         result.objective, losses.cross_entropy(mlp_fn(result.images), labels), rtol=1e-4)
   # An example's result depends on its own key, not on its place.
@@ -70,7 +80,8 @@ def test_invariants(variant, norm, mlp_fn, images, labels):
   assert (threat_models.norms(flat - images, norm) <= epsilon + 2e-6).all()
 
 
-@pytest.mark.parametrize('variant', ['pgd', 'pgd random start', 'ddn'])
+@pytest.mark.parametrize('variant', ['pgd', 'pgd random start', 'ddn', 'fab targeted',
+                                     'carlini_wagner'])
 def test_batch_equals_loop_of_singles(variant, mlp_fn, images, labels):
   example_keys = keys.per_example(KEY, 5)
   attack = jitted(variant, 'l2')
@@ -169,12 +180,15 @@ NAN_AT_GREY = jax.tree_util.Partial(
 
 @pytest.mark.parametrize('name, kwargs', [
     *(('pgd', dict(norm=norm)) for norm in NORMS), ('pgd', dict(direction='gradient', norm='l2')),
-    ('pgd', dict(norm='l2', noise=True)), ('fgsm', {}), ('ddn', {}), ('lbfgs', {})])
+    ('pgd', dict(norm='l2', noise=True)), ('fgsm', {}), ('ddn', {}), ('lbfgs', {}),
+    ('fab', {}), ('carlini_wagner', {})])
 def test_a_gradient_that_is_not_finite_leaves_the_image_and_is_marked(name, kwargs, images):
   # The norm has no gradient at 0: the first image is there, the others are not.
   x = jnp.asarray(images).at[0].set(0.5)
   attack = {'pgd': functools.partial(pgd_attack, random_start=False), 'fgsm': attacks.fgsm,
             'ddn': functools.partial(attacks.ddn, num_steps=4),
+            'fab': functools.partial(attacks.fab_attack, num_steps=3),
+            'carlini_wagner': functools.partial(attacks.carlini_wagner, num_steps=3),
             'lbfgs': functools.partial(attacks.lbfgs_attack, num_constants=2)}[name]
   noise = jnp.zeros((2, *x.shape)) if kwargs.get('noise') else None
   result = attack(KEY, NAN_AT_GREY, x, jnp.zeros(5, int), epsilon=0.3, **{**kwargs, 'noise': noise})

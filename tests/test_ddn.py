@@ -250,3 +250,24 @@ def test_ddn_is_a_component():
   assert (config.init_norm, config.gamma, config.rounding) == (1., 0.05, 'inside')
   assert component('attack', 'ddn', init_norm=0., gamma=0.).gamma == 0
   assert sections.TABLES['attack']['ddn'] is attacks.ddn
+
+
+@pytest.mark.parametrize('rounding', ['inside', 'nearest', 'none'])
+def test_an_infinite_radius_leaves_the_smallest_perturbation_as_it_is(rounding, mlp_fn, images,
+                                                                      labels):
+  attack = functools.partial(attacks.ddn, KEY, mlp_fn, images, labels, num_steps=8,
+                             rounding=rounding)
+  result, far = attack(epsilon=np.inf), attack(epsilon=100.)
+  jax.tree.map(np.testing.assert_array_equal, result, far)
+  size = threat_models.norms(result.images - images, 'l2')
+  assert result.success.all() and size.max() > 0
+  # Within a radius that cuts some of them short the others are the same.
+  radius = jnp.median(size)
+  kept = attack(epsilon=radius).images == result.images
+  np.testing.assert_array_equal(kept.reshape(5, -1).all(-1), size <= radius)
+
+
+@pytest.mark.parametrize('kwargs', [{'init_norm': 0.}, {'gamma': 0.}])
+def test_an_infinite_radius_gives_neither_a_first_norm_nor_a_rate(kwargs, mlp_fn, images, labels):
+  with pytest.raises(ValueError, match='epsilon .*finite.*inf'):
+    attacks.ddn(KEY, mlp_fn, images, labels, epsilon=np.inf, **kwargs)

@@ -49,7 +49,6 @@ ATTACK_ERRORS = [
     (dict(labels=LABELS - 1), 'labels .*-1'),
     (dict(epsilon=-0.1), 'epsilon .*-0.1'),
     (dict(epsilon=np.nan), 'epsilon .*nan'),
-    (dict(epsilon=np.inf), 'epsilon .*inf'),
     (dict(epsilon=[0.1]), r'epsilon .*\(1,\)'),
     (dict(noise=IMAGES), r'noise .*\[4, 2, 2, 3\]'),
     (dict(noise=np.zeros((0, *IMAGES.shape))), r'noise .*\[0, 4'),
@@ -63,6 +62,16 @@ def test_attacks_refuse(name, wrong, message):
   with pytest.raises(ValueError, match=message) as error:
     ATTACKS[name](KEY, **arguments)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+def test_an_infinite_radius_is_for_attacks_that_look_for_the_closest_image(name):
+  attack = functools.partial(ATTACKS[name], KEY, logits, IMAGES, LABELS, epsilon=np.inf)
+  if name in ('ddn', 'fab', 'carlini_wagner'):
+    assert jnp.isfinite(attack(num_steps=2).images).all()
+  else:
+    with pytest.raises(ValueError, match='epsilon .*finite.*inf'):
+      attack()
 
 
 @pytest.mark.parametrize('wrong, message', IMAGE_ERRORS + LOGITS_ERRORS + [
@@ -93,7 +102,7 @@ def test_targets_are_classes():
     ATTACKS['pgd'](KEY, logits, IMAGES, LABELS, epsilon=0.1, targets=LABELS + 1)
 
 
-@pytest.mark.parametrize('name', ['pgd', 'fgsm', 'ddn', 'none'])
+@pytest.mark.parametrize('name', ['pgd', 'fgsm', 'ddn', 'fab', 'none'])
 @pytest.mark.parametrize('labels, epsilon, valid', [
     (LABELS + 1, 0.1, LABELS < 2),
     (LABELS - 1, 0.1, LABELS > 0),

@@ -42,6 +42,12 @@ DRAWS = {
         key, f, x, y, epsilon=0.1, num_queries=3).images,
     'square l2': lambda key, f, x, y: attacks.square_attack(
         key, f, x, y, epsilon=0.5, norm='l2', num_queries=3).images,
+    'fab': lambda key, f, x, y: attacks.fab_attack(
+        key, f, x, y, epsilon=0.1, num_steps=3, restarts=2).images,
+    'fab l1': lambda key, f, x, y: attacks.fab_attack(
+        key, f, x, y, epsilon=1., norm='l1', num_steps=3, num_targets=2, restarts=2).images,
+    'carlini_wagner': lambda key, f, x, y: attacks.carlini_wagner(
+        key, f, x, y, epsilon=1., num_steps=3, num_constants=2, initial_constant=1.).images,
     'ddn': lambda key, f, x, y: attacks.ddn(key, f, x, y, epsilon=0.5, num_steps=3).images,
 }
 

@@ -2,7 +2,9 @@
 
 from robust_jax.attacks.apgd import apgd_attack
 from robust_jax.attacks.autoattack import autoattack
+from robust_jax.attacks.carlini_wagner import carlini_wagner
 from robust_jax.attacks.ddn import ddn
+from robust_jax.attacks.fab import fab_attack
 from robust_jax.attacks.fgsm import fgsm
 from robust_jax.attacks.lbfgs import lbfgs_attack
 from robust_jax.attacks.none import no_attack
@@ -10,12 +12,14 @@ from robust_jax.attacks.pgd import pgd, pgd_attack
 from robust_jax.attacks.square import square_attack
 
 ATTACKS = {'pgd': pgd_attack, 'fgsm': fgsm, 'ddn': ddn, 'apgd': apgd_attack,
-           'square': square_attack, 'lbfgs': lbfgs_attack, 'none': no_attack}
+           'fab': fab_attack, 'square': square_attack, 'carlini_wagner': carlini_wagner,
+           'lbfgs': lbfgs_attack, 'none': no_attack}
 fgsm_attack = fgsm  # As the other attacks are called.
 # Several attacks in one, which are for evaluation alone; they have the fields of `ATTACKS`.
 SUITES = {'autoattack': autoattack}
 # Those that run on the host: they cannot be compiled, hence not be a part of a training step.
 ON_HOST = ('lbfgs',)
 
-__all__ = ['ATTACKS', 'ON_HOST', 'SUITES', 'apgd_attack', 'autoattack', 'ddn', 'fgsm',
-           'fgsm_attack', 'lbfgs_attack', 'no_attack', 'pgd', 'pgd_attack', 'square_attack']
+__all__ = ['ATTACKS', 'ON_HOST', 'SUITES', 'apgd_attack', 'autoattack', 'carlini_wagner', 'ddn',
+           'fab_attack', 'fgsm', 'fgsm_attack', 'lbfgs_attack', 'no_attack', 'pgd', 'pgd_attack',
+           'square_attack']

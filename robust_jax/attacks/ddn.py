@@ -51,7 +51,8 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
       once, see `pgd_attack`.
     images: [batch, ...] in [0, 1].
     labels: [batch] int.
-    epsilon: the largest l2 norm in pixel units, scalar or [batch].
+    epsilon: the largest l2 norm in pixel units, scalar or [batch]; inf: the smallest perturbation
+      found, at any norm.
     noise: None, or [num_noise, batch, ...] from `smoothing.sample_noise`, held fixed: the gradient
       is that of the SmoothAdv objective, and misclassified is what the majority vote of the hard
       predictions of the noisy copies gets wrong. Ties go to the lower class, as in the authors'
@@ -59,10 +60,11 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     norm: 'l2', the only one that it is made for.
     num_steps: T; 1 tests the images alone, so a config has 2 at least.
     init_norm: the first rho in pixel units, 1 in Rony et al. and in the authors' evaluation of
-      SmoothAdv: no perturbation is then longer than (1 + gamma)^T. 0: epsilon, as in its training.
+      SmoothAdv: no perturbation is then longer than (1 + gamma)^T. 0: epsilon, as in its training;
+      none for an epsilon of inf.
     gamma: how fast rho changes, 0.05 in Rony et al. and in the training of SmoothAdv. 0: the
       authors' choice in its evaluation, 1 - (3 / 510 / epsilon)^(1 / T), with which T successes
-      bring rho from epsilon down to 3 / 510; none for an epsilon below that.
+      bring rho from epsilon down to 3 / 510; none for an epsilon below that, or of inf.
     rounding: of a perturbation that was scaled down to epsilon, to multiples of 1/255. 'nearest',
       as the authors' code, may exceed epsilon by sqrt(pixels) / 510. 'inside' never does: each
       pixel is rounded towards zero, but of those that are nearest to the level above as many are
@@ -74,7 +76,8 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     objective is the cross-entropy, or with noise the SmoothAdv objective.
 
   Raises:
-    ValueError: another norm, an unknown rounding, or num_steps < 1.
+    ValueError: another norm, an unknown rounding, num_steps < 1, or an epsilon of inf where
+      init_norm or gamma is made of it.
 
   Reference:
     Rony et al., Decoupling direction and norm for efficient gradient-based L2 adversarial attacks
@@ -87,7 +90,8 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
   if num_steps < 1:
     raise ValueError(f'num_steps must be at least 1, got {num_steps}')
   victim = smoothing.victim(logits_fn, noise)
-  images, labels, epsilon, _ = inputs.attacked(victim, images, labels, epsilon=epsilon)
+  images, labels, epsilon, _ = inputs.attacked(victim, images, labels, epsilon=epsilon,
+                                               any_radius=init_norm != 0 and gamma != 0)
   return compilation.call(_ddn, logits_fn, key, victim, images, labels, epsilon,
                           num_steps=num_steps, init_norm=init_norm, gamma=gamma, rounding=rounding)
 
@@ -138,7 +142,9 @@ def _ddn(key, victim, images, labels, epsilon, *, num_steps, init_norm, gamma, r
   delta, _, best, undefined = iterate(
       num_steps - 1, step, (zero, rho, nothing, jnp.zeros(len(images), bool)))
   delta, size = keep(best, delta, judge(images + delta)[1])
-  adversarial = jnp.clip(images + _within(delta, size, epsilon, rounding), 0, 1)
+  # No perturbation is longer than to the farthest corner: an epsilon of inf asks for no more.
+  within = _within(delta, size, jnp.minimum(epsilon, farthest), rounding)
+  adversarial = jnp.clip(images + within, 0, 1)
   objective, wrong = judge(adversarial)
   return AttackResult(adversarial, wrong, objective, undefined)
 
