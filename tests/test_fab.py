@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from robust_jax import attacks, losses, smoothing
+from robust_jax import attacks, keys, losses, smoothing
 from robust_jax.attacks import fab, threat_models
 
 KEY = jax.random.key(5)
@@ -158,6 +158,24 @@ def test_it_stays_in_the_set_and_finds_the_same_at_any_radius(norm, kwargs):
     assert anywhere.success.all()
     size = threat_models.norms(anywhere.images - IMAGES, norm)
     np.testing.assert_array_equal(result.success, size <= epsilon)
+
+
+def test_the_closest_of_all_runs_is_found():
+  # Every image's runs side by side, in one batch.
+  runs, rows = 6, np.arange(len(IMAGES))
+  image, number = (grid.ravel() for grid in np.meshgrid(rows, np.arange(runs)))
+  kwargs = dict(epsilon=0.06, num_steps=10, num_targets=3, restarts=2)
+  whole = attack(**kwargs)
+  alone = attacks.fab_attack(keys.per_example(KEY, len(IMAGES))[image], NETWORK, IMAGES[image],
+                             LABELS[image], only=number, **kwargs)
+  success = alone.success.reshape(runs, -1)
+  np.testing.assert_array_equal(whole.success, success.any(axis=0))
+  size = threat_models.norms(alone.images - IMAGES[image], 'linf').reshape(runs, -1)
+  closest = jnp.where(success, size, jnp.inf).min(axis=0)
+  found = threat_models.norms(whole.images - IMAGES, 'linf')
+  # Where a run has found one, the next random starts are nearer.
+  np.testing.assert_allclose(found[whole.success], closest[whole.success], rtol=0.01)
+  assert 0 < whole.success.sum() < len(IMAGES)
 
 
 def test_a_target_has_to_be_reached():

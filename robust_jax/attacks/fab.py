@@ -43,7 +43,7 @@ class _Search(NamedTuple):
 
 def fab_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                norm: threat_models.Norm = 'linf', num_steps: Count = 100, restarts: Count = 1,
-               num_targets: Index = 0, targets=None):
+               num_targets: Index = 0, targets=None, only=None):
   """Walks along the decision boundary towards the image, to the closest misclassified one.
 
   With D = z_t - z_y and g its gradient at x_k, the boundary towards class t is taken for the
@@ -77,6 +77,8 @@ def fab_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
       (at most all of them), with `restarts` runs each; any misclassification is a success.
     targets: [batch] int, given targets, which have to be reached; they take the place of
       num_targets.
+    only: [batch] int, below restarts times targets: each image's run of this number alone; see
+      `apgd_attack`.
 
   Returns:
     AttackResult: the closest misclassified image (with targets, classified so) where its distance
@@ -98,12 +100,13 @@ def fab_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets, any_radius=True)
-  return compilation.call(_fab, logits_fn, key, victim, images, labels, epsilon, targets,
+  return compilation.call(_fab, logits_fn, key, victim, images, labels, epsilon, targets, only,
                           norm=norm, num_steps=num_steps, restarts=restarts,
                           num_targets=num_targets)
 
 
-def _fab(key, victim, images, labels, epsilon, targets, *, norm, num_steps, restarts, num_targets):
+def _fab(key, victim, images, labels, epsilon, targets, only, *, norm, num_steps, restarts,
+         num_targets):
   example_keys = keys.per_example(key, len(images))
   hits = lambda x: reached(victim.predict(x), labels, targets)
   # Classes [runs, choices, batch]: of the choices a step takes the closest.
@@ -121,14 +124,16 @@ def _fab(key, victim, images, labels, epsilon, targets, *, norm, num_steps, rest
       radius = jnp.minimum(epsilon, search.norm)
       radius = jnp.where(jnp.isfinite(radius), radius, _START[norm]) / 2
       random = _random(keys.fold_in(example_keys, number), images, radius, norm)
-      start = jnp.where(number % restarts > 0, random, images)
-    return _walk(victim, start, search, images, labels if targets is None else None,
-                 jnp.asarray(classes)[number // restarts], hits, norm=norm, num_steps=num_steps)
+      start = jnp.where(column(number % restarts > 0, images), random, images)
+    own = jnp.asarray(classes)[number // restarts, :, jnp.arange(len(images))].T
+    return _walk(victim, start, search, images, labels if targets is None else None, own, hits,
+                 norm=norm, num_steps=num_steps)
 
   nothing = jnp.zeros(len(images), bool)
   # What is misclassified already is as close as can be.
   search = _Search(images, images, jnp.where(hits(images), 0., jnp.inf), nothing)
-  search = jax.lax.fori_loop(0, len(classes) * restarts, run, search)
+  search = (jax.lax.fori_loop(0, len(classes) * restarts, run, search) if only is None
+            else run(only, search))
   found = jnp.where(column(search.norm <= epsilon, images), search.best, images)
   logits = victim.logits(found)
   return AttackResult(found, reached(smoothing.majority(logits), labels, targets),
