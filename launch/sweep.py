@@ -195,7 +195,7 @@ def _plain(value):
 
 
 def _finished(place, wanted):
-  """Whether a run has all the wanted stages behind it; verify and label never are."""
+  """Whether a run has all the wanted stages behind it; verify, check and label never are."""
   done = {stage for stage, record in workdir.stages(place).items() if record['status'] == 'done'}
   if (place / 'report.html').exists():
     done.add('report')

@@ -17,7 +17,7 @@ Where it is run:
   --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
 
 Which parts of it:
-  --stages=A,B,...      of train, attack, certify, verify, label, attack_image, report; the
+  --stages=A,B,...      of train, attack, certify, verify, check, label, attack_image, report; the
                         default is train,attack,certify,report, or what the study of a sweep needs
   --redo=A,B,...        of train, attack, certify, report, those to run anew; old results move to
                         previous/

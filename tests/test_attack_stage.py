@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import analysis, attacks, data
+from robust_jax import analysis, attacks, data, stages
+from robust_jax.attacks import checks
 from robust_jax.config import sections
 from robust_jax.errors import UserError
 from robust_jax.stages import attack as run_attack
@@ -89,3 +90,37 @@ def test_an_attack_of_ones_own_stays_in_the_set(far, message, monkeypatch, tmp_p
 def test_what_was_found_is_a_line(monkeypatch, tmp_path, capsys):
   attacked(monkeypatch, tmp_path, np.full((4, 2, 2, 1), 0.9, np.float32), attacks.no_attack, 'none')
   assert 'attack: none, 4 images; accuracy 100.0%, 100.0% at 0.2' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('sigma', [0., 0.25])
+def test_the_check_stage_examines_the_images_of_the_attack_stage(
+    sigma, monkeypatch, tmp_path, capsys):
+  asked = {}
+
+  def examine(key, logits_fn, images, labels, **settings):
+    asked.update(settings, images=images, shape=jax.eval_shape(logits_fn, images).shape)
+    lines = [checks.Check('gradients', False, 'no gradient', '40.0%'),
+             checks.Check('noise', True, 'above noise', '0.0%')]
+    return checks.Examination(lines, {'steps': (np.arange(2), np.ones(2))},
+                              {'silent_success': np.zeros(2)}, np.array([True, False]))
+
+  monkeypatch.setattr(checks, 'examine', examine)
+  monkeypatch.setattr(weights, 'load', lambda run, workdir: (
+      jax.tree_util.Partial(distance), {'step': 3}, None))
+  pixels = np.linspace(0, 1, 7 * 4, dtype=np.float32).reshape(7, 2, 2, 1)
+  evaluation = sections.EvaluationSettings(epsilons=(0.1, 0.2, 0.3), stride=3, num_noise=5)
+  run = SimpleNamespace(
+      evaluation=evaluation, check=sections.CheckSettings(num_images=2), attacked_sigma=sigma,
+      key=lambda use: jax.random.key(0), config={'attack': {'norm': 'linf'}},
+      test_data=data.Dataset(
+          name='grey', split='test', images=pixels, labels=np.zeros(7, np.int32),
+          class_names=('far', 'near'), mean=(0.,), std=(1.,)))
+  stages.STAGES['check'](run, tmp_path)
+  np.testing.assert_array_equal(asked['images'], pixels[[0, 3]])
+  assert asked['epsilon'] == 0.2 and asked['norm'] == 'linf' and asked['shape'] == (2, 2)
+  assert (asked['noise'] is None) if not sigma else asked['noise'].shape == (5, 2, 2, 2, 1)
+  record = json.loads((tmp_path / 'check.json').read_text())
+  assert record['step'] == 3 and record['checks'][0]['passed'] is False
+  assert record['images'][1] == {'idx': 3, 'label': 0, 'robust': False, 'silent_success': 0.}
+  printed = capsys.readouterr().out
+  assert "check 'gradients': no gradient: 40.0%" in printed and '1 of 2 checks passed' in printed

@@ -337,6 +337,27 @@ def test_every_missing_part_is_said(tmp_path, no_files):
   assert page.name == 'report.html'
 
 
+def test_what_check_found_is_told(tmp_path, no_files):
+  write_workdir(tmp_path, **KINDS['unsmoothed'], num_images=20, num_epochs=2)
+  lines = [dict(name='gradients', passed=False, text='images without a gradient', found='40.0%'),
+           dict(name='noise', passed=True, text='accuracy above noise', found='-3.0%')]
+  record = {'norm': 'linf', 'epsilon': 4 / 255, 'smoothed': False, 'checks': lines,
+            'curves': {'epsilon': [[0., 2 / 255, 4 / 255, 1.], [0.9, 0.6, 0.4, 0.]],
+                       'steps': [[0., 1., 2.], [0.9, 0.5, 0.4]], 'restarts': [[1.], [0.4]]},
+            'images': [{'idx': 8, 'label': 3, 'robust': False, 'silent_success': 0.5}]}
+  (tmp_path / 'check.json').write_text(json.dumps(record))
+  report.build(tmp_path)
+  text = read_page(tmp_path).text
+  assert 'Can the attacks be trusted?' in text and 'images without a gradient' in text
+  assert (tmp_path / 'tables' / 'checks.csv').read_text().splitlines()[1] == (
+      '⚠,images without a gradient,40.0%')
+  assert (tmp_path / 'tables' / 'indicators.csv').read_text().splitlines() == [
+      'image,label,broken,silent success', '8,3,yes,0.5']
+  (tmp_path / 'check.json').write_text('{"norm": "l2"}')
+  with pytest.raises(UserError, match='check.json: no checks'):
+    report.build(tmp_path)
+
+
 def test_what_verify_found_is_told(tmp_path, no_files):
   write_workdir(tmp_path, **KINDS['smoothed'], num_images=20, num_epochs=2)
   record = {'finished': '2026-11-21T10:00:00+00:00', 'images': 20, 'drawn_again': 5, 'problems': {},

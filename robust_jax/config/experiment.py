@@ -21,6 +21,7 @@ from robust_jax.config.sections import (
     SHARED,
     TABLES,
     AttackImageSettings,
+    CheckSettings,
     DataSettings,
     EvaluationSettings,
     ExtraSettings,
@@ -65,8 +66,8 @@ class Run:
     sigma: noise of the smoothed classifier that is certified; 0: not smoothed.
     attacked_sigma: noise of the classifier that is attacked, the same one unless
       config.evaluation.sigma says otherwise.
-    data, extra, train, evaluation, certify_images, verify, label, attack_image: the sections as
-      NamedTuples.
+    data, extra, train, evaluation, certify_images, verify, check, label, attack_image: the
+      sections as NamedTuples.
   """
 
   config: dict[str, Any]
@@ -86,6 +87,7 @@ class Run:
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
   verify: VerifySettings
+  check: CheckSettings
   label: LabelSettings
   attack_image: AttackImageSettings
 

@@ -5,6 +5,7 @@ A radius of 8, for 8/255, is a number like any other to the maths: it trains, at
 
 import math
 
+from robust_jax.attacks import threat_models
 from robust_jax.errors import UserError
 
 # Noise of so many times the range of a pixel; published networks have at most 2.
@@ -23,7 +24,8 @@ def check(run):
   that, every image can be made the same, of pixels 1/2, and no classifier tells them apart.
   """
   for field, value, norm, share in _lengths(run):
-    limit = _LARGEST_SIGMA if norm is None else share * _diameter(run, norm)
+    limit = _LARGEST_SIGMA if norm is None else share * threat_models.diameter(
+        norm, run.test_data.image_shape)
     if value > limit:
       what = 'of noise' if norm is None else f'in {norm}'
       raise UserError(f'config.{field} must be at most {limit:.4g} {what}, as pixels are in '
@@ -70,11 +72,6 @@ def remarks(run, wanted):
 
 def _meant(value, limit):
   return f'; did you mean {value:g}/255 = {value / 255:.3g}?' if 1 <= value <= 255 * limit else ''
-
-
-def _diameter(run, norm):
-  pixels = math.prod(run.test_data.image_shape)
-  return {'linf': 1., 'l2': math.sqrt(pixels), 'l1': float(pixels)}[norm]
 
 
 def _lengths(run):

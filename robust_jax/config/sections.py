@@ -216,6 +216,19 @@ class VerifySettings(NamedTuple):
   sample: Index = 0
 
 
+class CheckSettings(NamedTuple):
+  """config.check: --stages=check, whether attacks on this classifier can be trusted."""
+
+  # The first of the images of the attack stage.
+  num_images: Count = 50
+  # In pixel units of config.attack's norm; None: the middle one of evaluation.epsilons.
+  epsilon: Positive | None = None
+  # Of PGD and APGD, of PGD, of Square.
+  num_steps: Count = 100
+  restarts: Count = 3
+  num_queries: Count = 500
+
+
 class LabelSettings(NamedTuple):
   """config.label: --stages=label, pseudo-labels of a dataset by this classifier."""
 
@@ -249,7 +262,8 @@ class AttackImageSettings(NamedTuple):
 
 SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
             'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
-            'verify': VerifySettings, 'label': LabelSettings, 'attack_image': AttackImageSettings}
+            'verify': VerifySettings, 'check': CheckSettings, 'label': LabelSettings,
+            'attack_image': AttackImageSettings}
 # What a stage's results depend on.
 _WEIGHTS = ('weights', 'weights_part', 'new_head')
 _CLASSIFIER = ('seed', 'sigma', 'data', 'model', *_WEIGHTS, 'checkpoint')

@@ -32,6 +32,7 @@ class Contents(NamedTuple):
     certified: `certification.log.Log`, or None.
     votes: its `certification.log.Votes`, or None.
     verified: what `--stages=verify` has left of it ({} if absent).
+    checked: what `--stages=check` found of attacks ({} if absent).
     gallery: {name: array}, or None.
     radii: {name: array} of training that learns a radius for each example, or None.
     experiment: the name that a sweep's point gives its config, as 'trades'; '' without one.
@@ -47,6 +48,7 @@ class Contents(NamedTuple):
   certified: log.Log | None
   votes: log.Votes | None
   verified: dict[str, Any]
+  checked: dict[str, Any]
   gallery: dict[str, np.ndarray] | None
   radii: dict[str, np.ndarray] | None
   experiment: str = ''
@@ -99,6 +101,7 @@ def load(workdir) -> Contents:
       metrics=_metrics(path / 'metrics.jsonl'),
       attack=read('attack.jsonl', analysis.read_attack), certified=read(certified, log.read),
       votes=read(certified, log.read_votes), verified=_verified(path / 'verify.json'),
+      checked=_checked(path / 'check.json'),
       gallery=read('gallery.npz', _arrays), radii=read('radii.npz', _arrays))
 
 
@@ -157,6 +160,14 @@ def _verified(path):
   missing = {'finished', 'images', 'drawn_again', 'problems', 'problems_in_table'} - record.keys()
   if record and missing:
     raise UserError(f'{path}: no {min(missing)}, which --stages=verify writes')
+  return record
+
+
+def _checked(path):
+  record = _json(path)
+  missing = {'norm', 'epsilon', 'checks', 'curves', 'images'} - record.keys()
+  if record and missing:
+    raise UserError(f'{path}: no {min(missing)}, which --stages=check writes')
   return record
 
 

@@ -108,6 +108,17 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
       table = Table([*table.columns, 'not shown broken (%)'], [
           [*row, f'{100 * share:.1f}'] for row, share in zip(table.rows, known)])
     result['attack'] = (f'Accuracy under {attack_name(run.attack)}', table)
+  if run.checked:
+    result['checks'] = ('Checks of the attacks', Table(
+        ['', 'what was measured', 'found'],
+        [['✓' if line['passed'] else '⚠', line['text'], line['found']]
+         for line in run.checked['checks']]))
+    indicators = [name for name in run.checked['images'][0] if name not in (
+        'idx', 'label', 'robust')]
+    result['indicators'] = ('Indicators of attack failure', Table(
+        ['image', 'label', 'broken', *(name.replace('_', ' ') for name in indicators)],
+        [[row['idx'], row['label'], 'no' if row['robust'] else 'yes',
+          *(f'{row[name]:.2g}' for name in indicators)] for row in run.checked['images']]))
   if _has_images(run.certified) or _has_images(run.attack):
     result['classes'] = ('By class', _class_table(run))
   if any(run.metrics.values()):
@@ -152,11 +163,28 @@ def figures(run: Contents) -> dict[str, Chart]:
       result['probability'] = charts.probability_chart(
           [Line('', charts.CERTIFIED, p, shares, analysis.accuracy_interval(shares, len(log.idx)),
                 steps=True)], size=SMALL)
+  result |= _check_figures(run.checked)
   if run.radii is not None:
     scale, unit = _radii_unit(run)
     result['radii'] = charts.histogram(
         'radii', 'Training images', f'{pages.norm(run.radii["norm"])} radius{unit}',
         scale * run.radii['radius'], charts.TRAIN, size=SMALL)
+  return result
+
+
+def _check_figures(checked):
+  """Accuracy under PGD against its radius and its steps, as `--stages=check` found it."""
+  if not checked:
+    return {}
+  norm, epsilon, result = pages.norm(checked['norm']), checked['epsilon'], {}
+  for name, title, label, most in (
+      ('epsilon', 'radius', f'{norm} ε', 8 * epsilon),
+      ('steps', 'steps', f'steps within {norm} ε = {pages.epsilon(epsilon)}', np.inf)):
+    x, accuracies = map(np.asarray, checked['curves'][name])
+    result[f'check_{name}'] = Chart(
+        f'check_{name}', f'Accuracy under PGD by {title}', label,
+        [Line('', charts.ATTACK, x[x <= most], accuracies[x <= most], marks=name == 'epsilon')],
+        (0, 1), percent=True, size=SMALL)
   return result
 
 

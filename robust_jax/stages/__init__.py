@@ -8,14 +8,15 @@ from robust_jax.stages.attack import attack
 from robust_jax.stages.attack_image import attack_image
 from robust_jax.stages.attack_image import check as check_attack_image
 from robust_jax.stages.certify import certify
+from robust_jax.stages.check import check as check_attacks
 from robust_jax.stages.label import check as check_label
 from robust_jax.stages.label import label
 from robust_jax.stages.report import report
 from robust_jax.stages.train import train
 from robust_jax.stages.verify import verify
 
-STAGES = {'train': train, 'attack': attack, 'certify': certify, 'verify': verify, 'label': label,
-          'attack_image': attack_image, 'report': report}
+STAGES = {'train': train, 'attack': attack, 'certify': certify, 'verify': verify,
+          'check': check_attacks, 'label': label, 'attack_image': attack_image, 'report': report}
 # What a run does unless --stages says otherwise.
 DEFAULT = ('train', 'attack', 'certify', 'report')
 # Their results stay in the workdir: they run once, and again by --redo. The others run whenever

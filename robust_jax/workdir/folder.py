@@ -12,6 +12,7 @@ attack.jsonl      the attack stage, one line an image; gallery.npz has some of i
 certify.jsonl     certificates, one line an image; certify.progress.json has unfinished ones
 certify.tsv       the table made from certify.jsonl when the stage ends
 verify.json       what the last verification found
+check.json        what the last examination of attacks found
 report.html       and tables/, figures/
 attack_image/     of each image file that was attacked a page, the images and the figures
 previous/         results that `--redo` has moved away
@@ -41,7 +42,8 @@ LOCK = '.lock'
 REDO = 'redo'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'radii.npz', 'tensorboard'),
-    'attack': ('attack.jsonl', 'attack.progress.jsonl', 'gallery.npz', 'robustbench.json'),
+    'attack': ('attack.jsonl', 'attack.progress.jsonl', 'gallery.npz', 'robustbench.json',
+               'check.json'),
     'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json', 'verify.json'),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
@@ -109,12 +111,12 @@ def locked(workdir):
 def describe(run, workdir, words):
   """Writes config.json, and run.json on the training that the workdir holds, or will hold.
 
-  The command of run.json has the `words` that the launcher was given. config.verify, label and
-  attack_image, which are of one call, are written as their defaults.
+  The command of run.json has the `words` that the launcher was given. config.verify, check, label
+  and attack_image, which are of one call, are written as their defaults.
   """
   write_json(Path(workdir) / 'config.json',
              run.config | {name: type(getattr(run, name))()._asdict()
-                           for name in ('verify', 'label', 'attack_image')})
+                           for name in ('verify', 'check', 'label', 'attack_image')})
   if 'train' in stages(workdir):
     return
   dataset, devices = run.test_data, run.devices
