@@ -207,7 +207,9 @@ def _decimal(fraction):
 def _unknown_flag(name, config):
   """--epsilon for --config.epsilon, or a flag that is spelt otherwise."""
   paths = [f'config.{path}' for path in flat(config.to_dict())]
-  same = sorted((path for path in paths if path.endswith(f'.{name}')), key=len)
+  # Those of stages that are asked for by name come last.
+  same = sorted((path for path in paths if path.endswith(f'.{name}')),
+                key=lambda path: (path.split('.')[1] in ('check', 'attack_image'), len(path)))
   hint = f'; did you mean --{" or --".join(same[:3])}?' if same else suggest(
       name, ['config', 'help', *FLAGS, *paths], lambda near: f'--{near}')
   return f'--{name} is not a flag{hint or "; --help lists them"}'
