@@ -16,6 +16,7 @@ from robust_jax.errors import UserError
 from robust_jax.stages import attack as run_attack
 from robust_jax.stages import images as stage_images
 from robust_jax.stages import weights
+from robust_jax.workdir import checkpoint
 
 
 def distance(images):
@@ -71,6 +72,32 @@ def test_what_had_no_finite_gradient_is_logged(monkeypatch, tmp_path):
   assert [row.get('undefined') for row in rows] == [None, None, [True, True], None, None]
   log = analysis.read_attack(tmp_path / 'attack.jsonl')
   assert analysis.undefined_images(log) == 1 and log.undefined[2].all()
+
+
+def test_transfer_from_another_network(monkeypatch, tmp_path):
+  other = lambda x: 5 * distance(x)
+  network = SimpleNamespace(eval_logits=lambda variables: jax.tree_util.Partial(other))
+  monkeypatch.setattr(checkpoint, 'load', lambda folder: (network, {}, {}))
+  monkeypatch.setattr(sections, 'EvaluationSettings', functools.partial(
+      sections.EvaluationSettings, transfer_from='runs/other'))
+  pixels = np.full((3, 2, 2, 1), 0.8, np.float32)
+
+  def attack(key, logits_fn, images, labels, *, epsilon, noise=None):
+    # What is attacked is the other network.
+    return attacks.no_attack(key, logits_fn, images, labels, epsilon=epsilon)._replace(
+        images=jnp.where(logits_fn(images)[:, 1, None, None, None] > 1, 0.5, images))
+
+  rows = attacked(monkeypatch, tmp_path, pixels, attack)
+  header = json.loads((tmp_path / 'attack.jsonl').read_text().splitlines()[0])['header']
+  assert header['transfer_from'] == 'runs/other'
+  assert [row['clean'] for row in rows] == [0, 0, 0]
+  assert [row['adversarial'] for row in rows] == [[1, 1]] * 3
+  monkeypatch.setattr(checkpoint, 'load', lambda folder: (
+      SimpleNamespace(eval_logits=lambda variables: lambda x: x[:, 0, 0, :]), {}, {}))
+  with pytest.raises(UserError, match="transfer_from is 'runs/other', .*logits float32.2, 2."):
+    attacked(monkeypatch, tmp_path / 'again', pixels, attack)
+  with pytest.raises(UserError, match="transfer_from must be None .*'autoattack'"):
+    attacked(monkeypatch, tmp_path / 'suite', pixels, attack, 'autoattack')
 
 
 @pytest.mark.parametrize('far, message', [

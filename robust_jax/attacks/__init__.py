@@ -9,11 +9,12 @@ from robust_jax.attacks.fgsm import fgsm
 from robust_jax.attacks.lbfgs import lbfgs_attack
 from robust_jax.attacks.none import no_attack
 from robust_jax.attacks.pgd import pgd, pgd_attack
+from robust_jax.attacks.spatial import spatial
 from robust_jax.attacks.square import square_attack
 
 ATTACKS = {'pgd': pgd_attack, 'fgsm': fgsm, 'ddn': ddn, 'apgd': apgd_attack,
            'fab': fab_attack, 'square': square_attack, 'carlini_wagner': carlini_wagner,
-           'lbfgs': lbfgs_attack, 'none': no_attack}
+           'spatial': spatial, 'lbfgs': lbfgs_attack, 'none': no_attack}
 fgsm_attack = fgsm  # As the other attacks are called.
 # Several attacks in one, which are for evaluation alone; they have the fields of `ATTACKS`.
 SUITES = {'autoattack': autoattack}
@@ -22,4 +23,4 @@ ON_HOST = ('lbfgs',)
 
 __all__ = ['ATTACKS', 'ON_HOST', 'SUITES', 'apgd_attack', 'autoattack', 'carlini_wagner', 'ddn',
            'fab_attack', 'fgsm', 'fgsm_attack', 'lbfgs_attack', 'no_attack', 'pgd', 'pgd_attack',
-           'square_attack']
+           'spatial', 'square_attack']

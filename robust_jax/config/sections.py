@@ -185,6 +185,8 @@ class EvaluationSettings(NamedTuple):
   # Noise of the smoothed classifier that is attacked; None: that of certification, 0: the network
   # itself is attacked.
   sigma: NonNegative | None = None
+  # A workdir whose network is attacked in place of this one, which then judges what is found.
+  transfer_from: str | None = None
   # Noises that the attack on a smoothed classifier averages over.
   num_noise: Count = 32
   # Noises and error probability of the prediction that judges it.

@@ -12,8 +12,9 @@ from robust_jax import analysis, attacks, certification, keys, losses, smoothing
 from robust_jax.attacks import threat_models
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
+from robust_jax.models import external
 from robust_jax.stages import images, suite, weights
-from robust_jax.workdir import monitoring, records
+from robust_jax.workdir import checkpoint, monitoring, records
 
 # float32's of images that were projected.
 _ROUNDING = 1e-5
@@ -29,12 +30,14 @@ def attack(run, workdir):
   """
   logits_fn, origin, _ = weights.load(run, workdir)
   settings = run.evaluation
+  source = _source(run, logits_fn)
   judge = _judge(run, logits_fn)
   header = {'attack': run.config['attack'], 'epsilons': list(settings.epsilons),
             'smoothed': run.attacked_sigma > 0, 'sigma': run.attacked_sigma,
             'seed': run.config['seed'],
             **{name: run.config['evaluation'][name]
                for name in ('num_noise', 'n', 'alpha', 'stride', 'num_images')},
+            **({'transfer_from': settings.transfer_from} if settings.transfer_from else {}),
             **({'num_classes': run.test_data.num_classes} if run.attacked_sigma > 0 else {}),
             **origin}
   path = Path(workdir) / 'attack.jsonl'
@@ -56,7 +59,7 @@ def attack(run, workdir):
   for chunk in images.batches(run.test_data, left, batch_size, pad=True):
     real = chunk.mask > 0
     clean, clean_votes = judge(chunk.images, chunk)
-    attacked, undefined = zip(*(find((run.key('attack'), logits_fn, epsilon), chunk)
+    attacked, undefined = zip(*(find((run.key('attack'), source, epsilon), chunk)
                                 for epsilon in settings.epsilons))
     for epsilon, found in zip(settings.epsilons, attacked):
       _check_found(run.config['attack'], chunk.images[real], found[real], epsilon)
@@ -75,6 +78,27 @@ def attack(run, workdir):
   bar.close()
   print(_result(path), flush=True)
   return {'origin': origin}
+
+
+def _source(run, logits_fn):
+  """The network that is attacked: the run's own, or that of config.evaluation.transfer_from.
+
+  Raises:
+    UserError: no trained network is there, or one of other images or classes.
+  """
+  folder = run.evaluation.transfer_from
+  if folder is None:
+    return logits_fn
+  name = run.config['attack']['name']
+  if name in attacks.SUITES:
+    raise UserError(f'config.evaluation.transfer_from must be None with config.attack.name='
+                    f'{name!r}, whose parts leave what is broken to no other, got {folder!r}')
+  network, variables, _ = checkpoint.load(folder)
+  source = network.eval_logits(variables)
+  shape = run.test_data.image_shape
+  external.check(source, shape, run.test_data.num_classes,
+                 target=f'config.evaluation.transfer_from is {folder!r}, whose network')
+  return source
 
 
 def _attacker(run):
