@@ -227,7 +227,7 @@ def _to_hyperplane(rows, normal, excess, norm):
   slope = jnp.abs(normal)
   largest = jnp.max(slope, axis=-1)
   largest = jnp.where(largest > 0, largest, 1)
-  move = {'linf': _together, 'l2': _together, 'l1': _one_by_one}[norm]
+  move = {'linf': _together, 'l2': _together, 'l1': _steepest_first}[norm]
   speed = {'speed': jnp.sign(slope)} if norm == 'linf' else {}
   return jnp.sign(direction) * move(slope / largest[:, None], jnp.maximum(room, 0),
                                     jnp.abs(excess) / largest, **speed)
@@ -256,12 +256,23 @@ def _together(slope, room, need, speed=None):
   return jnp.minimum(length[..., None] * speed, room)
 
 
-def _one_by_one(slope, room, need):
-  """Entries in the order of their slope moved by all their room until <slope, .> is `need`."""
-  order = jnp.argsort(-slope, axis=-1)
-  sort = lambda values: jnp.take_along_axis(values, jnp.broadcast_to(order, values.shape), axis=-1)
-  steep, far = sort(slope), sort(room)
-  before = jnp.cumsum(steep * far, axis=-1) - steep * far
-  moved = jnp.clip((need[..., None] - before) / jnp.where(steep > 0, steep, 1), 0, far)
-  return jnp.take_along_axis(moved, jnp.broadcast_to(jnp.argsort(order, axis=-1), moved.shape),
-                             axis=-1)
+def _steepest_first(slope, room, need):
+  """Entries moved by all their room, the largest slopes first, until <slope, .> is `need`."""
+  worth = slope * room
+  # Nonnegative floats are ordered as their bits are: entries above `threshold` go all their way.
+  bits = jax.lax.bitcast_convert_type(slope, jnp.int32)
+  above = lambda threshold: jnp.sum(jnp.where(bits > threshold[..., None], worth, 0), axis=-1)
+
+  def halve(_, interval):
+    low, high = interval
+    middle = low + (high - low) // 2
+    fits = above(middle) <= need
+    return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+  highest = jnp.broadcast_to(jnp.max(bits, axis=-1), need.shape)
+  threshold = jax.lax.fori_loop(0, 31, halve, (jnp.full_like(highest, -1), highest))[1]
+  # Those at the threshold share what is left: however they do, the sum of the moves is the same.
+  at = bits == threshold[..., None]
+  most = jnp.sum(jnp.where(at, worth, 0), axis=-1)
+  share = jnp.clip((need - above(threshold)) / jnp.where(most > 0, most, 1), 0, 1)[..., None]
+  return room * jnp.where(bits > threshold[..., None], 1, jnp.where(at, share, 0))
