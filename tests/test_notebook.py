@@ -93,7 +93,7 @@ def test_every_cell_runs_and_shows_what_is_stored(executed, notebook):
   book, _ = executed
   assert [*map(outputs, book.cells)] == [*map(outputs, notebook.cells)]
   pictures = [kinds for kinds in map(outputs, book.cells) if 'image/png' in str(kinds)]
-  assert len(pictures) == 4
+  assert len(pictures) == 5
 
 
 def test_the_example_of_the_readme_certifies_the_trained_run(executed):

@@ -19,10 +19,10 @@ def lines(record) -> str:
   """
   found = []
   for image in record['images']:
-    (name, probability), end = image['probable'][0], ''
-    if image['kind'] != 'original':
-      end = f'; {_aim(record, image)}: {_verdict(image)}'
-    found.append(f'{image["file"]}: {name} {pages.percent(probability)}{end}')
+    end = ('' if image['kind'] == 'original' else
+           f'; {_aim(record, image)}: {_verdict(image)}')
+    found.append(f'{image["file"]}: {_class(image)} '
+                 f'{pages.percent(image["probable"][0][1])}{end}')
   return '\n'.join(found)
 
 
@@ -57,13 +57,17 @@ def page(record, folder) -> str:
 
 
 def _picture(image, pixels, title, label):
-  name, probability = image['probable'][0]
   right = image['predicted'] == label
-  shown = name if image['predicted'] == name else f'{image["predicted"]}; most probable {name}'
   return gallery.Picture(
-      gallery.data_uri(pixels), f'{title}, classified as {shown}',
-      f'{"✓" if right else "✗"} {shown}', title, 'right' if right else 'wrong',
-      pages.percent(probability))
+      gallery.data_uri(pixels), f'{title}: {_class(image)}',
+      f'{"✓" if right else "✗"} {_class(image)}', title, 'right' if right else 'wrong',
+      pages.percent(image['probable'][0][1]))
+
+
+def _class(image):
+  """What an image is classified as; where that is abstained from, the most frequent class too."""
+  name = image['probable'][0][0]
+  return name if image['predicted'] == name else f'{image["predicted"]}, most often {name}'
 
 
 def _ball(record):

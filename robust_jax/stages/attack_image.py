@@ -18,6 +18,7 @@ from robust_jax import certification, keys, losses, named, smoothing
 from robust_jax import report as reports
 from robust_jax.attacks import objectives, threat_models
 from robust_jax.attacks.pgd import pgd
+from robust_jax.certification.judge import beaten, label_votes
 from robust_jax.data import arrays, decode, image_file
 from robust_jax.errors import UserError, suggest
 from robust_jax.report import gallery
@@ -45,8 +46,8 @@ def attack_image(run, workdir):
   norm, epsilon = _norm(run), settings.epsilon or max(run.evaluation.epsilons)
   kinds = ['untargeted'] if target is None else ['untargeted', 'targeted']
   # As many each time as in the end, so that one program is compiled.
-  judge = functools.partial(_judge, run, logits_fn)
-  clean = judge(np.stack([original] * (1 + len(kinds))))[0][0]
+  judged = functools.partial(_judge, run, logits_fn)
+  clean = judged(np.stack([original] * (1 + len(kinds))))[0][0]
   if label is None and clean < 0:
     raise UserError(f'config.attack_image.label must be given: the classifier has no class for '
                     f'{settings.file!r}')
@@ -59,29 +60,29 @@ def attack_image(run, workdir):
       *_victim(run, logits_fn, pixels), pixels, np.array([label, target][:len(kinds)]),
       np.array([1., -1.][:len(kinds)], np.float32), epsilon, norm=norm,
       num_steps=settings.num_steps))
-  unrounded = judge(np.stack([original / np.float32(255), *found]))[0][1:]
+  unrounded = judged(np.stack([original / np.float32(255), *found]))[0][1:]
   levels = [original, *(to_levels(original, each, norm=norm, epsilon=epsilon) for each in found)]
 
-  folder, stem = Path(workdir) / 'attack_image', named.file(settings.file, '').stem
-  folder.mkdir(exist_ok=True)
-  files = [f'{stem}_{kind}.png' for kind in ('original', *kinds)]
-  for name, image in zip(files, levels):
-    records.write_bytes(folder / name, _png(image))
-  written = np.stack([decode.to_array(Image.open(folder / name)) for name in files])
-  predicted, probabilities = judge(written)
+  stem = Path(workdir) / 'attack_image' / named.file(settings.file, '').stem
+  stem.parent.mkdir(exist_ok=True)
+  files = [Path(f'{stem}_{kind}.png') for kind in ('original', *kinds)]
+  for path, image in zip(files, levels):
+    records.write_bytes(path, _png(image))
+  written = np.stack([decode.to_array(Image.open(path)) for path in files])
+  predicted, probabilities = judged(written)
+  wrong = _wrong(run, predicted, probabilities, label)
   distances = threat_models.norms(written / np.float32(255) - pixels[0], norm)
-  name_of = functools.partial(gallery.class_name, class_names=names)
+  name_of = lambda number: gallery.class_name(int(number), names)
   images = [{
-      'kind': kind, 'file': file, 'predicted': name_of(int(predicted[i])),
-      'adversarial': bool(predicted[i] == target if kind == 'targeted' else
-                          predicted[i] not in (label, -1)),
-      'probable': [[name_of(int(k)), float(probabilities[i, k])]
+      'kind': kind, 'file': path.name, 'predicted': name_of(predicted[i]),
+      'adversarial': bool(predicted[i] == target if kind == 'targeted' else wrong[i]),
+      'probable': [[name_of(k), float(probabilities[i, k])]
                    for k in np.argsort(-probabilities[i], kind='stable')[:_NUM_LISTED]],
       'probability_of_label': float(probabilities[i, label]), 'distance': float(distances[i])}
-            for i, (kind, file) in enumerate(zip(('original', *kinds), files))]
+            for i, (kind, path) in enumerate(zip(('original', *kinds), files))]
   for i, image in enumerate(images[1:]):
     image |= {'loss': loss[:, i].tolist(), 'undefined': bool(undefined[i]),
-              'before_rounding': name_of(int(unrounded[i]))}
+              'before_rounding': name_of(unrounded[i])}
   record = {
       'file': settings.file, 'model': run.config['model']['name'], 'dataset': run.data.name,
       'weights': run.config['weights'] if origin['checkpoint_step'] is None else None, **origin,
@@ -89,8 +90,8 @@ def attack_image(run, workdir):
       'target': None if target is None else name_of(target), 'norm': norm, 'epsilon': epsilon,
       'num_steps': settings.num_steps, 'sigma': run.attacked_sigma, 'seed': run.config['seed'],
       'images': images}
-  records.write_json(folder / f'{stem}.json', record)
-  page, text = reports.build_image(folder / f'{stem}.json')
+  records.write_json(f'{stem}.json', record)
+  page, text = reports.build_image(f'{stem}.json')
   print(text, f'page: {page}', sep='\n')
 
 
@@ -111,8 +112,9 @@ def check(run):
   if label is not None and label == target:
     raise UserError('config.attack_image.target must be another class than the label, got '
                     f'{settings.target!r}')
-  return image_file.read(path, run.test_data.image_shape, pad=run.data.pad,
-                              field='config.attack_image.file'), label, target
+  pixels = image_file.read(path, run.test_data.image_shape, pad=run.data.pad,
+                           field='config.attack_image.file')
+  return pixels, label, target
 
 
 def to_levels(original, found, *, norm, epsilon):
@@ -215,6 +217,16 @@ def _judge(run, logits_fn, images):
   votes = count(jax.random.fold_in(run.key('attack'), certification.PREDICT), logits_fn, images,
                 np.arange(len(images)), 0, run.evaluation.n, **drawn)
   return classes, np.asarray(votes) / run.evaluation.n
+
+
+def _wrong(run, classes, probabilities, label):
+  """[batch]: whether what `_judge` says of images shows that their class is not the label."""
+  if not run.attacked_sigma:
+    return (classes != label) & (classes >= 0)
+  settings = run.evaluation
+  counts = np.rint(settings.n * probabilities).astype(int)
+  votes = label_votes(counts, np.full(len(classes), label))
+  return beaten(votes, alpha=settings.alpha, num_classes=probabilities.shape[-1])
 
 
 _logits = jax.jit(lambda logits_fn, images: logits_fn(images))
