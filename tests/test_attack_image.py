@@ -209,3 +209,19 @@ def test_imagenet_need_not_be_there(tmp_path):
   assert run.test_data.num_classes == 1000 and run.test_data.image_shape == (224, 224, 3)
   with pytest.raises(UserError, match='not prepared'):
     experiment.build(config, jax.devices()[:1])
+
+
+@pytest.mark.slow
+def test_a_dalmatian_is_an_airliner(tmp_path):
+  run = experiment.build(sections.resolve(photo.get_config()), jax.devices()[:1], images=False)
+  try:
+    stages.check(run, tmp_path, ['attack_image'])
+  except UserError as error:
+    pytest.skip(str(error))  # Without the packages of the extra 'demo'.
+  stages.run_stage('attack_image', run, tmp_path)
+  record = json.loads((tmp_path / 'attack_image/imagenet_16_251.json').read_text())
+  original, untargeted, targeted = record['images']
+  assert original['predicted'] == record['label'] == 'dalmatian'
+  assert untargeted['adversarial'] and untargeted['probability_of_label'] < 1e-6
+  assert targeted['probable'][0][0] == 'airliner' and targeted['probable'][0][1] > 0.9
+  assert max(untargeted['distance'], targeted['distance']) <= 2.001 / 255
