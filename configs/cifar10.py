@@ -120,6 +120,27 @@ def pgd_wrn():
   return config
 
 
+def autoattack():
+  """AutoAttack at linf 8/255, as RobustBench.
+
+  Of a PreActResNet-18, or of config.model; config.weights as in configs/mnist.py:autoattack.
+  """
+  config = pgd_preact()
+  config.attack = attack('autoattack', norm='linf', version='standard')
+  config.evaluation.update(epsilons=(8 / 255,), stride=1)
+  return config
+
+
+def autoattack_l2():
+  """AutoAttack at l2 0.5, as RobustBench."""
+  config = autoattack()
+  config.epsilon = 0.5
+  config.method.attack.update(norm='l2', step_size=15 / 255)
+  config.attack.norm = 'l2'
+  config.evaluation.epsilons = (0.5,)
+  return config
+
+
 def trades():
   """TRADES, WRN-34-10, linf 0.031 (Zhang et al. 2019)."""
   return _linf(

@@ -56,6 +56,20 @@ def pgd():
       evaluation=dict(epsilons=(1 / 255, 2 / 255, 4 / 255, 8 / 255), stride=10, batch_size=128))
 
 
+def autoattack():
+  """AutoAttack at linf 4/255 on 5,000 images.
+
+  Of a ResNet-50, or of config.model; config.weights as in configs/mnist.py:autoattack. They are
+  every tenth of the 50,000. RobustBench's own 5,000 are a list of files in its package,
+  helper_files/imagenet_test_image_ids.txt: in a folder DIR/test/CLASS/ they are
+  --config.data.name=folder --config.data.data_dir=DIR --config.evaluation.stride=1.
+  """
+  config = pgd()
+  config.attack = attack('autoattack', norm='linf', version='standard')
+  config.evaluation.update(epsilons=(4 / 255,), stride=10, batch_size=64)
+  return config
+
+
 def certify():
   """Certifies a trained ResNet-50 at radii 0.5, 1.0 and 1.5.
 

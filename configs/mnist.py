@@ -97,6 +97,18 @@ def pgd():
       schedule=schedule('constant', learning_rate=1e-4))
 
 
+def autoattack():
+  """AutoAttack at linf 0.3, all test images.
+
+  config.weights is the workdir of a training, as of pgd, or a file of PyTorch weights, with
+  --stages=attack,report; without it the network is first trained as by pgd.
+  """
+  config = pgd()
+  config.attack = attack('autoattack', norm='linf', version='standard')
+  config.evaluation.update(epsilons=(0.3,), stride=1)
+  return config
+
+
 def iaat():
   """IAAT, small network, half an hour (unpublished)."""
   return _adam(

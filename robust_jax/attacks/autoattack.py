@@ -19,6 +19,7 @@ import numpy as np
 from robust_jax import inputs, keys, smoothing
 from robust_jax.attacks import objectives, threat_models
 from robust_jax.attacks.apgd import apgd_attack
+from robust_jax.attacks.fab import fab_attack
 from robust_jax.attacks.square import square_attack
 from robust_jax.types import Array, Attack
 
@@ -249,11 +250,9 @@ def parts(version, norm, num_classes) -> tuple[Part, ...]:
       'apgd-dlr': (apgd_attack, dict(apgd, loss='dlr', restarts=few)),
       'apgd-t': (apgd_attack, dict(apgd, loss='dlr', num_targets=min(
           5 if sparse and version != 'plus' else 9, others))),
+      'fab': (fab_attack, dict(norm=norm, num_steps=100, restarts=5)),
+      'fab-t': (fab_attack, dict(norm=norm, num_steps=100, num_targets=min(9, others))),
       'square': (square_attack, dict(norm=norm, num_queries=5000))}
-  missing = [name for name in names(version) if name not in settings]
-  if missing:
-    raise ValueError(f'version {version!r} has the part {missing[0]!r}, which is not there; parts: '
-                     f'{", ".join(settings)}')
   return tuple(
       Part(name, functools.partial(attack, **values),
            values.get('restarts', 1) * max(values.get('num_targets', 0), 1))
