@@ -142,10 +142,11 @@ def test_a_radius_that_no_box_has(photograph, tmp_path):
     made(tmp_path, epsilon=2.)
 
 
-@pytest.mark.parametrize('limit, message', [
-    ('_MOST_PIXELS', '6x6 are more than'), ('_MOST_BYTES', 'larger than')])
-def test_huge_files_are_not_read(limit, message, photograph, tmp_path, monkeypatch):
-  monkeypatch.setattr(image_file, limit, 35)
+@pytest.mark.parametrize('limit, value, message', [
+    ('_MOST_PIXELS', 35, '6x6 are more than'), ('_MOST_BYTES', 35, 'larger than'),
+    ('_MOST_ELONGATED', 0.5, '6x6 are too narrow')])
+def test_huge_files_are_not_read(limit, value, message, photograph, tmp_path, monkeypatch):
+  monkeypatch.setattr(image_file, limit, value)
   with pytest.raises(UserError, match=message):
     image_file.read(tmp_path / 'photo.png', SHAPE)
 

@@ -10,6 +10,8 @@ from robust_jax.errors import UserError
 
 # No photograph is larger: files that are, are not read.
 _MOST_BYTES, _MOST_PIXELS = 2**28, 10**8
+# The whole of an image is enlarged where its short side has too few pixels.
+_MOST_ELONGATED = 50
 
 
 def read(path, image_shape, *, pad=0, field='the image file'):
@@ -29,7 +31,8 @@ def read(path, image_shape, *, pad=0, field='the image file'):
     [height, width, channel] uint8.
 
   Raises:
-    UserError: the file is not there, is no image, or is larger than 256 MiB or 100 megapixels.
+    UserError: the file is not there, is no image, is larger than 256 MiB or 100 megapixels, or has
+      one side more than 50 times as long as the other.
   """
   height, width, channels = image_shape
   size = (width - 2 * pad, height - 2 * pad)
@@ -44,6 +47,8 @@ def read(path, image_shape, *, pad=0, field='the image file'):
         if image.width * image.height > _MOST_PIXELS:
           raise ValueError(f'{image.width}x{image.height} are more than {_MOST_PIXELS // 10**6} '
                            'million pixels')
+        if max(image.size) > _MOST_ELONGATED * min(image.size):
+          raise ValueError(f'{image.width}x{image.height} are too narrow')
       image = ImageOps.exif_transpose(decode.decode(path.read_bytes(), channels))
   except decode.ERRORS as error:
     raise UserError(f'{field} must be an image that can be read, got {str(path)!r} '
