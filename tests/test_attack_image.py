@@ -11,7 +11,7 @@ from scipy import special
 
 from configs import external, photo
 from launch import run as launcher
-from robust_jax import stages
+from robust_jax import report, stages
 from robust_jax.config import experiment, sections
 from robust_jax.data import image_file
 from robust_jax.errors import UserError
@@ -100,6 +100,8 @@ def test_an_attack_that_fails_is_said_to(photograph, tmp_path, capsys):
   assert not image['adversarial'] and image['distance'] == 0
   np.testing.assert_array_equal(written(tmp_path / 'attack_image', 'untargeted'), photograph)
   assert 'not adversarial' in capsys.readouterr().out
+  (tmp_path / 'config.json').write_text('{}')
+  assert '<a href="attack_image/photo.html">photo</a>' in report.build(tmp_path).read_text()
 
 
 def test_a_smoothed_classifier_is_judged_by_votes(photograph, tmp_path):

@@ -215,6 +215,7 @@ def page(run: Contents, tables, figures, figure_files) -> str:
   names = run.record.get('dataset', {}).get('class_names') or []
   values = {'cards': [], 'radii_cards': [], 'attack_name': '', 'attack_norm': '',
             'attack_details': None, 'other_images': False, 'undefined': 0, 'suite': None}
+  values['image_pages'] = sorted(path.stem for path in run.path.glob('attack_image/*.html'))
   if run.gallery is not None:
     values['cards'], values['magnification'] = gallery.adversarial(run.gallery, names)
     kind = 'share of the votes' if run.attack and run.attack.header.get('smoothed') else (
