@@ -20,7 +20,7 @@ def _smoothed(**changes):
       train=dict(eval_every_epochs=2.),
       attack=attack('pgd', norm='l2', random_start=False, num_steps=20, step_ratio=2.),
       evaluation=dict(stride=3, num_noise=16, epsilons=(0.25, 0.5, 0.75, 1.)),
-      certify=dict(n=10_000)), **changes)
+      certify=dict(n=10_000), sandwich=dict(num_noise=32, num_steps=20)), **changes)
 
 
 def _attacked(name='smoothadv', inner=L2_PGD, **fields):

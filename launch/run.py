@@ -10,6 +10,7 @@ from robust_jax import backend, errors, stages, workdir
 from robust_jax.config import experiment
 from robust_jax.config.sections import check_workdir, resolve
 from robust_jax.devices.choose import choose_devices
+from robust_jax.stages.sandwich import check_crossings
 from robust_jax.workdir import interrupts
 
 
@@ -19,8 +20,7 @@ def main(argv):
   wanted = {*given.stages, *given.redo}
   if wanted == {'attack'} and not given.redo and given.config.attack_image.file:
     wanted = {'attack_image'}  # Of the test images nobody would name a file.
-  # Attacks and certificates of parameters that are trained anew are stale.
-  redo = stages.KEPT if 'train' in given.redo else given.redo
+  redo = stages.with_followers(given.redo)
   if given.sweep is not None:
     return sweep.run(given.sweep, given.workdir, wanted, redo, num_devices=given.devices)
   config = resolve(given.config)
@@ -53,6 +53,8 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
     for stage in stages.STAGES:
       if stage in wanted:
         stages.run_stage(stage, run, folder)
+    if 'sandwich' in wanted:
+      check_crossings(folder)
 
 
 def program(argv):

@@ -17,16 +17,18 @@ Where it is run:
   --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
 
 Which parts of it:
-  --stages=A,B,...      of train, attack, certify, verify, check, label, attack_image, report; the
-                        default is train,attack,certify,report, or what the study of a sweep needs
-  --redo=A,B,...        of train, attack, certify, report, those to run anew; old results move to
-                        previous/
+  --stages=A,B,...      of train, attack, certify, sandwich, verify, check, label, attack_image,
+                        report; the default is train,attack,certify,sandwich,report, or what the
+                        study of a sweep needs
+  --redo=A,B,...        of train, attack, certify, sandwich, report, those to run anew; old
+                        results move to previous/
   --sweep               every point of the config file's sweep(), each in its own folder of
                         --workdir, and a comparison of them
   --profile=N           trace N training steps, after the first ten, into WORKDIR/profile
 
 Exit status: 0; 2 after a mistake; 3 if a loss is not finite; 4 if --stages=verify finds a
-difference; 75 if interrupted (the same command goes on); 1 if a run of a sweep failed.
+difference; 5 if an attack is inside a certificate; 75 if interrupted (the same command goes on);
+1 if a run of a sweep failed.
 
 Examples:
   python -m launch --workdir=runs/demo

@@ -24,6 +24,12 @@ class MismatchError(UserError):
   exit_status = 4
 
 
+class CrossingError(UserError):
+  """An adversarial example was found within a certificate: one of the two is wrong."""
+
+  exit_status = 5
+
+
 def choices(field, names, got):
   """That `field` must be one of `names`: the nearest of them or, where none is near, all."""
   near = difflib.get_close_matches(str(got), list(names), 3)

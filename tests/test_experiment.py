@@ -90,7 +90,7 @@ def test_the_help_is_one_page(capsys):
   assert {*flags.FLAGS, 'config', 'help'} == {found[1] for found in map(flag.match, lines) if found}
   for stage in stages.STAGES:
     assert re.search(fr'\b{stage}\b', '\n'.join(lines))
-  assert ','.join(stages.DEFAULT) == 'train,attack,certify,report'
+  assert ','.join(stages.DEFAULT) == 'train,attack,certify,sandwich,report'
   assert lines.index('Examples:') > len(lines) - 8
 
 

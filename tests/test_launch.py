@@ -82,11 +82,12 @@ def metrics(folder):
 def test_a_run_leaves_all_its_files(finished):
   folder, printed = finished
   assert {'config.json', 'run.json', 'stages.json', 'metrics.jsonl', 'checkpoints', 'attack.jsonl',
-          'gallery.npz', 'certify.jsonl', 'certify.tsv', 'report.html', 'tables'} <= {
+          'gallery.npz', 'certify.jsonl', 'certify.tsv', 'sandwich.jsonl', 'report.html',
+          'tables'} <= {
               path.name for path in folder.iterdir()}
   assert 'Certified accuracy' in printed and str(folder / 'report.html') in printed
   status = {name: record['status'] for name, record in workdir.stages(folder).items()}
-  assert status == {'train': 'done', 'attack': 'done', 'certify': 'done'}
+  assert status == {'train': 'done', 'attack': 'done', 'certify': 'done', 'sandwich': 'done'}
   network = workdir.stages(folder)['certify']['network']
   assert network['num_images'] == 24 and network['accuracy'] > 0.5
   with np.load(folder / 'gallery.npz') as gallery:
@@ -116,7 +117,7 @@ def test_finished_stages_are_not_redone(environment, finished):
   before = {name: (folder / name).stat().st_mtime_ns for name in ('certify.jsonl', 'attack.jsonl')}
   result = launch(environment, folder)  # The config is the workdir's own.
   assert result.returncode == 0, result.stderr
-  assert result.stdout.count('done already') == 3
+  assert result.stdout.count('done already') == 4
   assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
 
 

@@ -20,7 +20,7 @@ from robust_jax.errors import UserError
 from robust_jax.workdir import interrupts
 
 ROOT = Path(__file__).parents[1]
-ALL = {'train', 'attack', 'certify', 'report'}
+ALL = {'train', 'attack', 'certify', 'sandwich', 'report'}
 # Leaves what a run leaves, writes down how it was called, and fails or waits if it is told to.
 STAND_IN = '''
 import json, pathlib, signal, sys, time
@@ -187,7 +187,7 @@ def test_runs_in_order_and_skips_what_is_finished(tmp_path, stand_in, capsys):
   record['train']['status'] = 'done'
   (folder / '001' / 'stages.json').write_text(json.dumps(record))
   assert run(ALL) == 0
-  assert calls(tmp_path)[2] == ['002', 'train,attack,certify,report', 2, '2']
+  assert calls(tmp_path)[2] == ['002', 'train,attack,certify,sandwich,report', 2, '2']
   (folder / '000' / 'report.html').unlink()
   assert run(ALL) == 0
   assert [call[0] for call in calls(tmp_path)] == ['000']

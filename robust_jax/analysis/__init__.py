@@ -43,14 +43,17 @@ from robust_jax.analysis.intervals import (
     welch_difference,
 )
 from robust_jax.analysis.recertify import simultaneous
+from robust_jax.analysis.sandwich import SandwichLog, crossings, radius_ratios, sandwich_at_once
+from robust_jax.analysis.sandwich import read as read_sandwich
 from robust_jax.analysis.table import Best, Table, to_csv, to_latex, to_markdown, to_text
 
 __all__ = [
-    'AttackLog', 'Best', 'Table', 'abstention_rate', 'accuracy_interval', 'acr_text',
-    'attack_at_once', 'attack_curve', 'average_certified_radius', 'certified_accuracy',
-    'certified_images', 'certified_probability', 'clean_accuracy', 'common_images',
-    'decided_radii', 'envelope', 'is_decided', 'largest_radius', 'mean_draws', 'mean_interval',
-    'on_images', 'paired_difference', 'read_attack', 'robust', 'robust_accuracy', 'round_radii',
-    'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text', 'undefined_images',
-    'verdicts', 'welch_difference',
+    'AttackLog', 'Best', 'SandwichLog', 'Table', 'abstention_rate', 'accuracy_interval',
+    'acr_text', 'attack_at_once', 'attack_curve', 'average_certified_radius',
+    'certified_accuracy', 'certified_images', 'certified_probability', 'clean_accuracy',
+    'common_images', 'crossings', 'decided_radii', 'envelope', 'is_decided', 'largest_radius',
+    'mean_draws', 'mean_interval', 'on_images', 'paired_difference', 'radius_ratios',
+    'read_attack', 'read_sandwich', 'robust', 'robust_accuracy', 'round_radii',
+    'sandwich_at_once', 'simultaneous', 'to_csv', 'to_latex', 'to_markdown', 'to_text',
+    'undefined_images', 'verdicts', 'welch_difference',
 ]

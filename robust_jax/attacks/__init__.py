@@ -3,6 +3,7 @@
 from robust_jax.attacks.apgd import apgd_attack
 from robust_jax.attacks.autoattack import autoattack
 from robust_jax.attacks.carlini_wagner import carlini_wagner
+from robust_jax.attacks.confirmed import Confirmed, smallest
 from robust_jax.attacks.ddn import ddn
 from robust_jax.attacks.fab import fab_attack
 from robust_jax.attacks.fgsm import fgsm
@@ -21,6 +22,6 @@ SUITES = {'autoattack': autoattack}
 # Those that run on the host: they cannot be compiled, hence not be a part of a training step.
 ON_HOST = ('lbfgs',)
 
-__all__ = ['ATTACKS', 'ON_HOST', 'SUITES', 'apgd_attack', 'autoattack', 'carlini_wagner', 'ddn',
-           'fab_attack', 'fgsm', 'fgsm_attack', 'lbfgs_attack', 'no_attack', 'pgd', 'pgd_attack',
-           'spatial', 'square_attack']
+__all__ = ['ATTACKS', 'ON_HOST', 'SUITES', 'Confirmed', 'apgd_attack', 'autoattack',
+           'carlini_wagner', 'ddn', 'fab_attack', 'fgsm', 'fgsm_attack', 'lbfgs_attack',
+           'no_attack', 'pgd', 'pgd_attack', 'smallest', 'spatial', 'square_attack']

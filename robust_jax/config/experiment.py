@@ -27,6 +27,7 @@ from robust_jax.config.sections import (
     ExtraSettings,
     ImagesSettings,
     LabelSettings,
+    SandwichSettings,
     TrainSettings,
     VerifySettings,
     find,
@@ -66,8 +67,8 @@ class Run:
     sigma: noise of the smoothed classifier that is certified; 0: not smoothed.
     attacked_sigma: noise of the classifier that is attacked, the same one unless
       config.evaluation.sigma says otherwise.
-    data, extra, train, evaluation, certify_images, verify, check, label, attack_image: the
-      sections as NamedTuples.
+    data, extra, train, evaluation, certify_images, sandwich, verify, check, label,
+      attack_image: the sections as NamedTuples.
   """
 
   config: dict[str, Any]
@@ -86,6 +87,7 @@ class Run:
   train: TrainSettings
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
+  sandwich: SandwichSettings
   verify: VerifySettings
   check: CheckSettings
   label: LabelSettings
@@ -160,7 +162,7 @@ class Run:
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""
     return keys.fold_in(keys.root(self.config['seed']),
-                        ('init', 'train', 'evaluate', 'attack', 'certify').index(use))
+                        ('init', 'train', 'evaluate', 'attack', 'certify', 'sandwich').index(use))
 
   @functools.cached_property
   def train_data(self):

@@ -211,6 +211,21 @@ class ImagesSettings(NamedTuple):
   images_per_call: Annotated[Count, FREE] = 50
 
 
+class SandwichSettings(NamedTuple):
+  """config.sandwich: how far each certified image is from a confirmed adversarial example.
+
+  DDN finds a candidate, and evaluation.n draws a point judge the line through it at
+  evaluation.alpha an image (`attacks.smallest`).
+  """
+
+  # Noises that DDN averages over, None: evaluation.num_noise. Of few its candidates are often none.
+  num_noise: Count | None = None
+  # Its steps.
+  num_steps: Annotated[int, Interval(2)] = 40
+  # Halvings of the line, to a part of 2^-halvings.
+  halvings: Index = 5
+
+
 class VerifySettings(NamedTuple):
   """config.verify: --stages=verify."""
 
@@ -264,8 +279,8 @@ class AttackImageSettings(NamedTuple):
 
 SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
             'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
-            'verify': VerifySettings, 'check': CheckSettings, 'label': LabelSettings,
-            'attack_image': AttackImageSettings}
+            'sandwich': SandwichSettings, 'verify': VerifySettings, 'check': CheckSettings,
+            'label': LabelSettings, 'attack_image': AttackImageSettings}
 # What a stage's results depend on.
 _WEIGHTS = ('weights', 'weights_part', 'new_head')
 _CLASSIFIER = ('seed', 'sigma', 'data', 'model', *_WEIGHTS, 'checkpoint')
@@ -274,6 +289,8 @@ STAGE_FIELDS = {
               'method', 'optimizer', 'schedule', 'train'),
     'attack': (*_CLASSIFIER, 'attack', 'evaluation', 'certify.sigma', 'certify.batch_size'),
     'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
+    'sandwich': (*_CLASSIFIER, 'certify', 'certify_images', 'sandwich', 'evaluation.num_noise',
+                 'evaluation.n', 'evaluation.alpha'),
 }
 # Of those, what changes no result.
 FREE_FIELDS = tuple(

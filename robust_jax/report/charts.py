@@ -50,6 +50,7 @@ class Line(NamedTuple):
     steps: each y holds back to the previous x, as a non-increasing step function needs it.
     marks: a dot at every point, with its figures as a tooltip.
     thin: a pale line behind others.
+    joined: whether there is a line; False: marks alone.
   """
 
   name: str
@@ -60,6 +61,7 @@ class Line(NamedTuple):
   steps: bool = False
   marks: bool = False
   thin: bool = False
+  joined: bool = True
 
   @property
   def finite(self):
@@ -292,6 +294,24 @@ def certified_curves(logs, most=MAX_POINTS):
   return [(radii[~np.isnan(y)], y[~np.isnan(y)]) for y in curves]
 
 
+def not_broken_curve(adversarial, most=MAX_POINTS):
+  """(radii, shares of the images without an adversarial example within them), drawn as steps.
+
+  With more than `most` radii some are left out; the steps are never below the function.
+
+  Args:
+    adversarial: [num_images] radii of adversarial examples, inf where there is none.
+    most: the number of radii.
+  """
+  radii = np.unique(adversarial[np.isfinite(adversarial) & (adversarial > 0)])
+  if len(radii) > most:
+    radii = radii[np.linspace(0, len(radii) - 1, most).round().astype(int)]
+  radii = np.concatenate([[0.], radii, radii[-1:] * (1 + 1e-6)])
+  # Each holds back to the radius before it.
+  before = np.concatenate([[0.], radii[:-1]])
+  return radii, np.array([np.mean(adversarial > radius) for radius in before])
+
+
 def _draw_line(axes, line, name):
   colour, _, dash = line.style.partition(' dash')
   colour = PALETTE[colour][0]
@@ -301,8 +321,9 @@ def _draw_line(axes, line, name):
     axes.fill_between(line.x, *line.interval, step='pre' if line.steps else None, color=colour,
                       alpha=0.18, linewidth=0, clip_on=False)
   handle, = axes.plot(
-      line.x, line.y, color=colour, linestyle=_DASHES[int(dash or 0)], gid=name, clip_on=False,
-      drawstyle='steps-pre' if line.steps else 'default', markersize=6,
+      line.x, line.y, color=colour, linestyle=_DASHES[int(dash or 0)] if line.joined else '',
+      gid=name, clip_on=False,
+      drawstyle='steps-pre' if line.steps else 'default', markersize=6 if line.joined else 4,
       marker='o' if line.marks or len(line.x) == 1 else '', solid_joinstyle='round',
       markeredgewidth=0, **({'linewidth': 1, 'alpha': 0.4} if line.thin else {'linewidth': 2}))
   return handle

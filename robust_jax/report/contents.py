@@ -15,7 +15,7 @@ from robust_jax.workdir import read_json, records
 SWEEP = 'sweep.json'
 # A folder with one of these is a run's.
 _FILES = ('config.json', 'stages.json', 'metrics.jsonl', 'attack.jsonl', 'certify.jsonl',
-          'certify.tsv')
+          'certify.tsv', 'sandwich.jsonl')
 
 
 class Contents(NamedTuple):
@@ -37,6 +37,7 @@ class Contents(NamedTuple):
     radii: {name: array} of training that learns a radius for each example, or None.
     experiment: the name that a sweep's point gives its config, as 'trades'; '' without one.
     swept: whether it is a run of a sweep, whose folder has a number and no name.
+    sandwich: `analysis.SandwichLog`, or None.
   """
 
   path: Path
@@ -53,6 +54,7 @@ class Contents(NamedTuple):
   radii: dict[str, np.ndarray] | None
   experiment: str = ''
   swept: bool = False
+  sandwich: analysis.SandwichLog | None = None
 
   @property
   def sigma(self):
@@ -102,7 +104,8 @@ def load(workdir) -> Contents:
       attack=read('attack.jsonl', analysis.read_attack), certified=read(certified, log.read),
       votes=read(certified, log.read_votes), verified=_verified(path / 'verify.json'),
       checked=_checked(path / 'check.json'),
-      gallery=read('gallery.npz', _arrays), radii=read('radii.npz', _arrays))
+      gallery=read('gallery.npz', _arrays), radii=read('radii.npz', _arrays),
+      sandwich=read('sandwich.jsonl', analysis.read_sandwich))
 
 
 def is_sweep(folder) -> bool:

@@ -15,6 +15,8 @@ from robust_jax.report.pages import duration, percent
 
 # Metrics that are no curve of training: the key figures have speed and memory.
 _NOT_DRAWN = ('split', 'step', 'epoch', 'images_per_second', 'memory_mib', 'device_memory_mib')
+# Images of the sandwich that the page lists, and that its chart shows.
+_LISTED, _SCATTERED = 300, 1000
 # The size of the charts that are a figure of a paper too.
 LARGE, SMALL = (520, 340), (520, 300)
 
@@ -52,6 +54,12 @@ def key_figures(run: Contents) -> list[Figure]:
     if run.votes is not None:
       figures.append(Figure('Draws for a certificate', f'{analysis.mean_draws(run.votes):,.0f}',
                             f'mean an image; {duration(np.mean(log.time))} an image'))
+  if _has_images(run.sandwich):
+    ratios, crossed = (of(run.sandwich) for of in (analysis.radius_ratios, analysis.crossings))
+    if len(ratios):
+      figures.append(Figure(
+          'Adversarial / certified ℓ₂ radius', f'{np.median(ratios):.2f}',
+          f'median of {len(ratios):,} images; {crossed.sum():,} attacks within a certificate'))
   if _has_images(attack) and len(attack.epsilons):
     largest = int(np.argmax(attack.epsilons))
     accuracy = analysis.robust_accuracy(attack)[largest]
@@ -108,6 +116,10 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
       table = Table([*table.columns, 'not shown broken (%)'], [
           [*row, f'{100 * share:.1f}'] for row, share in zip(table.rows, known)])
     result['attack'] = (f'Accuracy under {attack_name(run.attack)}', table)
+  if _has_images(run.sandwich):
+    result['sandwich'] = ('Between certificate and attack', _sandwich_table(run))
+    result['sandwich_images'] = ('Image by image, the smallest ratio first',
+                                 _sandwich_images(run))
   if run.checked:
     result['checks'] = ('Checks of the attacks', Table(
         ['', 'what was measured', 'found'],
@@ -163,6 +175,8 @@ def figures(run: Contents) -> dict[str, Chart]:
       result['probability'] = charts.probability_chart(
           [Line('', charts.CERTIFIED, p, shares, analysis.accuracy_interval(shares, len(log.idx)),
                 steps=True)], size=SMALL)
+  if _has_images(run.sandwich):
+    result |= _sandwich_charts(run)
   result |= _check_figures(run.checked)
   if run.radii is not None:
     scale, unit = _radii_unit(run)
@@ -193,6 +207,34 @@ def accuracy_chart(name, title, x_label, lines, **more) -> Chart:
   return Chart(name, title, x_label, lines, (0, 1), percent=True, size=LARGE, **more)
 
 
+def _sandwich_charts(run):
+  """{name: chart}: both radii of each image, and the accuracies that they bound."""
+  log = run.sandwich
+  crossed, shown = analysis.crossings(log), np.isfinite(log.adversarial) & log.correct
+  order = np.argsort(log.certified, kind='stable')
+  rows = [order[mask[order]] for mask in (shown & ~crossed, crossed)]
+  rows[0] = rows[0][np.linspace(0, len(rows[0]) - 1, min(len(rows[0]), _SCATTERED)).round().astype(
+      int)]
+  largest = max(log.certified[shown].max(initial=0.), 1e-6)
+  points = lambda name, style, of: Line(name, style, log.certified[of], log.adversarial[of],
+                                        marks=True, joined=False)
+  scatter = Chart('sandwich', 'Smallest confirmed adversarial ℓ₂ radius', 'certified ℓ₂ radius', [
+      Line('equal: an attack below is an alarm', 'c6 dash1', [0., largest], [0., largest]),
+      points('images', charts.ATTACK, rows[0]), points('within the certificate', 'c4', rows[1])],
+      size=SMALL, limits=charts.draw_limits([run.certified] if _has_images(run.certified) else []))
+  accuracies = lambda name, style, curve: Line(
+      name, style, *curve, analysis.accuracy_interval(curve[1], len(log.idx)), steps=True)
+  radii = np.unique(np.concatenate([[0.], log.certified[log.correct]]))
+  radii = radii[np.linspace(0, len(radii) - 1, min(len(radii), charts.MAX_POINTS)).round().astype(
+      int)]
+  radii = np.append(radii, radii[-1] * (1 + 1e-6))
+  certified = np.array([np.mean(log.correct & (log.certified >= radius)) for radius in radii])
+  bounds = accuracy_chart('sandwich_accuracy', 'Accuracy of the same images', 'ℓ₂ radius', [
+      accuracies('certified (95% band)', charts.CERTIFIED, (radii, certified)),
+      accuracies('not shown broken', charts.ATTACK, charts.not_broken_curve(log.adversarial))])
+  return {'sandwich': scatter, 'sandwich_accuracy': bounds._replace(size=SMALL)}
+
+
 def bounds_certificates(run) -> bool:
   """Whether accuracy under attack is an upper bound of certified accuracy.
 
@@ -213,8 +255,9 @@ def page(run: Contents, tables, figures, figure_files) -> str:
     figure_files: {name of a figure: its files, as seen from the page}.
   """
   names = run.record.get('dataset', {}).get('class_names') or []
-  values = {'cards': [], 'radii_cards': [], 'attack_name': '', 'attack_norm': '',
-            'attack_details': None, 'other_images': False, 'undefined': 0, 'suite': None}
+  values = {'crossed': [], 'listed': None, 'cards': [], 'radii_cards': [], 'attack_name': '',
+            'attack_norm': '', 'attack_details': None, 'other_images': False, 'undefined': 0,
+            'suite': None}
   values['image_pages'] = sorted(path.stem for path in run.path.glob('attack_image/*.html'))
   if run.gallery is not None:
     values['cards'], values['magnification'] = gallery.adversarial(run.gallery, names)
@@ -223,6 +266,10 @@ def page(run: Contents, tables, figures, figure_files) -> str:
     values |= {'confidence_words': f' and its {kind}' if 'confidence' in run.gallery else '',
                'gallery_norm': pages.norm(run.gallery['norm']),
                'gallery_epsilon': pages.epsilon(float(run.gallery['epsilon']))}
+  if _has_images(run.sandwich):
+    values['crossed'] = run.sandwich.idx[analysis.crossings(run.sandwich)].tolist()
+    whole = tables['sandwich_images'][1]
+    values['listed'] = whole._replace(rows=whole.rows[:_LISTED])
   if run.radii is not None:
     scale, unit = _radii_unit(run)
     values['radii_cards'] = gallery.by_radius(
@@ -402,6 +449,43 @@ def _class_table(run):
         else f'{100 * values.mean():.1f}' if len(values) else None
         for values, (_, label, _) in zip(of_class, columns))])
   return Table(['class', *(name for name, _, _ in columns)], rows)
+
+
+def _sandwich_table(run):
+  """What both radii say together; all holding at once too where the certificates can."""
+  readings = {'each image by itself': run.sandwich}
+  if run.votes is not None and run.certified.settings.get('name') == 'fixed':
+    readings['all at once'] = analysis.sandwich_at_once(
+        run.sandwich, analysis.simultaneous(run.certified, run.votes, path=run.path))
+  rows = {name: {} for name in (
+      'images', 'right', 'misclassified already', 'right, with an adversarial example',
+      'right, none confirmed', 'within a certificate', 'median certified ℓ₂ radius',
+      'median adversarial ℓ₂ radius', 'ratio of the two: median', '10%', '90%')}
+  for reading, log in readings.items():
+    both, ratios = log.correct & np.isfinite(log.adversarial), analysis.radius_ratios(log)
+    middle = lambda values, q=0.5: f'{np.quantile(values, q):.3f}' if len(values) else None
+    for row, value in zip(rows.values(), (
+        len(log.idx), log.correct.sum(), (log.adversarial == 0).sum(), both.sum(),
+        (log.correct & ~both).sum(), analysis.crossings(log).sum(), middle(log.certified[both]),
+        middle(log.adversarial[both]), middle(ratios), middle(ratios, 0.1), middle(ratios, 0.9))):
+      row[reading] = value if value is None or isinstance(value, str) else f'{value:,}'
+  return Table(['ℓ₂ radii', *readings], [[name, *row.values()] for name, row in rows.items()])
+
+
+def _sandwich_images(run):
+  """A line an image: both radii, the smallest ratio first, then those that have none."""
+  log, names = run.sandwich, run.record.get('dataset', {}).get('class_names') or []
+  known = log.correct & (log.certified > 0) & np.isfinite(log.adversarial)
+  ratios = np.where(known, log.adversarial / np.where(known, log.certified, 1), np.inf)
+  rows = []
+  for i in np.lexsort((log.idx, ratios)):
+    found = np.isfinite(log.adversarial[i])
+    rows.append([int(log.idx[i]), gallery.class_name(int(log.label[i]), names),
+                 gallery.class_name(int(log.predict[i]), names), f'{log.certified[i]:.3f}',
+                 f'{log.adversarial[i]:.3f}' if found else None,
+                 f'{ratios[i]:.2f}' if known[i] else None])
+  return Table(['image', 'class', 'certified class', 'certified ℓ₂', 'adversarial ℓ₂', 'ratio'],
+               rows)
 
 
 def _training_table(metrics):

@@ -12,16 +12,21 @@ from robust_jax.stages.check import check as check_attacks
 from robust_jax.stages.label import check as check_label
 from robust_jax.stages.label import label
 from robust_jax.stages.report import report
+from robust_jax.stages.sandwich import check as check_sandwich
+from robust_jax.stages.sandwich import sandwich
 from robust_jax.stages.train import train
 from robust_jax.stages.verify import verify
 
-STAGES = {'train': train, 'attack': attack, 'certify': certify, 'verify': verify,
-          'check': check_attacks, 'label': label, 'attack_image': attack_image, 'report': report}
+STAGES = {'train': train, 'attack': attack, 'certify': certify, 'sandwich': sandwich,
+          'verify': verify, 'check': check_attacks, 'label': label, 'attack_image': attack_image,
+          'report': report}
 # What a run does unless --stages says otherwise.
-DEFAULT = ('train', 'attack', 'certify', 'report')
+DEFAULT = ('train', 'attack', 'certify', 'sandwich', 'report')
 # Their results stay in the workdir: they run once, and again by --redo. The others run whenever
 # they are asked for.
-KEPT = ('train', 'attack', 'certify')
+KEPT = ('train', 'attack', 'certify', 'sandwich')
+# Those that others start from: results are stale with what they were made from.
+_FOLLOW = {'train': KEPT, 'certify': ('sandwich',)}
 
 
 def check(run, workdir, wanted):
@@ -31,6 +36,13 @@ def check(run, workdir, wanted):
     check_label(run)
   if 'attack_image' in wanted:
     check_attack_image(run)
+  if 'sandwich' in wanted:
+    check_sandwich(run, workdir, wanted)
+
+
+def with_followers(redo):
+  """The stages to be redone, and those whose results are of theirs."""
+  return {*redo}.union(*(_FOLLOW.get(stage, ()) for stage in redo))
 
 
 def run_stage(stage, run, workdir):

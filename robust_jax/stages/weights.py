@@ -40,7 +40,8 @@ class Classifier(NamedTuple):
 def check(run, workdir, wanted):
   """Raises UserError if the wanted stages, those to be redone included, lack what they start from.
   """
-  judging = {'attack', 'certify', 'verify', 'check', 'label', 'attack_image'} & set(wanted)
+  judging = {'attack', 'certify', 'sandwich', 'verify', 'check', 'label',
+             'attack_image'} & set(wanted)
   if not run.trainable and judging:
     check_classes(run, load(run, workdir).logits_fn)
   if not run.trainable or not {'train', *judging} & set(wanted):

@@ -11,6 +11,7 @@ attack.jsonl      the attack stage, one line an image; gallery.npz has some of i
                   AutoAttack: attack.progress.jsonl, a line a batch, and robustbench.json
 certify.jsonl     certificates, one line an image; certify.progress.json has unfinished ones
 certify.tsv       the table made from certify.jsonl when the stage ends
+sandwich.jsonl    how far each certified image is from a confirmed adversarial example
 verify.json       what the last verification found
 check.json        what the last examination of attacks found
 report.html       and tables/, figures/
@@ -45,6 +46,7 @@ OUTPUTS = {
     'attack': ('attack.jsonl', 'attack.progress.jsonl', 'gallery.npz', 'robustbench.json',
                'check.json'),
     'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json', 'verify.json'),
+    'sandwich': ('sandwich.jsonl',),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'numpy', 'scipy')
