@@ -49,6 +49,22 @@ def square_problem():
   return params, images, network(params, images).argmax(-1)
 
 
+# {norm: (radius, robust images of the 120 after the package's 'standard')}, as `main` prints them.
+SUITE = {'linf': (0.02, 16), 'l2': (0.17, 33), 'l1': (0.8, 36)}
+
+
+def suite_problem():
+  """(weights, images [120, 15, 15, 1], labels of ten classes) that the suite is compared on."""
+  rng, pixels, hidden, classes = np.random.default_rng(0), 15 * 15, 32, 10
+  params = {'first': rng.normal(size=(pixels, hidden)) / pixels**0.5 * 1.5,
+            'bias': rng.normal(size=hidden) / 4,
+            'second': rng.normal(size=(hidden, classes)) / 2}
+  images = rng.uniform(size=(120, 15, 15, 1))
+  labels = network(params, images).argmax(-1)
+  labels[::40] = (labels[::40] + 1) % classes
+  return params, images.astype(np.float32), labels
+
+
 def _pulled_back(moved, saved, classes):
   """FAB's next iterate after it has asked for the class of `moved`."""
   wrong = (classes != saved['labels'])[:, None, None, None]
@@ -58,7 +74,7 @@ def _pulled_back(moved, saved, classes):
 def main():
   import foolbox
   import torch
-  from pyautoattack import autopgd_base
+  from pyautoattack import AutoAttack, autopgd_base
   from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
   from pyautoattack.fab_pt import FABAttack_PT
   from pyautoattack.square import SquareAttack
@@ -110,6 +126,18 @@ def main():
     found = attack.perturb(x, y)
     saved[f'square/{norm}'] = np.mean((model(found).argmax(-1) == y).numpy())
     print('square', norm, saved[f'square/{norm}'])
+  params, images, labels = suite_problem()
+  on_torch = {name: torch.tensor(value, dtype=torch.float32) for name, value in params.items()}
+  x, y = torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(labels)
+
+  class Module(torch.nn.Module):
+    def forward(self, images):
+      return network(on_torch, images.permute(0, 2, 3, 1), torch)
+
+  for norm, (epsilon, _) in SUITE.items():
+    package = AutoAttack(Module(), norm=NAMES[norm], eps=epsilon, seed=0)
+    classes = package.run_standard_evaluation(x, y, batch_size=120)[1]
+    print('suite', norm, int((classes == y).sum()))
   # FAB is in float32 by itself, and what rounding changes grows with the steps.
   torch.Tensor.float = torch.Tensor.double
   torch.set_default_dtype(torch.float64)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, keys
+from robust_jax import attacks, keys, smoothing
 from robust_jax.attacks import threat_models
 from robust_jax.attacks.autoattack import PARTS, examine, names, packed, parts
 
@@ -101,6 +101,27 @@ def test_the_suite(norm, capsys):
   printed = capsys.readouterr().out
   assert 'clean accuracy: 90.00%' in printed and 'robust accuracy after apgd-ce: ' in printed
   assert ('warning: few_classes' in printed) == (norm != 'l1')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm', golden_attacks.SUITE)
+def test_it_is_as_strong_as_the_published_package(norm):
+  params, images, labels = golden_attacks.suite_problem()
+  classifier = jax.tree_util.Partial(
+      functools.partial(golden_attacks.network, np=jnp),
+      {name: jnp.asarray(value, jnp.float32) for name, value in params.items()})
+  epsilon, robust = golden_attacks.SUITE[norm]
+  found = attacks.autoattack(KEY, classifier, images, labels, norm=norm, epsilon=epsilon)
+  assert np.sum(~found.success) <= robust + 0.005 * len(images)
+  assert found.flags == {}
+
+
+def test_a_smoothed_classifier_through_its_draws():
+  noise = smoothing.sample_noise(KEY, IMAGES, sigma=0.05, num_noise=3)
+  result = attacks.autoattack(KEY, NETWORK, IMAGES, LABELS, epsilon=0.03, version='apgd-ce',
+                              noise=noise, batch_size=20)
+  predicted = smoothing.victim(NETWORK, noise).predict(result.images)
+  np.testing.assert_array_equal(result.success, predicted != LABELS)
 
 
 def test_a_result_depends_on_no_batch():

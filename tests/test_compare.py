@@ -335,8 +335,7 @@ def test_long_and_unlike_training_curves(tmp_path):
 
 
 def label_all(*configs):
-  runs = [contents.Contents(contents.Path(f'runs/{i}'), config, {}, {}, {}, None, None, None, {},
-                            None, None, swept=True)
+  runs = [contents.Contents(contents.Path(f'runs/{i}'), config, {}, {}, {}, swept=True)
           for i, config in enumerate(configs)]
   return [group.label for group in groups.group(runs)]
 
@@ -370,8 +369,8 @@ def test_labels_are_what_differs():
     (['gauss'], 'gauss'), (['gauss_0', 'gauss_1'], 'gauss'), (['sigma=0.25'], 'sigma=0.25'),
     (['000', '001', '002'], '000 … 002'), (['a', 'b'], 'a … b')])
 def test_runs_have_the_names_of_their_folders(names, label):
-  runs = [contents.Contents(contents.Path(f'runs/{name}'), {'seed': seed, 'sigma': 0.5}, {}, {}, {},
-                            None, None, None, {}, None, None) for seed, name in enumerate(names)]
+  runs = [contents.Contents(contents.Path(f'runs/{name}'), {'seed': seed, 'sigma': 0.5}, {}, {}, {})
+          for seed, name in enumerate(names)]
   found, = groups.group(runs)
   assert found.label == label
   other = runs[0]._replace(path=contents.Path('others/x'), config={'sigma': 1.})

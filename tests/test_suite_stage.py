@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import analysis, attacks, data
+from robust_jax import analysis, attacks, data, report
 from robust_jax.attacks.autoattack import Part
 from robust_jax.config import experiment, sections
 from robust_jax.errors import UserError
@@ -139,17 +139,26 @@ def test_flags_are_said_and_kept(stage, tmp_path, capsys):
   assert json.loads((tmp_path / 'robustbench.json').read_text())['unreliable']
 
 
+def test_the_report_has_parts_warnings_and_the_number(stage, tmp_path):
+  facts = stage(tmp_path, jax.tree_util.Partial(lambda f, x: 1e4 * f(x), NETWORK))
+  records.write_json(tmp_path / 'stages.json', {'attack': {
+      'status': 'done', 'seconds': 1., 'config': {}, 'autoattack': records.plain(facts)}})
+  page = report.build(tmp_path).read_text()
+  assert 'AutoAttack' in page and 'Warning: zero_gradient: ' in page
+  assert 'Report a robust accuracy of ' in page and '<td class="v">apgd-t</td>' in page
+
+
 @pytest.mark.parametrize('changes, message', [
     (dict(version='rand'), "config.attack: version .*'rand'"),
     (dict(version='apgd-cf'), "config.attack: version .*'apgd-cf'"),
     (dict(norm='l3'), "config.attack.norm .*'l3'"),
-    (dict(sigma=0.5), 'config.evaluation.sigma .*autoattack.* 0.5')])
+    (dict(sigma=0.5), 'config.evaluation.sigma .*autoattack.* 0.5'),
+    (dict(transfer_from='runs/x'), "config.evaluation.transfer_from .*autoattack.*'runs/x'")])
 def test_a_config_that_cannot_be(changes, message):
   from configs import digits
   config = digits.pgd()
   config.attack = sections.component('attack', 'autoattack', version='apgd-ce')
-  if 'sigma' in changes:
-    config.evaluation.sigma = changes.pop('sigma')
-  config.attack.update(changes)
+  for name, value in changes.items():
+    config['attack' if name in config.attack else 'evaluation'][name] = value
   with pytest.raises(UserError, match=message):
     experiment.build(sections.resolve(config))

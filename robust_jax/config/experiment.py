@@ -388,6 +388,9 @@ def _check_attacks(run):
         raise UserError(f'config.evaluation.sigma must be 0 for config.attack.name '
                         f"{values['name']!r}, which attacks the network itself, got "
                         f'{run.attacked_sigma:g}')
+      if run.evaluation.transfer_from:
+        raise UserError(f'config.evaluation.transfer_from must be None for config.attack.name '
+                        f"{values['name']!r}, got {run.evaluation.transfer_from!r}")
   elif run.config['attack']['name'] not in attacks.ON_HOST:
     made.append(('config.attack', run.components['attack'],
                  run.evaluation.num_noise if run.attacked_sigma > 0 else None))

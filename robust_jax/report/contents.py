@@ -45,13 +45,13 @@ class Contents(NamedTuple):
   record: dict[str, Any]
   stages: dict[str, Any]
   metrics: dict[str, list[dict[str, Any]]]
-  attack: analysis.AttackLog | None
-  certified: log.Log | None
-  votes: log.Votes | None
-  verified: dict[str, Any]
-  checked: dict[str, Any]
-  gallery: dict[str, np.ndarray] | None
-  radii: dict[str, np.ndarray] | None
+  attack: analysis.AttackLog | None = None
+  certified: log.Log | None = None
+  votes: log.Votes | None = None
+  verified: dict[str, Any] = {}
+  checked: dict[str, Any] = {}
+  gallery: dict[str, np.ndarray] | None = None
+  radii: dict[str, np.ndarray] | None = None
   experiment: str = ''
   swept: bool = False
   sandwich: analysis.SandwichLog | None = None

@@ -89,10 +89,6 @@ def _source(run, logits_fn):
   folder = run.evaluation.transfer_from
   if folder is None:
     return logits_fn
-  name = run.config['attack']['name']
-  if name in attacks.SUITES:
-    raise UserError(f'config.evaluation.transfer_from must be None with config.attack.name='
-                    f'{name!r}, whose parts leave what is broken to no other, got {folder!r}')
   network, variables, _ = checkpoint.load(folder)
   source = network.eval_logits(variables)
   shape = run.test_data.image_shape

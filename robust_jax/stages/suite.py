@@ -272,4 +272,4 @@ def robustbench(run, clean, robust, num_images, flags):
           'architecture': run.config['model']['name'],
           'eps': pages.epsilon(max(run.evaluation.epsilons)), 'clean_acc': f'{100 * clean:.2f}',
           'reported': f'{100 * robust:.2f}', 'autoattack_acc': f'{100 * robust:.2f}',
-          'footnote': part + ' '.join(flags.values()), 'unreliable': bool(flags)}
+          'footnote': (part + ' '.join(flags.values())).strip(), 'unreliable': bool(flags)}
