@@ -11,6 +11,9 @@ from ml_collections import ConfigDict
 from configs import base
 from robust_jax.errors import UserError, suggest
 
+CONFIGS = Path('configs')
+ROOT = Path(__file__).parents[1]
+
 
 class ConfigFile(NamedTuple):
   """A config file, and the name after its colon.
@@ -41,8 +44,9 @@ def read(given):
     UserError: there is no such file, or it has no get_config().
   """
   word, _, name = os.path.expanduser(given).partition(':')
-  path = next(filter(os.path.isfile, (word, f'configs/{word}', f'{word}.py', f'configs/{word}.py')),
-              None)
+  places = (word, f'configs/{word}', f'{word}.py', f'configs/{word}.py')
+  # From another folder those of the checkout are there as well.
+  path = next(filter(os.path.isfile, (*places, *(ROOT / place for place in places))), None)
   if path is None:
     raise UserError(f'--config must be FILE:EXPERIMENT, as --list shows; there is no {word!r}'
                     + _suggest(given))
@@ -86,7 +90,8 @@ def listing():
 
 def _files():
   """The files of experiments."""
-  return [read(str(path)) for path in sorted(Path('configs').glob('[a-z]*.py'))
+  folder = CONFIGS if CONFIGS.is_dir() else ROOT / CONFIGS
+  return [read(str(path)) for path in sorted(folder.glob('[a-z]*.py'))
           if path.stem not in ('base', 'workdir')]
 
 

@@ -85,6 +85,9 @@ def parse(argv):
     raise UserError(_unknown_field(error, argv)) from error
   except Exception as error:  # absl and ml_collections.
     message = ' '.join(str(error).split()) or type(error).__name__
+    unparsed = re.match(r"Could not parse '([\w.]+)': SyntaxError", message)
+    if unparsed:  # Its last part is a keyword of Python's, as lambda.
+      message = f'config.{unparsed[1]} is not a field; --help=fields lists them'
     raise UserError(f'command line: {message}') from error
   if explained is not None:
     print(fields.listing(command.config, explained))
@@ -210,6 +213,8 @@ def _unknown_flag(name, config):
   # Those of stages that are asked for by name come last.
   same = sorted((path for path in paths if path.endswith(f'.{name}')),
                 key=lambda path: (path.split('.')[1] in ('check', 'attack_image'), len(path)))
+  if name in _MEANT:
+    same = [_MEANT[name]]
   hint = f'; did you mean --{" or --".join(same[:3])}?' if same else suggest(
       name, ['config', 'help', *FLAGS, *paths], lambda near: f'--{near}')
   return f'--{name} is not a flag{hint or "; --help lists them"}'

@@ -32,7 +32,7 @@ class CrossingError(UserError):
 
 def choices(field, names, got):
   """That `field` must be one of `names`: the nearest of them or, where none is near, all."""
-  near = difflib.get_close_matches(str(got), list(names), 3)
+  near = difflib.get_close_matches(str(got).lower(), list(names), 3)
   if not near:
     return f'{field} must be one of {", ".join(names)}, got {got!r}'
   return (f'{field} must be one of {len(names)} names, got {got!r}; did you mean '
@@ -41,5 +41,6 @@ def choices(field, names, got):
 
 def suggest(name, names, show=str):
   """'; did you mean X?', where X is `show` of the nearest of `names`; '' if none is near."""
-  near = difflib.get_close_matches(str(name), names, 1)
+  near = (difflib.get_close_matches(str(name), names, 1)
+          or difflib.get_close_matches(str(name).lower(), names, 1))
   return f'; did you mean {show(near[0])}?' if near else ''

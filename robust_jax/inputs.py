@@ -41,9 +41,7 @@ def images(value, *, name='images', in_box=True):
     The same as float32 (jax array, or NumPy if `value` is not a jax array).
   """
   value = _array(value)
-  if not jnp.issubdtype(value.dtype, jnp.floating):
-    raise ValueError(f'{name} must be floating point in [0, 1], got {value.dtype}: pixels of 0 to '
-                     '255 are to be divided by 255')
+  floating(value, name=name)
   if value.ndim < 2 or 0 in value.shape:
     raise ValueError(f'{name} must have shape [batch, ...] with at least one image and pixel, got '
                      f'{value.shape}')
@@ -55,6 +53,13 @@ def images(value, *, name='images', in_box=True):
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
       raise ValueError(f'{name} must be in [0, 1], got values from {low:g} to {high:g}')
   return value.astype(np.float32)
+
+
+def floating(value, *, name='images'):
+  """Raises ValueError unless an array is floating-point: pixels of 0 to 255 are not scaled."""
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    raise ValueError(f'{name} must be floating point in [0, 1], got {value.dtype}: pixels of 0 to '
+                     '255 are to be divided by 255')
 
 
 def labels(value, batch, *, num_classes=None, name='labels'):
@@ -103,6 +108,7 @@ def noise(value, images):
   """Noise of a smoothed classifier, [num_noise, *images.shape]; None stays None."""
   if value is None:
     return None
+  value = _array(value)
   if value.ndim != images.ndim + 1 or value.shape[1:] != images.shape or not len(value):
     raise ValueError(f'noise must have shape [num_noise, {", ".join(map(str, images.shape))}], got '
                      f'{list(value.shape)}')

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 
 from robust_jax.errors import UserError
@@ -66,6 +67,10 @@ def file(text, field):
 
 
 def line(error):
-  """The type and the first line of an error."""
+  """The type and the first line of an error, and the user's line that it comes from."""
   first = next(iter(str(error).strip().splitlines()), '')
-  return f'{type(error).__name__}: {first}' if first else type(error).__name__
+  text = f'{type(error).__name__}: {first}' if first else type(error).__name__
+  own = [frame for frame in traceback.extract_tb(error.__traceback__)
+         if 'site-packages' not in frame.filename
+         and not Path(frame.filename).is_relative_to(Path(__file__).parent)]
+  return f'{text} ({Path(own[-1].filename).name}:{own[-1].lineno})' if own else text

@@ -152,6 +152,12 @@ def test_mistakes_are_one_line(tmp_path, name, folder, message):
   assert refused(message, data.load, name, 'train', data_dir=str(tmp_path / folder))
 
 
+def test_another_spelling_is_no_other_dataset(data_dir):
+  # TFDS itself takes Digits for digits, without the constants that go by the name.
+  assert refused("data.name .*'Digits'; did you mean digits", data.load, 'Digits', 'test',
+                 data_dir=data_dir)
+
+
 def test_a_missing_split_is_named(data_dir):
   assert refused("split 'validation'.*train, test", data.load, 'digits', 'validation',
                  data_dir=data_dir)

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from launch import flags
-from robust_jax import attacks, data, stages, workdir
+from launch import experiments, flags
+from robust_jax import attacks, data, errors, stages, workdir
 from robust_jax.config import experiment, sections
 from robust_jax.devices.choose import choose_devices
 from robust_jax.errors import UserError
@@ -124,11 +124,24 @@ def test_the_help_has_fields_with_values_ranges_and_meaning(wanted, has, lacks, 
     ('--epsilon=0.3', '--config.epsilon or --config.method.epsilon'),
     ('--num_steps=3', '--config.train.num_steps or .*'), ('--confg.seed=1', '--config.seed'),
     ('--stage=train', '--stages'), ('--config.trian.num_steps=1', 'train'),
-    ('--help=trian', 'train'),
+    ('--help=trian', 'train'), ('--lr=0.1', '--config.schedule.learning_rate'),
 ])
 def test_a_flag_that_is_spelt_otherwise_has_a_hint(word, hint):
   with pytest.raises(UserError, match=f"{word.lstrip('-').partition('=')[0]}.*did you mean {hint}"):
     flags.parse(['launch', word])
+
+
+def test_a_field_named_as_a_word_of_python_is_none():
+  assert 'did you mean trades' in errors.choices('name', ['trades', 'pgd'], 'TRADES')
+  with pytest.raises(UserError, match=r'config.method.lambda is not a field; --help'):
+    flags.parse(['launch', '--config.method.lambda=6'])
+
+
+def test_experiments_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  default, pgd = flags.parse(['launch']), flags.parse(['launch', '--config=mnist:pgd'])
+  assert default.config.method.name == 'smoothadv' and pgd.config.epsilon == 0.3
+  assert 'mnist.py:pgd' in experiments.listing()
 
 
 @pytest.mark.parametrize('given, meant', [

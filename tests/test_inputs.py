@@ -50,7 +50,7 @@ ATTACK_ERRORS = [
     (dict(epsilon=-0.1), 'epsilon .*-0.1'),
     (dict(epsilon=np.nan), 'epsilon .*nan'),
     (dict(epsilon=[0.1]), r'epsilon .*\(1,\)'),
-    (dict(noise=IMAGES), r'noise .*\[4, 2, 2, 3\]'),
+    (dict(noise=IMAGES), r'noise .*\[4, 2, 2, 3\]'), (dict(noise=0.25), r'noise .*\[\]'),
     (dict(noise=np.zeros((0, *IMAGES.shape))), r'noise .*\[0, 4'),
 ]
 

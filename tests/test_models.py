@@ -308,6 +308,15 @@ def test_an_unknown_model_or_depth_is_a_user_error(name, kwargs, message):
     models.create(name, 10, **kwargs)
 
 
+def test_pixels_of_0_to_255_are_no_images():
+  model = models.create('mlp', 3, hidden=(4,))
+  variables = models.init(keys.root(0), model, (2, 2, 1))
+  logits_fn = models.network(model).eval_logits(variables)
+  with pytest.raises(ValueError, match='images .*uint8.*255'):
+    logits_fn(np.full((1, 2, 2, 1), 255, np.uint8))
+  assert np.isfinite(logits_fn(np.ones((1, 2, 2, 1), np.float16))).all()
+
+
 @pytest.mark.parametrize(('name', 'size'), [('lenet', 15), ('shaham_cnn', 21)])
 def test_images_that_leave_no_pixel_are_a_user_error(name, size):
   model = models.create(name, 10)

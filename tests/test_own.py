@@ -227,7 +227,7 @@ def test_a_function_that_makes_a_module(tmp_path):
     ('model.name=mine:Training', r".* raises TypeError: .*'training' .* model\(images\) or"),
     ('model.name=mine:AlwaysDrops', '.* in evaluation raises InvalidRngError'),
     ('model.name=mine:Folds', r'.* nn.Dropout must have the batch as the first axis'),
-    ('method.name=mine:fails', "method.name is 'mine:fails', which raises RuntimeError: first$"),
+    ('method.name=mine:fails', "method.name is 'mine:fails', which raises RuntimeError: first .mine.py:[0-9]+.$"),
     ('method.name=mine:returns_a_loss', '.* raises ValueError: it must return a MethodOutput'),
     ('method.name=mine:sums', r'.* MethodOutput.loss must have shape \(2,\)'),
     ('method.name=mine:takes_too_little', ".* 'mine:takes_too_little', which raises TypeError"),

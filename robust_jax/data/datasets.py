@@ -158,6 +158,10 @@ def load(name, split, *, data_dir=None, image_size=None, channels=None, mean=Non
         raise UserError(f'config.data.data_dir is {data_dir!r}, where {name!r} cannot be prepared: '
                         f'{error}') from error
     builder = tfds_files.find(name, data_dir, known=(*DATASETS, 'folder'), published=LAYOUTS)
+    if builder.name != name.partition('/')[0].partition(':')[0]:
+      # TFDS takes MNIST for mnist, which would then have no constants, and be another dataset.
+      raise UserError(f'config.data.name must be as TFDS writes it, got {name!r}; did you mean '
+                      f'{builder.name}?')
     split = _resolve_test(split, builder.info.splits, preset)
     records = tfds_files.TfdsSplit(builder, name, data_dir, split)
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from robust_jax import keys
+from robust_jax import inputs, keys
 from robust_jax.errors import UserError, choices
 from robust_jax.models import (
     cnn,
@@ -140,7 +140,8 @@ def logits_fn(model, variables, *, mean=0.0, std=1.0):
 
   Returns:
     A LogitsFn: images [batch, height, width, channel] in [0, 1] -> logits [batch, classes]
-    float32; all NaN for an image with a pixel that is not finite.
+    float32; all NaN for an image with a pixel that is not finite. It raises ValueError for integer
+    images.
   """
   mean, std = _constants(model, mean, std)
   return jax.tree_util.Partial(_eval_logits(model, _hashable(mean), _hashable(std)), variables)
@@ -203,6 +204,7 @@ def _hashable(value):
 def _eval_logits(model, mean, std):
   """One function for each classifier: jit knows functions by identity."""
   def eval_logits(variables, images):
+    inputs.floating(images)
     logits = model.apply(variables, _normalise(images, mean, std), **_train(model, False))
     return _nan_unless_finite(logits, images)
 

@@ -124,14 +124,13 @@ def _attacker(run):
 
 
 def _result(path):
-  """A line on the accuracies that were found."""
+  """A line on the accuracies: at each radius, of images right at it and at all smaller ones."""
   log = analysis.read_attack(path)
-  right = log.adversarial == log.label[:, None]
-  verdicts = analysis.verdicts(log)[:, 1:]
-  unsure = np.mean((verdicts == 'undecided') & ~right, axis=0)
+  accuracies = analysis.robust_accuracy(log)
+  unsure = analysis.robust_accuracy(log, confirmed=True) - accuracies
   under_attack = ', '.join(
       f'{accuracy:.1%}{f" ({share:.1%} undecided)" if share else ""} at {epsilon:.4g}'
-      for accuracy, share, epsilon in zip(right.mean(axis=0), unsure, log.epsilons))
+      for accuracy, share, epsilon in zip(accuracies, unsure, log.epsilons))
   attack = log.header['attack']
   norm = f" {attack['norm']}" if 'norm' in attack else ''
   return (f"attack: {attack['name']}{norm}, {len(log.idx):,} images; accuracy "
