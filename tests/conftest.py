@@ -17,6 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+# XLA once crashed while it made a program of this process a file; commands have processes of their
+# own.
+jax.config.update('jax_enable_compilation_cache', False)
+
 
 def linear_logits(weights, bias, images):
   """Logits [batch, classes] of a linear classifier: weights [pixels, classes]."""
