@@ -14,8 +14,8 @@ from robust_jax.workdir import read_json, records
 # In the folder of a sweep: {'runs': [{'workdir': its folder's name, 'point': {field: value}}]}.
 SWEEP = 'sweep.json'
 # A folder with one of these is a run's.
-_FILES = ('config.json', 'stages.json', 'metrics.jsonl', 'attack.jsonl', 'certify.jsonl',
-          'certify.tsv', 'sandwich.jsonl')
+_FILES = ('config.json', 'stages.json', 'metrics.jsonl', 'radii.npz', 'attack.jsonl',
+          'certify.jsonl', 'certify.tsv', 'sandwich.jsonl')
 
 
 class Contents(NamedTuple):
