@@ -76,7 +76,7 @@ def examine(key, logits_fn, images, labels, *, epsilon, norm='linf', noise=None,
   way of an attack.
 
   Args:
-    key: one key.
+    key: one key or [batch] keys.
     logits_fn: images -> logits, normalisation included.
     images: [batch, ...] in [0, 1].
     labels: [batch] int.
@@ -84,7 +84,7 @@ def examine(key, logits_fn, images, labels, *, epsilon, norm='linf', noise=None,
     norm: 'linf', 'l2' or 'l1'.
     noise: None, or [num_noise, batch, ...]: the smoothed classifier, through these draws.
     num_steps: of PGD and APGD.
-    restarts: runs of PGD at epsilon, the first from the images themselves.
+    restarts: runs of PGD at epsilon, the first from the images themselves; at least 1.
     num_queries: of Square.
     surrogate: None, or the logits function of another network, whose adversarial images are tried
       on this one.
@@ -93,13 +93,15 @@ def examine(key, logits_fn, images, labels, *, epsilon, norm='linf', noise=None,
     Examination.
 
   Raises:
-    ValueError: images, labels or a radius that attacks refuse, or epsilon 0.
+    ValueError: what attacks refuse, epsilon 0, or num_steps or restarts below 1.
 
   Reference:
     Carlini et al., On evaluating adversarial robustness, 2019; Pintor et al., Indicators of attack
     failure: debugging and improving optimization of adversarial examples, 2022.
   """
   inputs.check('epsilon', epsilon, np.isfinite(epsilon) & (np.asarray(epsilon) > 0), 'above 0')
+  for name, value in (('num_steps', num_steps), ('restarts', restarts)):
+    inputs.check(name, value, value >= 1, 'at least 1')
   epsilon = float(epsilon)
   victim = smoothing.victim(logits_fn, noise)
   images, labels, _, _ = inputs.attacked(victim, images, labels, epsilon=epsilon)
@@ -120,78 +122,82 @@ def examine(key, logits_fn, images, labels, *, epsilon, norm='linf', noise=None,
   clean = np.asarray(reached(victim.predict(images), labels))
   by_radius = {radius: ascend(0, radius) for radius in _radii(epsilon, norm, images.shape[1:])}
   runs = [by_radius[epsilon], *(ascend(number, epsilon) for number in range(1, restarts))]
-  broken_by_run = np.stack([run.success.any(axis=0) for run in runs])
-  by_pgd = broken_by_run.any(axis=0)
-  by_dlr = broken_by(apgd_attack, num_steps=num_steps, loss='dlr')
-  by_square = broken_by(square_attack, num_queries=num_queries)
-  one_step = broken_by(fgsm)
-  by_noise = np.asarray(compilation.call(
-      _broken_by_noise, logits_fn, stability_keys, victim, images, labels, jnp.float32(epsilon),
-      norm=norm))
-  robust = ~(clean | by_pgd | by_dlr | by_square | one_step)
-
-  curves = {
-      'epsilon': _curve({0.: clean, **{radius: path.success.any(axis=0)
-                                       for radius, path in by_radius.items()}}),
-      'steps': _curve(dict(enumerate(np.logical_or.accumulate(runs[0].success)))),
-      'restarts': _curve(dict(enumerate(np.logical_or.accumulate(broken_by_run), 1)))}
-  largest = by_radius[max(by_radius)]
+  by_run = np.stack([run.success.any(axis=0) for run in runs])
+  broken = {
+      'clean': clean, 'pgd': by_run.any(axis=0), 'one step': broken_by(fgsm),
+      'dlr': broken_by(apgd_attack, num_steps=num_steps, loss='dlr'),
+      'square': broken_by(square_attack, num_queries=num_queries),
+      'noise': np.asarray(compilation.call(
+          _broken_by_noise, logits_fn, stability_keys, victim, images, labels,
+          jnp.float32(epsilon), norm=norm)),
+      'diameter': by_radius[max(by_radius)].success.any(axis=0)}
   indicators = {
       'unavailable_gradients': runs[0].stuck[0],
       'unstable_predictions': np.asarray(compilation.call(
           _instability, logits_fn, stability_keys, victim, images, labels)),
-      'silent_success': runs[0].success.any(axis=0) & ~runs[0].success[-1],
+      'silent_success': broken['pgd'] & ~np.any([run.success[-1] for run in runs], axis=0),
       'incomplete_optimization': _still_rising(runs[0].loss),
-      'unconstrained_attack_failure': ~largest.success.any(axis=0)}
+      'unconstrained_attack_failure': ~broken['diameter']}
   if surrogate is not None:
     transferred = ascend(0, epsilon, surrogate)
-    by_transfer = np.asarray(
-        reached(victim.predict(jnp.asarray(transferred.last)), labels))
-    indicators['transfer_failure'] = transferred.success[-1] & ~by_transfer
+    broken['transfer'] = np.asarray(reached(victim.predict(jnp.asarray(transferred.last)), labels))
+    indicators['transfer_failure'] = transferred.success[-1] & ~broken['transfer']
   indicators = {name: np.asarray(values, float) for name, values in indicators.items()}
+  curves = {
+      'epsilon': _curve({0.: clean, **{radius: path.success.any(axis=0)
+                                       for radius, path in by_radius.items()}}),
+      'steps': _curve(dict(enumerate(np.logical_or.accumulate(runs[0].success)))),
+      'restarts': _curve(dict(enumerate(np.logical_or.accumulate(by_run), 1)))}
+  robust = ~np.any([found for name, found in broken.items() if name != 'diameter'], axis=0)
+  same = _repeats(victim, images)
+  return Examination(
+      [Check('same answers', same, 'logits of the same images, asked again',
+             'the same' if same else 'others'),
+       *_compare(broken, by_run, indicators, np.diff(curves['epsilon'][1]))],
+      curves, indicators, robust)
 
-  slack = max(_SLACK, 1 / len(images))
-  share = lambda values: float(np.mean(values)) if len(values) else 0.
-  accuracy = lambda broken: 1 - share(broken)
-  left = ~(clean | by_pgd)
-  of_left = lambda name: share(indicators[name] * left)
-  alone = lambda broken, others: share(broken & ~others)
 
-  def at_most(name, value, limit, text):
-    return Check(name, bool(value <= limit), text, f'{value + 0.:.1%}')
+def _compare(broken, by_run, indicators, rises):
+  """The `Check`s of shares of the images.
 
-  _, falling = curves['epsilon']
-  checks = [
-      Check('same answers', same := _repeats(victim, images),
-            'logits of the same images, asked again', 'the same' if same else 'others'),
-      at_most('larger radius', accuracy(largest.success.any(axis=0)), _LARGE_RADIUS,
-              f'accuracy at radius {max(by_radius):.4g}, the diameter of the box'),
-      at_most('rising radius', float(np.diff(falling).max()), slack,
-              'largest rise of accuracy from a radius to the next'),
-      at_most('one step', accuracy(by_pgd) - accuracy(one_step), slack,
-              'accuracy under many steps above that under one'),
-      at_most('noise', accuracy(by_pgd) - accuracy(by_noise), slack,
-              'accuracy under PGD above that under noise of the same size'),
-      at_most('restarts', alone(broken_by_run[-1], broken_by_run[:-1].any(axis=0)), slack,
-              'images that the last restart alone breaks'),
-      at_most('other loss', alone(by_dlr, by_pgd), slack,
-              'images that APGD on the DLR loss breaks and PGD does not'),
-      at_most('black box', alone(by_square, by_pgd | by_dlr), slack,
-              'images that Square breaks and no attack with gradients does'),
-      at_most('gradients', of_left('unavailable_gradients'), _MANY,
-              'images that PGD leaves, where the gradient is zero or not finite'),
-      at_most('converged', of_left('incomplete_optimization'), _MANY,
-              f'images that PGD leaves, whose loss was still rising in the last {_LAST} steps'),
-      at_most('smooth', share(indicators['unstable_predictions'][~clean]), _UNSTABLE,
-              'mean change of a margin, relative to itself, in slight noise'),
-      at_most('last point', share(indicators['silent_success']), _MANY,
-              'images that were broken on the way and not at the end'),
-  ]
-  if surrogate is not None:
-    checks.append(at_most('transfer', alone(by_transfer, by_pgd), slack,
-                          'images that another network\'s adversarial images break and PGD does '
-                          'not'))
-  return Examination(checks, curves, indicators, robust)
+  Args:
+    broken: {what: [batch] bool, whether it broke the image}; 'diameter' is PGD that far.
+    by_run: [restarts, batch] bool, what each run of PGD broke.
+    indicators: of `Examination`.
+    rises: [radii - 1], of accuracy from a radius to the next.
+  """
+  num_images = len(broken['clean'])
+  slack = max(_SLACK, 1 / num_images)
+  left = ~(broken['clean'] | broken['pgd'])
+  gain = lambda name: np.mean(broken[name]) - np.mean(broken['pgd'])
+  alone = lambda name, *others: np.mean(broken[name] & ~np.any([broken[o] for o in others], axis=0))
+  steady = indicators['unstable_predictions'][~broken['clean']]
+  measured = [
+      ('larger radius', np.mean(~broken['diameter']), _LARGE_RADIUS,
+       'accuracy under PGD as far as the diameter of the box'),
+      ('rising radius', rises.max(), slack, 'largest rise of accuracy from a radius to the next'),
+      ('one step', gain('one step'), slack, 'accuracy under many steps above that under one'),
+      ('noise', gain('noise'), slack, 'accuracy under PGD above that under noise of the same size'),
+      ('other loss', alone('dlr', 'pgd'), slack,
+       'images that APGD on the DLR loss breaks and PGD does not'),
+      ('black box', alone('square', 'pgd', 'dlr'), slack,
+       'images that Square breaks and no attack with gradients does'),
+      ('gradients', np.mean(indicators['unavailable_gradients'] * left), _MANY,
+       'images that PGD leaves, where the gradient is zero or not finite'),
+      ('converged', np.mean(indicators['incomplete_optimization'] * left), _MANY,
+       f'images that PGD leaves, whose loss was still rising in the last {_LAST} steps'),
+      ('smooth', np.mean(steady) if len(steady) else 0., _UNSTABLE,
+       'mean change of a margin, relative to itself, in slight noise'),
+      ('last point', np.mean(indicators['silent_success']), _MANY,
+       'images that were broken on the way and not at the end')]
+  if len(by_run) > 1:
+    measured.append(('restarts', np.mean(by_run[-1] & ~by_run[:-1].any(axis=0)), slack,
+                     'images that the last restart alone breaks'))
+  if 'transfer' in broken:
+    measured.append(('transfer', alone('transfer', 'pgd'), slack,
+                     "images that another network's adversarial images break and PGD does not"))
+  return [Check(name, bool(value <= limit), text, f'{value + 0.:.1%}')
+          for name, value, limit, text in measured]
 
 
 class _Path(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from robust_jax import backend, inputs, keys, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
-from robust_jax.attacks.targets import choose_targets, reached
+from robust_jax.attacks.targets import better, choose_targets, reached
 from robust_jax.types import AttackResult, Count, Index, NonNegative, Positive
 
 Direction = Literal['steepest', 'gradient']
@@ -95,16 +95,10 @@ def pgd(key, objective, images, threat_model, *, step_size, num_steps, random_st
     success = jnp.zeros(len(images), bool) if success_fn is None else success_fn(found)
     return AttackResult(found, success, objective(found), undefined)
 
-  def keep_better(restart, best):
-    new = ascend(restart)
-    better = (new.success & ~best.success) | (
-        (new.success == best.success) & ((new.objective > best.objective)
-                                         | jnp.isnan(best.objective)))
-    kept = jax.tree.map(lambda n, b: jnp.where(threat_models.column(better, n), n, b), new, best)
-    return kept._replace(undefined=new.undefined | best.undefined)
-
   best = ascend(0)
-  return best if restarts == 1 else jax.lax.fori_loop(1, restarts, keep_better, best)
+  if restarts == 1:
+    return best
+  return jax.lax.fori_loop(1, restarts, lambda restart, best: better(ascend(restart), best), best)
 
 
 def iterate(num_steps, step, first):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from robust_jax import inputs, keys, smoothing
 from robust_jax.attacks import compilation, objectives
-from robust_jax.attacks.targets import reached
+from robust_jax.attacks.targets import better, reached
 from robust_jax.attacks.threat_models import column
 from robust_jax.types import AttackResult, Count, Index, NonNegative
 
@@ -82,9 +82,7 @@ def _spatial(key, victim, images, labels, epsilon, targets, *, max_angle, max_sh
     else:
       share = jnp.broadcast_to(grid[number], (len(images), 3))
     new = judged(transform(images, *(share * largest * column(epsilon, share)).T))
-    better = (new.success & ~best.success) | (
-        (new.success == best.success) & (new.objective > best.objective))
-    kept = jax.tree.map(lambda n, b: jnp.where(column(better, n), n, b), new, best)
+    kept = better(new, best)
     return jax.tree.map(lambda k, f: jnp.where(column(first.success, k), f, k), kept, first)
 
   first = judged(images)

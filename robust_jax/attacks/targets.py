@@ -1,9 +1,10 @@
-"""The class that an attack aims at, and whether it got there."""
+"""The class that an attack aims at, whether it got there, and which of two results did better."""
 
 import jax
 import jax.numpy as jnp
 
 from robust_jax import smoothing
+from robust_jax.attacks.threat_models import column
 
 
 def choose_targets(key, victim, images, labels, *, target):
@@ -55,3 +56,15 @@ def _most_probable(scores, labels, num):
 def reached(predicted, labels, targets=None):
   """[batch] bool: classified as the target or, without targets, other than the label."""
   return predicted != labels if targets is None else predicted == targets
+
+
+def better(new, best):
+  """Of two `AttackResult`s, per example, the successful one; else that of the larger objective.
+
+  A number is larger than NaN. `undefined` is that of either.
+  """
+  wins = (new.success & ~best.success) | (
+      (new.success == best.success) & ((new.objective > best.objective)
+                                       | jnp.isnan(best.objective)))
+  kept = jax.tree.map(lambda n, b: jnp.where(column(wins, n), n, b), new, best)
+  return kept._replace(undefined=new.undefined | best.undefined)

@@ -102,8 +102,10 @@ def load(workdir) -> Contents:
       path, *(_json(path / f'{name}.json') for name in ('config', 'run', 'stages')),
       metrics=_metrics(path / 'metrics.jsonl'),
       attack=read('attack.jsonl', analysis.read_attack), certified=read(certified, log.read),
-      votes=read(certified, log.read_votes), verified=_verified(path / 'verify.json'),
-      checked=_checked(path / 'check.json'),
+      votes=read(certified, log.read_votes), verified=_record(
+          path / 'verify.json', 'finished', 'images', 'drawn_again', 'problems',
+          'problems_in_table'),
+      checked=_record(path / 'check.json', 'norm', 'epsilon', 'checks', 'curves', 'images'),
       gallery=read('gallery.npz', _arrays), radii=read('radii.npz', _arrays),
       sandwich=read('sandwich.jsonl', analysis.read_sandwich))
 
@@ -158,19 +160,12 @@ def _json(path):
   return value
 
 
-def _verified(path):
+def _record(path, *names):
+  """What the stage verify or check has left in a file that has its name; {} if it is absent."""
   record = _json(path)
-  missing = {'finished', 'images', 'drawn_again', 'problems', 'problems_in_table'} - record.keys()
+  missing = {*names} - record.keys()
   if record and missing:
-    raise UserError(f'{path}: no {min(missing)}, which --stages=verify writes')
-  return record
-
-
-def _checked(path):
-  record = _json(path)
-  missing = {'norm', 'epsilon', 'checks', 'curves', 'images'} - record.keys()
-  if record and missing:
-    raise UserError(f'{path}: no {min(missing)}, which --stages=check writes')
+    raise UserError(f'{path}: no {min(missing)}, which --stages={path.stem} writes')
   return record
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,8 +25,8 @@ def check(run, workdir):
       keys.fold_in(example_keys, 1), batch.images, sigma=run.attacked_sigma,
       num_noise=run.evaluation.num_noise) if run.attacked_sigma else None
   found = checks.examine(
-      keys.fold_in(example_keys, 2), jax.tree_util.Partial(logits_fn), batch.images, batch.labels,
-      epsilon=epsilon, norm=norm, noise=noise, num_steps=settings.num_steps,
+      keys.fold_in(example_keys, 2), logits_fn, batch.images, batch.labels, epsilon=epsilon,
+      norm=norm, noise=noise, num_steps=settings.num_steps,
       restarts=settings.restarts, num_queries=settings.num_queries)
   write_json(Path(workdir) / 'check.json', {
       'norm': norm, 'epsilon': epsilon, 'smoothed': run.attacked_sigma > 0,

@@ -6,13 +6,13 @@ taken for.
 """
 
 import functools
-import math
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import analysis, attacks, certification, keys, smoothing
+from robust_jax.attacks import threat_models
 from robust_jax.certification import log as certify_log
 from robust_jax.devices import parallel
 from robust_jax.errors import CrossingError, UserError
@@ -120,7 +120,7 @@ def _finder(run):
   """((key, logits_fn), batch) -> (candidates, undefined [batch]), over the devices."""
   # No perturbation within the box is longer.
   attack = functools.partial(attacks.ddn, num_steps=run.sandwich.num_steps,
-                             epsilon=math.sqrt(math.prod(run.test_data.image_shape)))
+                             epsilon=threat_models.diameter('l2', run.test_data.image_shape))
 
   def find(replicated, batch):
     key, logits_fn = replicated
