@@ -3,8 +3,8 @@
   python -m benchmarks.autoattack WORKDIR [--norm=linf --epsilon=0.3 --num-images=300 --rounds=1]
 
 WORKDIR is a run of robust_jax whose network is LeNet. The package is pyautoattack (a typed release
-of fra31/auto-attack), on as many threads as there are
-cores; --torch-python names another Python that has torch and pyautoattack.
+of fra31/auto-attack), on as many threads as there are cores; --torch-python names another Python
+that has torch and pyautoattack.
 """
 
 import argparse
