@@ -17,9 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# XLA once crashed while it made a program of this process a file; commands have processes of their
-# own.
+# Programs of this process are compiled once: to keep them on disk as well only takes time.
 jax.config.update('jax_enable_compilation_cache', False)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Drops what a file has compiled.
+
+  Every program keeps memory maps, of which a process may have 65,530 (Linux's vm.max_map_count);
+  those of half of the tests are more, and XLA's next compilation is then a segmentation fault.
+  """
+  yield
+  jax.clear_caches()
 
 
 def linear_logits(weights, bias, images):
