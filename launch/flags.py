@@ -100,6 +100,7 @@ def _command_line(file, argv):
   values = flags.FlagValues()
   config = _load(file, argv)
   argv = [_in_decimals(word, config) for word in argv]
+  several, argv = _several(argv, config)
   config_flags.DEFINE_config_dict('config', config, '', flag_values=values, sys_argv=argv)
   for name, (define, default) in FLAGS.items():
     define(name, default, '', flag_values=values)
@@ -120,11 +121,15 @@ def _command_line(file, argv):
   config = values.config
   if values.profile:
     config.train.profile_steps = values.profile
+  if several and not values.sweep:
+    field, numbers = next(iter(several.items()))
+    raise UserError(f'--config.{field} must be one number, got {",".join(map(str, numbers))}; with '
+                    '--sweep there is a run for each')
   swept = None
   if values.sweep:
     swept = sweep.read(
         file, lambda name: _command_line(experiments.read(name), [*argv, '--nosweep']).config
-        if name else config, config_flags.get_override_values(values['config']))
+        if name else config, config_flags.get_override_values(values['config']), several)
   default = swept.study.STAGES if swept and swept.study else stages.DEFAULT
   return CommandLine(
       config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
@@ -195,11 +200,33 @@ def _section(config, names):
 def _in_decimals(word, config):
   """--config.FIELD=8/255 as 0.03137... where FIELD has numbers; any other word as it is."""
   path, equals, value = word.partition('=')
-  *outer, field = path.lstrip('-').split('.')
-  section = _section(config, outer[1:]) if outer[:1] == ['config'] and equals else None
-  if section is not None and field in section and section.get_type(field) in (float, tuple):
+  if equals and _type_of(path, config) in (float, tuple):
     return f'{path}={FRACTION.sub(_decimal, value)}'
   return word
+
+
+def _several(argv, config):
+  """({field: numbers} of each --config.FIELD=A,B,... where FIELD is a number, the other words)."""
+  several, others = {}, []
+  for word in argv:
+    path, _, value = word.partition('=')
+    kind = _type_of(path, config)
+    if kind in (int, float) and ',' in value:
+      try:
+        several[path.lstrip('-').removeprefix('config.')] = [kind(n) for n in value.split(',')]
+      except ValueError as error:
+        raise UserError(f'{path} must be of type {kind.__name__}, or several with commas between, '
+                        f'got {value!r}') from error
+    else:
+      others.append(word)
+  return several, others
+
+
+def _type_of(path, config):
+  """The type of the field that a flag --config.FIELD sets; None where there is no such field."""
+  *outer, field = path.lstrip('-').split('.')
+  section = _section(config, outer[1:]) if outer[:1] == ['config'] else None
+  return section.get_type(field) if section is not None and field in section else None
 
 
 def _decimal(fraction):

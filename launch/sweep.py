@@ -1,4 +1,4 @@
-"""Runs every point of a config file's sweep(), one after the other: `python -m launch --sweep`.
+"""Runs every point of a sweep, one after the other: `python -m launch --sweep`.
 
 Each point is an ordinary run in its own numbered folder, and is run by the ordinary launcher as a
 process of its own: the number of simulated devices is fixed for the life of a process, and memory
@@ -8,6 +8,7 @@ so that it holds no accelerator.
 
 import functools
 import importlib
+import itertools
 import json
 import signal
 import subprocess
@@ -45,8 +46,8 @@ class Sweep(NamedTuple):
   study: ModuleType | None
 
 
-def read(file, load, overridden=()):
-  """The Sweep of a config file.
+def read(file, load, overridden=(), several=None):
+  """The Sweep of a config file, or of several values of fields.
 
   Args:
     file: the `experiments.ConfigFile`. Its sweep() returns a list of points {field: value}, with
@@ -56,15 +57,19 @@ def read(file, load, overridden=()):
     load: name of an experiment, or None for that of the file -> its ConfigDict with the overrides
       of the command line.
     overridden: the fields that these set.
+    several: {field: values}; if there are any, the points are all combinations of these, and not
+      those of the file.
 
   Raises:
     UserError: there is no such sweep; a field or value that is not valid, or that the command line
       sets as well; two points that are the same; or the study cannot be made of it.
   """
   name, points = ':'.join([str(file.path), *file.names]), file.scope.get('sweep', lambda *_: ())
-  points = list(points(*file.names) or ())
+  points = ([dict(zip(several, values)) for values in itertools.product(*several.values())]
+            if several else list(points(*file.names) or ()))
   if not points:
-    raise UserError(f'--sweep: {name} has no sweep() that returns {{field: value}} of every run')
+    raise UserError(f'--sweep: {name} has no sweep() that returns {{field: value}} of every run; '
+                    '--config.FIELD=A,B,... of a number makes one')
   configs, load = [], functools.cache(load)
   for number, point in enumerate(points):
     if not isinstance(point, dict) or not all(isinstance(field, str) for field in point):
@@ -77,7 +82,7 @@ def read(file, load, overridden=()):
       raise UserError(f'sweep() points {configs.index(config)} and {number} are the same config '
                       f'({describe(point)})')
     configs.append(config)
-  study = file.scope.get('STUDY')
+  study = None if several else file.scope.get('STUDY')
   if study:  # Imported for it alone, as it draws: that takes half a second.
     study = importlib.import_module(f'robust_jax.studies.{study}')
     study.check(configs)

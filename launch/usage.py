@@ -22,8 +22,9 @@ Which parts of it:
                         study of a sweep needs
   --redo=A,B,...        of train, attack, certify, sandwich, report, those to run anew; old
                         results move to previous/
-  --sweep               every point of the config file's sweep(), each in its own folder of
-                        --workdir, and a comparison of them
+  --sweep               every point of the config file's sweep() or, with --config.FIELD=A,B,...
+                        of one or more numbers, of all combinations of these, each in its own
+                        folder of --workdir, and a comparison of them
   --profile=N           trace N training steps, after the first ten, into WORKDIR/profile
 
 Exit status: 0; 2 after a mistake; 3 if a loss is not finite; 4 if --stages=verify finds a
@@ -34,5 +35,5 @@ Examples:
   python -m launch --workdir=runs/demo
   python -m launch --config=configs/mnist.py:pgd --workdir=runs/pgd --config.epsilon=0.2
   python -m launch --workdir=runs/pgd --redo=attack --config.attack.num_steps=100
-  python -m launch --config=configs/smoothadv_digits.py --workdir=runs/seeds --sweep
+  python -m launch --config=digits:trades --workdir=runs/seeds --sweep --config.seed=0,1,2
 """

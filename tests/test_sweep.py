@@ -152,6 +152,23 @@ def test_mistakes_in_a_sweep_are_one_line(points, message, tmp_path):
   assert '\n' not in str(caught.value)
 
 
+def test_several_values_of_numbers_are_swept_in_all_combinations():
+  swept = parse('--config=digits:gaussian', '--config.seed=3,4', '--config.epsilon=8/255,0.5')
+  assert swept.points == [{'seed': seed, 'epsilon': epsilon}
+                          for seed in (3, 4) for epsilon in (8 / 255, 0.5)]
+  assert [config['seed'] for config in swept.configs] == [3, 3, 4, 4]
+  assert swept.study is None
+  # In place of the three seeds of the file, at what the command line says besides.
+  swept = parse('--config=digits:smoothadv', '--config.evaluation.num_noise=1,8', '--config.seed=7')
+  assert [config['seed'] for config in swept.configs] == [7, 7]
+  with pytest.raises(UserError, match=r"config\.seed.*int.*'1,two'"):
+    parse('--config.seed=1,two')
+  with pytest.raises(UserError, match=r'config\.seed .*0,1,2; with --sweep'):
+    flags.parse(['launch', '--config.seed=0,1,2'])
+  with pytest.raises(UserError, match='points 0 and 1 are the same'):
+    parse('--config.seed=1,1')
+
+
 def test_a_field_is_set_in_one_place_and_a_sweep_has_to_be_there():
   with pytest.raises(UserError, match='--config.seed '):
     parse('--config.seed=3')

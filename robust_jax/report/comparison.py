@@ -86,7 +86,11 @@ def _panel(dataset, runs):
   # Fewer draws certify smaller radii, whatever the network: such figures are not compared.
   differing = differing_settings([log.settings for log in present(certified)])
   differing.pop('sigma', None)
-  attacks = _by_attack(attacked)
+  one_classifier = len(present(attacked)) > 1 and len({
+      json.dumps(each.stages.get('attack', {}).get('origin', str(each.path)), sort_keys=True)
+      for each in runs if each.attack is not None}) == 1
+  # Of one classifier it is attacks that are compared, one below the other.
+  attacks = {'attacked': attacked} if one_classifier else _by_attack(attacked)
   columns = [
       *_accuracies(found, certified, attacked, attacks, certified_alike and not differing,
                    attacked_alike),
