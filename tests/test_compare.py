@@ -232,6 +232,34 @@ def test_another_attack_is_another_column(runs, tmp_path):
   assert any('The attacks measured different radii' in note for note in panel.notes)
 
 
+def test_attacks_on_one_classifier_are_rows(tmp_path):
+  paths = [make(tmp_path / f'steps{steps}', better=better)
+           for steps, better in ((5, 0.1), (80, 0.), (10, 0.05))]
+  for path, steps, norm in zip(paths, (5, 80, 10), ('l2', 'l2', 'linf')):
+    edit(path / 'config.json', lambda config, steps=steps: config['attack'].update(num_steps=steps))
+    edit(path / 'stages.json', lambda stages: stages['attack'].update(origin={'weights': 'w'}))
+    header, *lines = (path / 'attack.jsonl').read_text().splitlines()
+    header = json.loads(header)
+    header['header']['attack'].update(num_steps=steps, norm=norm)
+    (path / 'attack.jsonl').write_text('\n'.join([json.dumps(header), *lines]) + '\n')
+  panel = panel_of(*paths)
+  assert list(panel.attacks) == ['attack ℓ₂', 'attack ℓ∞']
+  # By norm, as radii of different norms have nothing in common; the largest is the weakest attack.
+  for title, logs_of in (('attack ℓ₂ 0.75', paths[:2]), ('attack ℓ∞ 0.75', paths[2:])):
+    expected = {path.name: f'{100 * analysis.robust_accuracy(one)[2]:.1f}'
+                for path, one in zip(logs_of, attacks(logs_of))}
+    assert {label: cell for label, cell in column(panel, title).items() if cell} == expected
+    assert best(panel, title) == []
+  edit(paths[0] / 'stages.json', lambda stages: stages['attack'].update(origin={'weights': 'v'}))
+  assert list(panel_of(*paths[:2]).attacks) == ['PGD ℓ₂, num_steps=5', 'PGD ℓ₂, num_steps=80']
+
+
+def edit(path, change):
+  content = json.loads(path.read_text())
+  change(content)
+  path.write_text(json.dumps(content))
+
+
 @pytest.mark.usefixtures('no_files')
 def test_missing_and_unfinished_stages(runs, tmp_path):
   plain = make(tmp_path / 'plain', smoothed=False, method='standard')

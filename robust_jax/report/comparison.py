@@ -1,7 +1,7 @@
 """The figures of several runs side by side; only like is set beside like.
 
 Runs on different datasets are apart, logs are cut to the images that all of them have, and another
-attack is another column.
+attack is another column, unless all of the runs attack one classifier.
 """
 
 import json
@@ -89,11 +89,10 @@ def _panel(dataset, runs):
   one_classifier = len(present(attacked)) > 1 and len({
       json.dumps(each.stages.get('attack', {}).get('origin', str(each.path)), sort_keys=True)
       for each in runs if each.attack is not None}) == 1
-  # Of one classifier it is attacks that are compared, one below the other.
-  attacks = {'attacked': attacked} if one_classifier else _by_attack(attacked)
+  attacks = _by_norm(attacked) if one_classifier else _by_attack(attacked)
   columns = [
       *_accuracies(found, certified, attacked, attacks, certified_alike and not differing,
-                   attacked_alike),
+                   attacked_alike and not one_classifier),
       *_epoch_time(found)]
   notes += _notes(found, differing, certified, attacked)
   return Panel(dataset, found, columns, certified, attacks, notes)
@@ -204,6 +203,13 @@ def _by_attack(attacked):
           [log if log is not None and key(log) == one else None for log in row]
           for row in attacked]
   return result
+
+
+def _by_norm(attacked):
+  """{norm: [group][run] logs} of one classifier, whose rows are attacks, none of them the best."""
+  names = {f'attack {run.attack_norm(log)}': run.attack_norm(log) for log in present(attacked)}
+  return {name: [[log if log is not None and run.attack_norm(log) == norm else None for log in row]
+                 for row in attacked] for name, norm in names.items()}
 
 
 def _attack_settings(log):
