@@ -32,6 +32,8 @@ def main():
   parser.add_argument('--rounds', type=int, default=1)
   parser.add_argument('--version', default='standard')
   parser.add_argument('--torch-python', default=sys.executable)
+  parser.add_argument('--devices', type=int, default=0,
+                      help='of ours, as the launcher has it: on CPU as many as there are cores')
   parser.add_argument('--contestants', default='ours,package',
                       help='of ours, unpacked, package')
   parser.add_argument('--side', choices=('ours', 'unpacked', 'package'), help=argparse.SUPPRESS)
@@ -62,7 +64,9 @@ def ours(args):
   import jax
 
   from robust_jax import attacks, backend, data, workdir
+  from robust_jax.devices.choose import choose_devices
   backend.tune()
+  devices = choose_devices(args.devices, [args.batch_size])
   network, variables, info = workdir.load(args.workdir)
   config = json.loads((Path(args.workdir) / 'config.json').read_text())
   test = data.load(config['data']['name'], 'test', data_dir=config['data']['data_dir'])
@@ -79,7 +83,8 @@ def ours(args):
     return {'parts': unpacked(args, key, logits_fn, images, labels),
             'seconds': time.monotonic() - begun}
   found = attacks.autoattack(key, logits_fn, images, labels, norm=args.norm, epsilon=args.epsilon,
-                             version=args.version, batch_size=args.batch_size)
+                             version=args.version, batch_size=args.batch_size,
+                             devices=devices)
   return {'parts': [(part.name, part.robust_accuracy, part.seconds) for part in found.parts],
           'seconds': time.monotonic() - begun}
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import analysis, attacks, data, stages
+from robust_jax import analysis, attacks, certification, data, keys, smoothing, stages
 from robust_jax.attacks import checks
 from robust_jax.config import sections
 from robust_jax.errors import UserError
@@ -25,17 +25,19 @@ def distance(images):
   return jnp.stack([jnp.linalg.norm(rows - 0.5, axis=-1), 0.4 + 0 * rows[:, 0]], -1)
 
 
-def attacked(monkeypatch, folder, pixels, attack, name='pgd', **fields):
+def attacked(monkeypatch, folder, pixels, attack, name='pgd', sigma=0., **fields):
   """The rows of attack.jsonl after the stage attacked the images [num, ...] with labels 0."""
   monkeypatch.setattr(weights, 'load', lambda run, workdir: (
       jax.tree_util.Partial(distance), {}, None))
-  settings = sections.EvaluationSettings(epsilons=(0.2, 0.1), stride=1, gallery=0)
+  settings = sections.EvaluationSettings(epsilons=(0.2, 0.1), stride=1, gallery=0, num_noise=4,
+                                         n=100)
   run = SimpleNamespace(
-      evaluation=settings, attack=attack, attacked_sigma=0., devices=jax.devices()[:2],
+      evaluation=settings, attack=attack, attacked_sigma=sigma, devices=jax.devices()[:2],
       key=lambda use: jax.random.key(0), test_data=data.Dataset(
           name='grey', split='test', images=pixels, labels=np.zeros(len(pixels), np.int32),
           class_names=('far', 'near'), mean=(0.,), std=(1.,)),
-      config={'attack': {'name': name, **fields}, 'seed': 0, 'evaluation': settings._asdict()})
+      config={'attack': {'name': name, **fields}, 'seed': 0, 'evaluation': settings._asdict(),
+              'certify': {'batch_size': 50}})
   run_attack(run, folder)
   return [json.loads(line) for line in (folder / 'attack.jsonl').read_text().splitlines()][1:]
 
@@ -72,6 +74,29 @@ def test_what_had_no_finite_gradient_is_logged(monkeypatch, tmp_path):
   assert [row.get('undefined') for row in rows] == [None, None, [True, True], None, None]
   log = analysis.read_attack(tmp_path / 'attack.jsonl')
   assert analysis.undefined_images(log) == 1 and log.undefined[2].all()
+
+
+@pytest.mark.parametrize('attack', [
+    functools.partial(attacks.pgd_attack, norm='l2', num_steps=3),
+    functools.partial(attacks.ddn, init_norm=0.1),
+    functools.partial(attacks.apgd_attack, norm='l2', num_steps=5)], ids=['pgd', 'ddn', 'apgd'])
+def test_a_smoothed_classifier_is_attacked_through_draws_and_judged_by_others(
+    attack, monkeypatch, tmp_path):
+  # Pixels whose noise moves them across the boundary, at a distance of 0.4 from grey.
+  pixels = 0.5 + 0.22 * np.random.default_rng(0).choice([-1, 1], size=(5, 2, 2, 1))
+  pixels = pixels.astype(np.float32)
+  rows = attacked(monkeypatch, tmp_path, pixels, attack, sigma=0.1)
+  key, index, labels = jax.random.key(0), np.arange(5), np.zeros(5, np.int32)
+  logits_fn, own_keys = jax.tree_util.Partial(distance), keys.fold_in(key, index)
+  noise = smoothing.sample_noise(keys.fold_in(own_keys, 1), pixels, sigma=0.1, num_noise=4)
+  judge = functools.partial(certification.judge, key, logits_fn, labels=labels, sigma=0.1, n=100,
+                            batch_size=50, example_ids=index, in_box=False)
+  found = [pixels, *(attack(keys.fold_in(own_keys, 0), logits_fn, pixels, labels, epsilon=epsilon,
+                            noise=noise).images for epsilon in (0.2, 0.1))]
+  votes = [judge(x).votes.tolist() for x in found]
+  assert [row['votes'] for row in rows] == [list(of_one) for of_one in zip(*votes)]
+  clean, far, near = np.array([row['votes'] for row in rows])[:, :, 0].sum(axis=0)
+  assert far <= near < clean  # DDN's smallest perturbation is within both radii.
 
 
 def test_transfer_from_another_network(monkeypatch, tmp_path):

@@ -133,6 +133,16 @@ def test_a_result_depends_on_no_batch():
     np.testing.assert_allclose(apart.images, together.images, atol=1e-5)
 
 
+def test_a_result_does_not_depend_on_devices():
+  noise = 0.1 * np.random.default_rng(0).normal(size=(2, *IMAGES.shape)).astype(np.float32)
+  find = functools.partial(attacks.autoattack, KEY, NETWORK, IMAGES, LABELS, epsilon=0.03,
+                           noise=noise, version=['apgd-ce', 'fab-t'], batch_size=20)
+  one, three = find(), find(devices=jax.devices()[:3])
+  assert 0 < one.success.mean() < 1
+  np.testing.assert_array_equal(one.broken_by, three.broken_by)
+  np.testing.assert_allclose(one.images, three.images, atol=1e-5)
+
+
 def test_images_of_8_bits():
   pixels = np.round(255 * IMAGES).astype(np.uint8)
   find = functools.partial(attacks.autoattack, KEY, NETWORK, labels=LABELS, epsilon=0.03,

@@ -21,6 +21,7 @@ from robust_jax.attacks import objectives, threat_models
 from robust_jax.attacks.apgd import apgd_attack
 from robust_jax.attacks.fab import fab_attack
 from robust_jax.attacks.square import square_attack
+from robust_jax.devices import parallel
 from robust_jax.types import Array, Attack
 
 # In this order; the place of a part decides its random numbers.
@@ -85,7 +86,7 @@ class AutoAttackResult(NamedTuple):
 
 
 def autoattack(key, logits_fn, images, labels, *, epsilon, norm: threat_models.Norm = 'linf',
-               version: str = 'standard', noise=None, batch_size=256, verbose=False):
+               version: str = 'standard', noise=None, batch_size=256, devices=None, verbose=False):
   """The worst case over a suite of attacks, as AutoAttack publishes it.
 
   'standard' is APGD on the cross-entropy, APGD on the DLR loss towards the nine most probable wrong
@@ -118,7 +119,8 @@ def autoattack(key, logits_fn, images, labels, *, epsilon, norm: threat_models.N
     version: 'standard', 'plus' or 'rand', or parts: 'apgd-ce,square', or a list of names, at the
       settings of 'standard', those that it lacks at those of 'plus'.
     noise: None, or [num_noise, batch, ...], held fixed, of a smoothed classifier.
-    batch_size: rows of a batch, at most.
+    batch_size: rows of a batch, at most, rounded up to a multiple of the devices.
+    devices: list of devices that share the rows; None: the default one.
     verbose: print a line a part, and the flags.
 
   Returns:
@@ -132,6 +134,7 @@ def autoattack(key, logits_fn, images, labels, *, epsilon, norm: threat_models.N
     parameter-free attacks, 2020; Croce & Hein, Mind the box, 2021 (l1); flags of
     github.com/fra31/auto-attack.
   """
+  version = version if isinstance(version, str) else tuple(version)
   names(version)
   inputs.check('batch_size', batch_size, batch_size >= 1, 'at least 1')
   if getattr(images, 'dtype', None) == np.uint8:
@@ -147,31 +150,33 @@ def autoattack(key, logits_fn, images, labels, *, epsilon, norm: threat_models.N
   suite = parts(version, norm, num_classes)
   images, labels = np.asarray(images), np.asarray(labels)
   epsilon = np.broadcast_to(epsilon, len(images))
+  devices = tuple(devices or jax.local_devices()[:1])
   # As few batches as may be, as even as may be.
   batch_size = -(-len(images) // -(-len(images) // batch_size))
+  batch_size += -batch_size % len(devices)
   flags = examine(attacked, images[:batch_size], suite, random=version == 'rand')
   attacked, judged = smoothing.as_pytree(attacked), smoothing.as_pytree(judged)
+  by_image = noise if noise is None else np.moveaxis(noise, 1, 0)
 
   def rows_of(jobs):
     """Index [batch_size] of the rows' images, filled up, and what stands for them."""
     index = np.resize([image for image, _ in jobs], batch_size)
-    return index, images[index], labels[index], noise if noise is None else noise[:, index]
+    return index, images[index], labels[index], by_image if noise is None else by_image[index]
 
   def look(jobs):
     index, x, y, draws = rows_of(jobs)
-    predicted, zero = jax.device_get(_look(attacked, x, y, draws))
+    predicted, zero = _look(devices)(attacked, (x, y, draws))
     return [(int(c), bool(z)) for c, z, _ in zip(predicted, zero, jobs)]
 
   def attack(part, jobs):
     index, x, y, draws = rows_of(jobs)
     only = np.resize([number for _, number in jobs], batch_size).astype(np.int32)
     own_keys = keys.fold_in(example_keys[index], PARTS.index(part.name))
-    found = part.attack(own_keys, attacked, x, y, epsilon=epsilon[index], noise=draws, only=only)
-    predicted = _predict(judged, found.images, draws)
-    predicted, found = jax.device_get((predicted, found))
-    undefined = np.broadcast_to(found.undefined, batch_size)
+    found, predicted, undefined = _attack(
+        devices, version, norm, num_classes, part.name)(
+        (attacked, judged), (own_keys, x, y, epsilon[index], draws, only))
     not_finite.update(index[:len(jobs)][undefined[:len(jobs)]].tolist())
-    return [found.images[row] if predicted[row] != y[row] else None for row in range(len(jobs))]
+    return [found[row] if predicted[row] != y[row] else None for row in range(len(jobs))]
 
   result, broken_by, not_finite, zero = images.copy(), np.full(len(images), -1), set(), 0
   finished = []
@@ -309,14 +314,41 @@ def look(victim, labels, images):
   return predicted, jnp.all(gradient == 0, axis=tuple(range(1, images.ndim)))
 
 
-@jax.jit
-def _look(logits_fn, images, labels, noise):
-  return look(smoothing.victim(logits_fn, noise), labels, images)
+@functools.lru_cache
+def _look(devices):
+  """`look` over devices: (logits_fn, (images, labels, noise by rows)) -> its result."""
+
+  def look_at(logits_fn, rows):
+    x, y, draws = rows
+    return look(smoothing.victim(logits_fn, _noise(draws)), y, x)
+
+  return parallel.map_rows(look_at, devices)
 
 
-@jax.jit
-def _predict(logits_fn, images, noise):
-  return smoothing.victim(logits_fn, noise).predict(images)
+@functools.lru_cache
+def _attack(devices, version, norm, num_classes, name):
+  """A part of a suite over devices; each suite is compiled once.
+
+  Returns:
+    ((attacked, judged), (keys, images, labels, epsilon, noise by rows, only)) -> (images, the
+    classes that `judged` gives them, undefined).
+  """
+  part, = (part for part in parts(version, norm, num_classes) if part.name == name)
+
+  def attack(replicated, rows):
+    attacked, judged = replicated
+    own_keys, x, y, epsilon, draws, only = rows
+    noise = _noise(draws)
+    found = part.attack(own_keys, attacked, x, y, epsilon=epsilon, noise=noise, only=only)
+    return (found.images, smoothing.victim(judged, noise).predict(found.images),
+            jnp.broadcast_to(found.undefined, len(x)))
+
+  return parallel.map_rows(attack, devices)
+
+
+def _noise(draws):
+  """[batch, num_noise, ...] as attacks take it, or None."""
+  return draws if draws is None else jnp.moveaxis(draws, 1, 0)
 
 
 def examine(logits_fn, images, suite, *, random=False) -> dict[str, str]:

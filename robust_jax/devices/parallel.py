@@ -45,10 +45,12 @@ def map_rows(fn, devices):
   Returns:
     The mapped function, with NumPy results; the batch must divide by the devices.
   """
-  mapped = map_devices(fn, devices, in_axes=(None, 0))
+  # With a number, because pmap maps rows by no axis where the other argument has no arrays, such as
+  # a function without parameters (jax 0.10.2 to 0.12).
+  mapped = map_devices(lambda replicated, rows: fn(replicated[0], rows), devices, in_axes=(None, 0))
 
   def run(replicated, rows):
-    results = jax.device_get(mapped(replicated, _split(rows, len(devices))))
+    results = jax.device_get(mapped((replicated, 0), _split(rows, len(devices))))
     return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), results)
 
   return run
