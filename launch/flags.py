@@ -14,6 +14,7 @@ from robust_jax import stages
 from robust_jax.config import schema
 from robust_jax.config.sections import SECTIONS, TABLES, component, find, flat
 from robust_jax.errors import UserError, suggest
+from robust_jax.stages import shards
 
 # Sections whose name chooses what their fields are of.
 NAMED = (*TABLES, 'data', 'extra')
@@ -23,6 +24,7 @@ _COUNT = functools.partial(flags.DEFINE_integer, lower_bound=0)
 FLAGS = {
     'list': (flags.DEFINE_bool, False), 'workdir': (flags.DEFINE_string, None),
     'stages': (flags.DEFINE_list, None), 'redo': (flags.DEFINE_list, []), 'devices': (_COUNT, 0),
+    'shard': (flags.DEFINE_string, None),
     'sweep': (flags.DEFINE_bool, False), 'profile': (_COUNT, 0)}
 # A number as papers write radii: --config.epsilon=8/255, also within a tuple.
 FRACTION = re.compile(r'(?<![\w./])(\d+\.?\d*|\.\d+) */ *(\d+\.?\d*|\.\d+)(?![\w./])')
@@ -38,6 +40,7 @@ class CommandLine(NamedTuple):
     redo: names of the stages to run anew.
     devices: how many; 0 for all.
     sweep: with --sweep, the `sweep.Sweep`; else None.
+    shard: with --shard=I/N (I, N), else None.
   """
 
   config: ConfigDict
@@ -46,6 +49,7 @@ class CommandLine(NamedTuple):
   redo: list[str]
   devices: int
   sweep: sweep.Sweep | None
+  shard: tuple[int, int] | None
 
 
 def parse(argv):
@@ -131,9 +135,27 @@ def _command_line(file, argv):
         file, lambda name: _command_line(experiments.read(name), [*argv, '--nosweep']).config
         if name else config, config_flags.get_override_values(values['config']), several)
   default = swept.study.STAGES if swept and swept.study else stages.DEFAULT
+  shard = _shard(values) if values.shard is not None else None
+  wanted = values.stages or [*(shards.STAGES if shard else default)]
   return CommandLine(
       config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
-      [*default] if values.stages is None else values.stages, values.redo, values.devices, swept)
+      wanted, values.redo, values.devices, swept, shard)
+
+
+def _shard(values):
+  """(I, N) of --shard=I/N, and whether the other flags go with it."""
+  match = re.fullmatch(r'(\d+)/(\d+)', values.shard)
+  number, total = map(int, match.groups()) if match else (1, 0)
+  if number >= total:
+    raise UserError(f'--shard must be I/N, the I-th of N from 0 on, got {values.shard!r}')
+  if values.sweep:
+    raise UserError('--shard is given, but each run of --sweep is whole')
+  other = [stage for stage in (*(values.stages or ()), *values.redo)
+           if stage not in (*shards.STAGES, 'verify')]
+  if other:
+    raise UserError(f'--shard: the stages must be of {", ".join(shards.STAGES)}, verify, got '
+                    f'{other[0]!r}')
+  return number, total
 
 
 def _value_of(flag, argv):

@@ -16,6 +16,9 @@ Where it is run:
   --workdir=DIR         folder of the run, runs/NAME if not given; what was interrupted goes on
   --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
 
+  --shard=I/N           the I-th of N parts of the images, from 0 on, attacked and certified in
+                        DIR/shards/I-of-N; `python -m robust_jax.analysis merge DIR` joins them
+
 Which parts of it:
   --stages=A,B,...      of train, attack, certify, sandwich, verify, check, label, attack_image,
                         report; the default is train,attack,certify,sandwich,report, or what the

@@ -33,7 +33,8 @@ def attacked(monkeypatch, folder, pixels, attack, name='pgd', sigma=0., **fields
                                          n=100)
   run = SimpleNamespace(
       evaluation=settings, attack=attack, attacked_sigma=sigma, devices=jax.devices()[:2],
-      key=lambda use: jax.random.key(0), test_data=data.Dataset(
+      key=lambda use: jax.random.key(0), shard=(0, 1),
+      test_data=data.Dataset(
           name='grey', split='test', images=pixels, labels=np.zeros(len(pixels), np.int32),
           class_names=('far', 'near'), mean=(0.,), std=(1.,)),
       config={'attack': {'name': name, **fields}, 'seed': 0, 'evaluation': settings._asdict(),

@@ -56,7 +56,8 @@ class _Run(SimpleNamespace):
 SETTINGS = sections.EvaluationSettings(epsilons=EPSILONS, stride=1, gallery=3, batch_size=8)
 RUN = _Run(
     evaluation=SETTINGS, attack=None, attacked_sigma=0., devices=jax.devices()[:2],
-    extra=SimpleNamespace(share=0.), key=lambda use: jax.random.key(0), test_data=data.Dataset(
+    extra=SimpleNamespace(share=0.), key=lambda use: jax.random.key(0), shard=(0, 1),
+    test_data=data.Dataset(
         name='cifar10', split='test', images=IMAGES, labels=LABELS, class_names=tuple('abcde'),
         mean=(0.,), std=(1.,)),
     config={'attack': {'name': 'autoattack'}, 'seed': 0, 'model': {'name': 'wrn_28_10'},

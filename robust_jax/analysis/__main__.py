@@ -5,6 +5,7 @@
   compare    differences from the first log, on the images that all have
   plot       certified accuracy against radius, as SVG, PDF or PNG
   runs       the page of a run, or of several, with all that was measured
+  merge      the logs of all shards of a run (python -m launch --shard=I/N) as its own
 
 A PATH is a workdir, a certify.jsonl or certify.tsv, a published table (`idx label predict radius
 correct X
@@ -32,7 +33,8 @@ EXAMPLES = {
     'compare': ('runs/gaussian runs/smoothadv --radii=0.5,1', 'runs/seeds --format=markdown'),
     'plot': ('runs/gaussian runs/smoothadv --output=curves.svg',
              'runs --output=curves.png --intervals'),
-    'runs': ('runs/demo', 'runs/sweep runs/other --output=compare.html')}
+    'runs': ('runs/demo', 'runs/sweep runs/other --output=compare.html'),
+    'merge': ('runs/demo',)}
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,12 +51,15 @@ def make_parser():
                   epilog='COMMAND --help has the options and examples of a command.')
   commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True,
                                    help=argparse.SUPPRESS)
-  for run in (table, envelope, compare, plot, runs):
+  for run in (table, envelope, compare, plot, runs, merge):
     name = run.__name__
     examples = ''.join(f'\n  {parser.prog} {name} {words}' for words in EXAMPLES[name])
     command = commands.add_parser(name, description=inspect.getdoc(run), allow_abbrev=False,
                                   epilog=f'examples:{examples}', formatter_class=layout)
     command.set_defaults(run=run)
+    if name == 'merge':
+      command.add_argument('path', metavar='DIR', type=os.path.expanduser, help='workdir')
+      continue
     if name == 'runs':
       command.add_argument('path', nargs='+', metavar='DIR', type=os.path.expanduser,
                            help="workdir, or a folder of several, as a sweep's")
@@ -172,6 +177,16 @@ def runs(flags):
   else:
     page, summary = report.compare(flags.path, flags.output)
   print(summary, f'report: {page}', sep='\n')
+
+
+def merge(flags):
+  """Joins what the shards of a workdir have found (DIR/shards, python -m launch --shard=I/N) to its
+  own logs, those of one process. What does not go together, is missing or is there twice is named.
+  """
+  from robust_jax.stages import shards  # Here, as it brings jax and the models along.
+
+  print('\n'.join(shards.merge(flags.path)))
+  print(f'python -m launch --workdir={flags.path} --stages=report makes the page')
 
 
 def _collect(flags):

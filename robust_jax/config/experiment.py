@@ -69,6 +69,7 @@ class Run:
       config.evaluation.sigma says otherwise.
     data, extra, train, evaluation, certify_images, sandwich, verify, check, label,
       attack_image: the sections as NamedTuples.
+    shard: (I, N): of the images to be judged this run has every N-th from number I on.
   """
 
   config: dict[str, Any]
@@ -92,6 +93,7 @@ class Run:
   check: CheckSettings
   label: LabelSettings
   attack_image: AttackImageSettings
+  shard: tuple[int, int] = (0, 1)
 
   @property
   def trainable(self):

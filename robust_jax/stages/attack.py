@@ -44,7 +44,7 @@ def attack(run, workdir):
   entries = records.resume(path, {'header': header})
   records.check_same(path, entries[0].get('header', {}), header)
   done = {entry['idx'] for entry in entries[1:]}
-  everything = images.chosen(run.test_data, settings.stride, settings.num_images)
+  everything = images.chosen(run, settings)
   save_gallery = functools.partial(_save_gallery, workdir, run, logits_fn)
   if run.config['attack']['name'] in attacks.SUITES:
     facts = suite.attack(run, workdir, logits_fn, header, everything,

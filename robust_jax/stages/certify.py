@@ -28,8 +28,7 @@ def certify(run, workdir):
   loaded = weights.load(run, workdir)
   with log.open_for_append(Path(workdir) / 'certify', settings(run, loaded),
                            workdirs.environment(run.devices)) as writer:
-    everything = images.chosen(run.test_data, run.certify_images.stride,
-                               run.certify_images.num_images)
+    everything = images.chosen(run, run.certify_images)
     left = [index for index in everything if index not in writer.done]
     bar = monitoring.bar(desc='certify', initial=len(everything) - len(left),
                          total=len(everything), unit='image')

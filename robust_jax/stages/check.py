@@ -18,7 +18,7 @@ def check(run, workdir):
   norm = norm if norm in threat_models.NORMS else 'l2'
   epsilons = run.evaluation.epsilons
   epsilon = epsilons[len(epsilons) // 2] if settings.epsilon is None else settings.epsilon
-  chosen = images.chosen(run.test_data, run.evaluation.stride, run.evaluation.num_images)
+  chosen = images.chosen(run, run.evaluation)
   batch = data.take(run.test_data, chosen[:settings.num_images])
   example_keys = keys.fold_in(run.key('attack'), jnp.asarray(batch.index))
   noise = smoothing.sample_noise(

@@ -3,10 +3,14 @@
 from robust_jax import data
 
 
-def chosen(dataset, stride, num_images):
-  """The indices 0, stride, 2 stride, ... of a split; the first num_images of them unless 0."""
-  indices = range(0, dataset.num_examples, stride)
-  return list(indices[:num_images] if num_images else indices)
+def chosen(run, settings):
+  """The indices 0, stride, 2 stride, ... of the test split that a section of the config asks for.
+
+  The first num_images of them unless 0; of these, with shard (I, N), every N-th from number I on.
+  """
+  indices = range(0, run.test_data.num_examples, settings.stride)
+  number, total = run.shard
+  return list((indices[:settings.num_images] if settings.num_images else indices)[number::total])
 
 
 def even_size(num_images, batch_size, num_devices):

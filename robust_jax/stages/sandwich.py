@@ -99,7 +99,7 @@ def _certificates(run, workdir, loaded):
   rows = zip(logged.idx.tolist(), logged.label.tolist(), logged.predict.tolist(),
              logged.radius.tolist())
   found = {idx: row for idx, *row in rows}
-  chosen = images.chosen(run.test_data, run.certify_images.stride, run.certify_images.num_images)
+  chosen = images.chosen(run, run.certify_images)
   missing = [idx for idx in chosen if idx not in found]
   if missing:
     raise UserError(f'--stages=sandwich: {path} lacks {len(missing)} of {len(chosen)} images, '

@@ -38,7 +38,7 @@ def verify(run, workdir):
   log.check_settings(path, logged.settings, settings(run, loaded))
   record.unlink(missing_ok=True)  # Of the last verification.
   finished = workdirs.stages(workdir).get('certify', {}).get('status') == 'done'
-  wanted = images.chosen(run.test_data, run.certify_images.stride, run.certify_images.num_images)
+  wanted = images.chosen(run, run.certify_images)
   known = {entry['idx']: entry for entry in entries}
   expected = [known[idx] for idx in wanted if idx in known]
   chosen = _spread(expected, run.verify.sample)

@@ -128,7 +128,7 @@ def compare(folder, num_devices):
   folder = Path(folder)
   nets = load(folder, num_devices)
   robust, run = nets[1:], nets[0].run
-  chosen = images.chosen(run.test_data, run.evaluation.stride, run.evaluation.num_images)
+  chosen = images.chosen(run, run.evaluation)
   batch_size = images.even_size(len(chosen), run.evaluation.batch_size, len(run.devices))
   test = list(images.batches(run.test_data, chosen, batch_size, pad=True))
   found = adversarial_set(nets, test)
