@@ -163,6 +163,7 @@ def test_the_check_stage_examines_the_images_of_the_attack_stage(
   evaluation = sections.EvaluationSettings(epsilons=(0.1, 0.2, 0.3), stride=3, num_noise=5)
   run = SimpleNamespace(
       evaluation=evaluation, check=sections.CheckSettings(num_images=2), attacked_sigma=sigma,
+      shard=(0, 1),
       key=lambda use: jax.random.key(0), config={'attack': {'norm': 'linf'}},
       test_data=data.Dataset(
           name='grey', split='test', images=pixels, labels=np.zeros(7, np.int32),
