@@ -5,8 +5,8 @@
 WORKDIR is a run of robust_jax whose network is LeNet. The package is pyautoattack (a typed release
 of fra31/auto-attack), on as many threads as there are cores; --torch-python names another Python
 that has torch and pyautoattack. 'unpacked' is ours with all restarts and targets of all images that
-a part begins with, as the package has it. Of each part: robust accuracy after it, seconds with
-compilation, and the images that it began with a second.
+a part begins with, as the package has it, on one device: compare with --devices=1. Of each part:
+robust accuracy after it, seconds with compilation, and the images that it began with a second.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def main():
   if args.side:
     print(json.dumps({'ours': ours, 'unpacked': ours, 'package': package}[args.side](args)))
     return
+  if args.contestants.startswith('package'):
+    parser.error('--contestants: ours or unpacked comes first, as it writes the weights')
   with tempfile.TemporaryDirectory() as folder:
     words = [*sys.argv[1:], f'--weights={folder}/weights.npz']
     for number in range(args.rounds):

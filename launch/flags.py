@@ -136,7 +136,9 @@ def _command_line(file, argv):
         if name else config, config_flags.get_override_values(values['config']), several)
   default = swept.study.STAGES if swept and swept.study else stages.DEFAULT
   shard = _shard(values) if values.shard is not None else None
-  wanted = values.stages or [*(shards.STAGES if shard else default)]
+  wanted = values.stages
+  if wanted is None:
+    wanted = [*(shards.STAGES if shard else default)]
   return CommandLine(
       config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
       wanted, values.redo, values.devices, swept, shard)
@@ -247,7 +249,7 @@ def _several(argv, config):
 def _type_of(path, config):
   """The type of the field that a flag --config.FIELD sets; None where there is no such field."""
   *outer, field = path.lstrip('-').split('.')
-  section = _section(config, outer[1:]) if outer[:1] == ['config'] else None
+  section = _section(config, outer[1:]) if path[0] == '-' and outer[:1] == ['config'] else None
   return section.get_type(field) if section is not None and field in section else None
 
 
@@ -271,7 +273,8 @@ def _unknown_flag(name, config):
 
 # Names of other code bases.
 _MEANT = {'lr': 'config.schedule.learning_rate', 'learning_rate': 'config.schedule.learning_rate',
-          'attack.epsilon': 'config.evaluation.epsilons', 'epochs': 'config.train.num_epochs'}
+          'attack.epsilon': 'config.evaluation.epsilons', 'epochs': 'config.train.num_epochs',
+          'config.method.attack.epsilon': 'config.epsilon'}
 
 
 def _unknown_field(error, argv):
@@ -284,7 +287,7 @@ def _unknown_field(error, argv):
       near = message.partition('Did you mean "')[2].partition('"')[0]
       section = path.split('.')[1]
       section = section if section in (*SECTIONS, *TABLES) else 'fields'
-      hint = _MEANT.get('.'.join(path.split('.')[-2:]), _MEANT.get(last)) or near
+      hint = _MEANT.get(path, _MEANT.get('.'.join(path.split('.')[-2:]), _MEANT.get(last))) or near
       hint = f'did you mean {hint}?' if hint else f'--help={section} lists them'
       return f'{path} is not a field; {hint}'
   return f'command line: {message}'

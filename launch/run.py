@@ -1,6 +1,5 @@
 """What the launcher does: a command line, as a run or a sweep, and its exit status."""
 
-import dataclasses
 import os
 import sys
 
@@ -27,7 +26,9 @@ def main(argv):
     return sweep.run(given.sweep, given.workdir, wanted, redo, num_devices=given.devices)
   config = resolve(given.config)
   if wanted != {'report'}:
-    run_stages(config, given.workdir, wanted, redo, given.devices, argv[1:], given.shard)
+    folder = given.workdir if given.shard is None else shards.check(
+        given.workdir, given.shard, config, wanted)
+    run_stages(config, folder, wanted, redo, given.devices, argv[1:])
   elif workdir.stages(given.workdir):
     stages.report(None, given.workdir)  # Also of a run that still goes on, and holds the lock.
   else:
@@ -35,21 +36,17 @@ def main(argv):
   return 0
 
 
-def run_stages(config, folder, wanted, redo, num_devices, words, shard=None):
-  """Runs the wanted stages of a resolved config in its workdir.
+def run_stages(config, folder, wanted, redo, num_devices, words):
+  """Runs the wanted stages of a resolved config in its workdir, or in that of a shard.
 
-  Stages in redo run anew; num_devices and shard are as the flags, the command's words are kept in
-  the record.
+  Stages in redo run anew; num_devices is as the flag, the command's words are kept in the record.
   """
-  whole, folder = folder, shards.folder(folder, shard) if shard else folder
   with workdir.locked(folder):
     check_workdir(folder, config, redo)
-    if shard:
-      shards.begin(whole, shard, config, wanted)
+    shards.begin(folder, config)
     backend.tune()  # Settings of this process, before it computes anything.
     devices = choose_devices(num_devices, experiment.batch_sizes(config))
-    run = experiment.build(config, devices, images=wanted != {'attack_image'})
-    run = dataclasses.replace(run, shard=shard or run.shard)
+    run = shards.part(experiment.build(config, devices, images=wanted != {'attack_image'}), folder)
     stages.check(run, folder, wanted)
     workdir.set_aside(folder, redo)
     trained = 'train' in wanted or 'train' in workdir.stages(folder)

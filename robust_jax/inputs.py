@@ -5,6 +5,8 @@ not known, an example whose label, target or radius is out of range gets images 
 its result cannot pass for one (`attacked`). All raise ValueError, in one line.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,19 @@ def radius(value, batch=None, *, name='epsilon', finite=True):
   return jnp.asarray(value, jnp.float32)
 
 
+def diameter(norm, shape):
+  """How far two images of a shape can be from each other in a norm: 1, sqrt(d) or d, d pixels.
+
+  Raises:
+    ValueError: an unknown norm.
+  """
+  pixels = math.prod(shape)
+  lengths = {'linf': 1., 'l2': math.sqrt(pixels), 'l1': float(pixels)}
+  if norm not in lengths:
+    raise ValueError(f'norm must be one of {", ".join(lengths)}, got {norm!r}')
+  return lengths[norm]
+
+
 def noise(value, images):
   """Noise of a smoothed classifier, [num_noise, *images.shape]; None stays None."""
   if value is None:
@@ -148,7 +163,7 @@ def num_classes(logits_fn, images):
   return logits(found, len(images)).shape[-1]
 
 
-def attacked(victim, x, y, *, epsilon, targets=None, any_radius=False):
+def attacked(victim, x, y, *, epsilon, targets=None, any_radius=False, norm=None):
   """The arguments of an attack, checked.
 
   Args:
@@ -156,6 +171,7 @@ def attacked(victim, x, y, *, epsilon, targets=None, any_radius=False):
     x, y, epsilon: images, labels and radius.
     targets: None, or [batch] int.
     any_radius: whether epsilon may be inf, as of attacks that look for the closest image.
+    norm: in which epsilon has to be at most the diameter of the box of images; None: any length.
 
   Returns:
     (images, labels, epsilon, targets). Where labels, targets or epsilon are traced, images of
@@ -166,6 +182,10 @@ def attacked(victim, x, y, *, epsilon, targets=None, any_radius=False):
   known = victim.num_classes(x)
   y = labels(y, len(x), num_classes=known)
   epsilon = radius(epsilon, len(x), finite=not any_radius)
+  if norm is not None and concrete(epsilon):
+    longest = diameter(norm, x.shape[1:])
+    check('epsilon', np.asarray(epsilon), np.asarray(epsilon) <= longest * (1 + _TOLERANCE),
+          f'at most {longest:.4g} in {norm}, as pixels are in [0, 1]')
   if targets is not None:
     targets = labels(targets, len(x), num_classes=known, name='targets')
   valid = True

@@ -31,7 +31,10 @@ def load(target, field):
   try:
     module = importlib.import_module(module_name)
   except (Exception, SystemExit) as error:  # Anything may happen in a user's module.
-    raise UserError(f'{given}, but importing {module_name} raises {line(error)}') from error
+    hint = ''
+    if isinstance(error, ModuleNotFoundError) and error.name == module_name:
+      hint = '; it must be in the current folder of `python -m`, or in one of PYTHONPATH'
+    raise UserError(f'{given}, but importing {module_name} raises {line(error)}{hint}') from error
   if not hasattr(module, name):
     raise UserError(f'{given}, but {module_name} has no {name!r}')
   found = getattr(module, name)

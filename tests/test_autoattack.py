@@ -277,7 +277,7 @@ def test_bad_arguments_are_named(wrong, message):
 
 
 def test_epsilon_of_each_image_and_nothing_to_do():
-  epsilon = np.where(np.arange(20) < 10, 0., 5.).astype(np.float32)
+  epsilon = np.where(np.arange(20) < 10, 0., 1.).astype(np.float32)
   result = attacks.autoattack(KEY, NETWORK, IMAGES, LABELS, epsilon=epsilon, version='apgd-ce')
   np.testing.assert_array_equal(result.success, epsilon > 0)
   wrong = attacks.autoattack(KEY, NETWORK, IMAGES, (LABELS + 1) % CLASSES, epsilon=0.1,

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -229,7 +230,11 @@ def test_another_attack_is_another_column(runs, tmp_path):
   assert column(panel, 'PGD ℓ₂, num_steps=20 1')['other'] is None
   assert column(panel, 'PGD ℓ₂, num_steps=40 2')['a0'] is None
   assert list(panel.attacks) == ['PGD ℓ₂, num_steps=20', 'PGD ℓ₂, num_steps=40']
-  assert any('The attacks measured different radii' in note for note in panel.notes)
+  # Of different attacks other radii are no matter.
+  assert not any('measured different radii' in note for note in panel.notes)
+  header['header']['attack']['num_steps'] = 20
+  (other / 'attack.jsonl').write_text('\n'.join([json.dumps(header), *lines[1:]]) + '\n')
+  assert any('measured different radii' in note for note in panel_of(runs[0], other).notes)
 
 
 def test_attacks_on_one_classifier_are_rows(tmp_path):
@@ -237,10 +242,10 @@ def test_attacks_on_one_classifier_are_rows(tmp_path):
            for steps, better in ((5, 0.1), (80, 0.), (10, 0.05))]
   for path, steps, norm in zip(paths, (5, 80, 10), ('l2', 'l2', 'linf')):
     edit(path / 'config.json', lambda config, steps=steps: config['attack'].update(num_steps=steps))
-    edit(path / 'stages.json', lambda stages: stages['attack'].update(origin={'weights': 'w'}))
     header, *lines = (path / 'attack.jsonl').read_text().splitlines()
     header = json.loads(header)
     header['header']['attack'].update(num_steps=steps, norm=norm)
+    header['header'].update(classifier_sha256='a', checkpoint_step=7)
     (path / 'attack.jsonl').write_text('\n'.join([json.dumps(header), *lines]) + '\n')
   panel = panel_of(*paths)
   assert list(panel.attacks) == ['attack ℓ₂', 'attack ℓ∞']
@@ -250,8 +255,16 @@ def test_attacks_on_one_classifier_are_rows(tmp_path):
                 for path, one in zip(logs_of, attacks(logs_of))}
     assert {label: cell for label, cell in column(panel, title).items() if cell} == expected
     assert best(panel, title) == []
-  edit(paths[0] / 'stages.json', lambda stages: stages['attack'].update(origin={'weights': 'v'}))
-  assert list(panel_of(*paths[:2]).attacks) == ['PGD ℓ₂, num_steps=5', 'PGD ℓ₂, num_steps=80']
+  # Other parameters, or other noise: other columns.
+  for name, value in (('classifier_sha256', 'b'), ('classifier_sha256', None), ('sigma', 0.5)):
+    shutil.copytree(paths[0], tmp_path / name / str(value))
+    other = tmp_path / name / str(value) / 'attack.jsonl'
+    header, rest = other.read_text().split('\n', 1)
+    header = json.loads(header)
+    header['header'][name] = value
+    other.write_text(json.dumps(header) + '\n' + rest)
+    assert list(panel_of(other.parent, paths[1]).attacks) == [
+        'PGD ℓ₂, num_steps=5', 'PGD ℓ₂, num_steps=80']
 
 
 def edit(path, change):

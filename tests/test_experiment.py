@@ -218,6 +218,7 @@ def test_overrides_reach_nested_attacks(no_data):
     (['--config.images.num_images=1'], '--help=fields'),
     (['--config.train.lr=1'], 'config.schedule.learning_rate'),
     (['--config.attack.epsilon=1'], 'config.evaluation.epsilons'),
+    (['--config.method.attack.epsilon=1'], 'did you mean config.epsilon'),
     (['--config.method.num_noize=3'], 'config.method.num_noize is not a field; did you mean '
                                       'num_noise?'),
     (['--config.train.batch_size=0'], r'config.train.batch_size must be .*\[1, inf\), got 0'),

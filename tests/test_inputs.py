@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import inputs, losses, smoothing
+from robust_jax import attacks, inputs, losses, smoothing
 from robust_jax.attacks import ATTACKS
 from robust_jax.certification import certify, count, predict
 from robust_jax.training import train_step
@@ -62,6 +62,21 @@ def test_attacks_refuse(name, wrong, message):
   with pytest.raises(ValueError, match=message) as error:
     ATTACKS[name](KEY, **arguments)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, norm, longest', [
+    *((name, norm, longest) for name in ('pgd', 'apgd', 'square')
+      for norm, longest in (('linf', 1), ('l2', 12**0.5), ('l1', 12)))])
+def test_a_radius_is_no_longer_than_the_box(name, norm, longest):
+  attack = functools.partial(ATTACKS[name], KEY, logits, IMAGES, LABELS, norm=norm)
+  few = {'num_queries': 2} if name == 'square' else {'num_steps': 2}
+  assert jnp.isfinite(attack(epsilon=longest, **few).images).all()
+  with pytest.raises(ValueError, match=f'epsilon must be at most {longest:.4g} in {norm}.* got 14'):
+    attack(epsilon=14, **few)
+  if name == 'pgd':  # Without the box any length is one.
+    assert jnp.isfinite(attack(epsilon=14., order='ball_only', **few).images).all()
+  with pytest.raises(ValueError, match='epsilon must be at most 1 in linf'):
+    attacks.autoattack(KEY, logits, IMAGES, LABELS, epsilon=8)
 
 
 @pytest.mark.parametrize('name', ATTACKS)

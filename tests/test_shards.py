@@ -9,6 +9,7 @@ import pytest
 from test_sandwich import IMAGES, load, make_run
 
 from launch import flags
+from launch import run as launcher
 from robust_jax import stages, workdir
 from robust_jax.analysis import __main__ as command_line
 from robust_jax.errors import UserError
@@ -90,8 +91,18 @@ def test_merged_logs_are_those_of_one_process(made, shared, capsys):
   assert {record['status'] for record in ours.values()} == {'done'}
   stages.STAGES['report'](None, shared)
   assert (shared / 'report.html').exists()
-  with pytest.raises(UserError, match=r'has a (attack|certify)\.jsonl of its own'):
+  # Again: what a merge has made is made anew; what it has not is not touched.
+  before = (shared / 'certify.jsonl').read_bytes()
+  shards.merge(shared)
+  assert (shared / 'certify.jsonl').read_bytes() == before
+
+
+def test_results_of_ones_own_are_not_replaced(shared):
+  shutil.copy(shared / 'shards' / '0-of-3' / 'config.json', shared)
+  (shared / 'certify.tsv').write_text('mine')
+  with pytest.raises(UserError, match=r'has certify\.tsv of its own'):
     shards.merge(shared)
+  assert (shared / 'certify.tsv').read_text() == 'mine' and not (shared / 'attack.jsonl').exists()
 
 
 def change(path, edit):
@@ -108,6 +119,8 @@ def test_other_environments_stay_with_their_images(shared):
   one = shared / 'shards' / '1-of-3' / 'certify.jsonl'
   change(one, lambda lines: lines[0]['header']['environment'].update(device='other'))
   shards.merge(shared)
+  environments = [line for line in records.read(shared / 'certify.jsonl') if 'environment' in line]
+  assert len(environments) == 1
   devices, seen = {}, None
   for line in records.read(shared / 'certify.jsonl'):
     seen = line.get('environment', line.get('header', {}).get('environment', seen))
@@ -120,7 +133,14 @@ def test_other_environments_stay_with_their_images(shared):
     (lambda folder: shutil.rmtree(folder / '1-of-3'), 'lacks the shards 1/3'),
     (lambda folder: shutil.copytree(folder / '1-of-3', folder / '1-of-2'), 'of 2 and of 3'),
     (lambda folder: shutil.rmtree(folder), 'has no shards'),
-    (lambda folder: change(folder / '2-of-3' / 'certify.jsonl', drop), 'has image 2'),
+    (lambda folder: change(folder / '2-of-3' / 'certify.jsonl', drop), 'must have 2 images, got 1'),
+    (lambda folder: change(folder / '2-of-3' / 'attack.jsonl', lambda lines: lines.pop()),
+     'must have 2 images, got 1'),
+    (lambda folder: (folder / '2-of-3' / 'certify.jsonl').write_text(''), 'settings|2-of-3'),
+    (lambda folder: change(folder / '1-of-3' / 'certify.jsonl',
+                           lambda lines: lines[1].update(radius='far')), '1-of-3.*radius'),
+    (lambda folder: workdir.write_json(folder.parent / 'stages.json', {
+        'train': {'status': 'done'}}), 'another training'),
     (lambda folder: change(folder / '2-of-3' / 'certify.jsonl',
                            lambda lines: lines[1].update(idx=1)), 'image 1 is in 1-of-3 too'),
     (lambda folder: change(folder / '2-of-3' / 'certify.jsonl', lambda lines: lines[0]['header'][
@@ -132,7 +152,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(spoil, message, share
   spoil(shared / 'shards')
   with pytest.raises(UserError, match=message):
     shards.merge(shared)
-  assert not [*shared.glob('*.jsonl')] and not (shared / 'stages.json').exists()
+  assert not [*shared.glob('*.jsonl')] and not (shared / 'config.json').exists()
 
 
 def edit_record(folder, **changes):
@@ -141,21 +161,70 @@ def edit_record(folder, **changes):
   workdir.write_json(folder / 'stages.json', found)
 
 
-def test_a_shard_has_the_training_of_its_workdir(tmp_path):
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+  """(a config, a workdir with a training by it)."""
+  monkeypatch.setattr(weights, 'load', load)
   config = json.loads(json.dumps(make_run(tmp_path).config))
-  (tmp_path / 'run' / 'checkpoints' / '7').mkdir(parents=True)
+  (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+  workdir.write_json(tmp_path / 'run' / 'config.json', config)
   workdir.write_json(tmp_path / 'run' / 'stages.json', {
       'train': {'status': 'done', 'last_step': 7, 'config': config, 'seconds': 1.}})
-  own = shards.folder(tmp_path / 'run', (1, 4))
-  own.mkdir(parents=True)
-  for _ in range(2):
-    shards.begin(tmp_path / 'run', (1, 4), config, {'certify'})
-  assert own == tmp_path / 'run' / 'shards' / '1-of-4' and (own / 'checkpoints' / '7').is_dir()
-  assert weights.finished_step(own) == 7
-  with pytest.raises(UserError, match='config.epsilon was'):
-    shards.begin(tmp_path / 'run', (1, 4), {**config, 'epsilon': 0.125}, {'certify'})
-  with pytest.raises(UserError, match="attack.name is 'autoattack'"):
-    shards.begin(tmp_path / 'run', (1, 4), {**config, 'attack': {'name': 'autoattack'}}, {'attack'})
+  return config, tmp_path / 'run'
+
+
+def launch(config, folder, shard, *wanted):
+  launcher.run_stages(config, shards.check(folder, shard, config, {*wanted}), {*wanted}, (), 0, [])
+
+
+def test_more_shards_than_images_and_one_after_the_other(trained, monkeypatch):
+  config, folder = trained
+  monkeypatch.setattr(weights, 'check', lambda *args: None)
+  total = len(IMAGES) + 2
+  for number in range(total):
+    launch(config, folder, (number, total), 'certify', 'sandwich')
+  own = folder / 'shards' / f'1-of-{total}'
+  assert (own / 'checkpoints').is_symlink() and weights.finished_step(own) == 7
+  assert [entry['idx'] for entry in records.read(own / 'certify.jsonl')[1:]] == [1]
+  shards.merge(folder)
+  # A stage more, and the folder of a shard as a workdir: it is still that of a shard.
+  for number in range(total):
+    place = shards.folder(folder, (number, total))
+    launcher.run_stages(config, place, {'attack'}, (), 0, [])
+  assert len(shards.merge(folder)) == 3
+  assert workdir.stages(folder)['attack']['num_images'] == len(IMAGES)
+
+
+def test_a_shard_is_of_a_training_that_is_there_and_stays(trained, monkeypatch):
+  config, folder = trained
+  monkeypatch.setattr(weights, 'check', lambda *args: None)
+  for name, value, message in (('epsilon', 0.125, 'config.epsilon was'),
+                               ('attack', {'name': 'autoattack'}, "attack.name is 'autoattack'")):
+    with pytest.raises(UserError, match=message):
+      shards.check(folder, (1, 4), {**config, name: value}, {'attack'})
+  with pytest.raises(UserError, match='has no training'):
+    shards.check(folder / 'nothing', (1, 4), config, {'certify'})
+  assert not (folder / 'nothing').exists()
+  launch(config, folder, (1, 4), 'certify')
+  record = workdir.stages(folder)
+  for status, message in (('running', 'not finished'), ('done', 'another training')):
+    record['train'].update(status=status, last_step=9)
+    workdir.write_json(folder / 'stages.json', record)
+    with pytest.raises(UserError, match=message):
+      shards.check(folder, (1, 4), config, {'certify'})
+
+
+def test_a_shard_that_was_refused_can_begin(trained, monkeypatch):
+  config, folder = trained
+
+  def refuse(*args):
+    raise UserError('damaged')
+
+  monkeypatch.setattr(weights, 'check', refuse)
+  with pytest.raises(UserError, match='damaged'):
+    launch(config, folder, (0, 4), 'certify')
+  monkeypatch.setattr(weights, 'check', lambda *args: None)
+  launch(config, folder, (0, 4), 'certify')
 
 
 @pytest.mark.parametrize(('words', 'message'), [

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, losses
+from robust_jax import attacks, inputs, losses
 from robust_jax.attacks import square, threat_models
 
 KEY = jax.random.key(5)
@@ -62,7 +62,8 @@ def test_small_and_oblong_images_a_radius_each_and_a_target(norm):
   labels = np.asarray(network(images).argmax(-1))
   targets = (labels + 1) % 3
   result = attacks.square_attack(KEY, network, images, labels, targets=targets, norm=norm,
-                                 epsilon=jnp.array([0., 0.1, 100.]), num_queries=200)
+                                 epsilon=[0., 0.1, inputs.diameter(norm, (4, 7, 1))],
+                                 num_queries=200)
   np.testing.assert_allclose(result.images[0], images[0], atol=1e-6)
   np.testing.assert_array_equal(result.success, network(result.images).argmax(-1) == targets)
   assert result.success[2]

@@ -124,8 +124,8 @@ def apgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                              ('num_targets', num_targets, 0)):
     inputs.check(name, value, value >= least, f'at least {least}')
   victim = smoothing.victim(logits_fn, noise)
-  images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
-                                                     targets=targets)
+  images, labels, epsilon, targets = inputs.attacked(
+      victim, images, labels, epsilon=epsilon, targets=targets, norm=norm)
   return compilation.call(_apgd, logits_fn, key, victim, images, labels, epsilon, targets, only,
                           norm=norm, num_steps=num_steps, restarts=restarts, loss=loss,
                           num_targets=num_targets, larger_first=larger_first)

@@ -95,6 +95,7 @@ def autoattack(key, logits_fn, images, labels, *, epsilon, norm: threat_models.N
   restarts each, Square, and both towards nine targets. 'rand' is for a stochastic classifier,
   logits_fn(images, key) -> logits: APGD on the cross-entropy and on DLR, of the mean of its
   probabilities over 20 draws, which are others at every candidate; other draws judge what is found.
+  These draws, and so results, are others for other batch sizes and numbers of devices.
 
   Flags, by name, are doubts in the result:
     'random': the same images have other logits at a second call; needs version 'rand'.
@@ -145,12 +146,13 @@ def autoattack(key, logits_fn, images, labels, *, epsilon, norm: threat_models.N
   if version == 'rand':
     attacked, judged = (expected(keys.fold_in(example_keys[0], use), logits_fn) for use in (0, 1))
   images, labels, epsilon, _ = inputs.attacked(
-      smoothing.victim(attacked, noise), images, labels, epsilon=epsilon)
+      smoothing.victim(attacked, noise), images, labels, epsilon=epsilon,
+      norm=norm)
   num_classes = inputs.num_classes(attacked, images)
   suite = parts(version, norm, num_classes)
   images, labels = np.asarray(images), np.asarray(labels)
   epsilon = np.broadcast_to(epsilon, len(images))
-  devices = tuple(devices or jax.local_devices()[:1])
+  devices = tuple(devices or [_default_device()])
   # As few batches as may be, as even as may be.
   batch_size = -(-len(images) // -(-len(images) // batch_size))
   batch_size += -batch_size % len(devices)
@@ -312,6 +314,11 @@ def look(victim, labels, images):
 
   gradient, predicted = jax.grad(summed, has_aux=True)(images)
   return predicted, jnp.all(gradient == 0, axis=tuple(range(1, images.ndim)))
+
+
+def _default_device():
+  device = jax.config.jax_default_device  # None, or also the name of a platform.
+  return device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
 
 
 @functools.lru_cache

@@ -270,7 +270,7 @@ def _curve(broken):
 
 def _radii(epsilon, norm, shape):
   """epsilon / 4, doubled up to the diameter of the box, which is the last one."""
-  diameter = threat_models.diameter(norm, shape)
+  diameter = inputs.diameter(norm, shape)
   radii = [epsilon / 4, epsilon / 2, epsilon]
   while 2 * radii[-1] < diameter:
     radii.append(2 * radii[-1])

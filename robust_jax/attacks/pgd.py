@@ -176,8 +176,9 @@ def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     raise ValueError("target must be 'none', 'random' or 'least_likely'; classes are given as "
                      'targets')
   victim = smoothing.victim(logits_fn, noise)
-  images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
-                                                     targets=targets)
+  images, labels, epsilon, targets = inputs.attacked(
+      victim, images, labels, epsilon=epsilon, targets=targets,
+      norm=None if order == 'ball_only' else norm)
   if step_size is not None:
     step_size = inputs.radius(step_size, len(images), name='step_size')
   return compilation.call(

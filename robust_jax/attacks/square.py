@@ -79,8 +79,8 @@ def square_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     inputs.check(name, value, value >= 1, 'at least 1')
   inputs.check('area', area, 0 < area <= 1, 'in (0, 1]')
   victim = smoothing.victim(logits_fn, noise)
-  images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
-                                                     targets=targets)
+  images, labels, epsilon, targets = inputs.attacked(
+      victim, images, labels, epsilon=epsilon, targets=targets, norm=norm)
   if images.ndim != 4:
     raise ValueError(f'images must have shape [batch, height, width, channel], got {images.shape}')
   return compilation.call(_square, logits_fn, key, victim, images, labels, epsilon, targets, only,

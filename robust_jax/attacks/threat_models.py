@@ -16,7 +16,6 @@ out: the set is the ball (Shaham et al. 2015).
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -164,18 +163,6 @@ def _make(norm, epsilon, order, *functions):
 
 
 NORMS = {'linf': linf, 'l2': l2, 'l1': l1}
-
-
-def diameter(norm, shape):
-  """How far two images of a shape can be from each other in a norm: 1, sqrt(d) or d, d pixels.
-
-  Raises:
-    ValueError: an unknown norm.
-  """
-  if norm not in NORMS:
-    raise ValueError(f'norm must be one of {", ".join(NORMS)}, got {norm!r}')
-  pixels = math.prod(shape)
-  return {'linf': 1., 'l2': math.sqrt(pixels), 'l1': float(pixels)}[norm]
 
 
 def make(norm, epsilon, *, order: Order = 'auto', l1_top_k: int = 1):

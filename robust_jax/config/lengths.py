@@ -5,7 +5,7 @@ A radius of 8, for 8/255, is a number like any other to the maths: it trains, at
 
 import math
 
-from robust_jax.attacks import threat_models
+from robust_jax import inputs
 from robust_jax.errors import UserError
 
 # Noise of so many times the range of a pixel; published networks have at most 2.
@@ -24,7 +24,7 @@ def check(run):
   that, every image can be made the same, of pixels 1/2, and no classifier tells them apart.
   """
   for field, value, norm, share in _lengths(run):
-    limit = _LARGEST_SIGMA if norm is None else share * threat_models.diameter(
+    limit = _LARGEST_SIGMA if norm is None else share * inputs.diameter(
         norm, run.test_data.image_shape)
     if value > limit:
       what = 'of noise' if norm is None else f'in {norm}'

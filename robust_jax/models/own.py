@@ -82,11 +82,16 @@ def check(model, network, image_shape, num_classes, *, target):
   images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
   train = {'train': False} if takes(model, 'train') else {}
   try:
-    variables = jax.eval_shape(lambda x: model.init(keys.root(0), x, **train), images)
+    logits, variables = jax.eval_shape(
+        lambda x: model.init_with_output(keys.root(0), x, **train), images)
   except Exception as error:  # Anything may happen in a user's module.
     raise UserError(f'{given}, which raises {named.line(error)} on images float32'
                     f'{list(images.shape)}; it must be callable as model(images) or '
                     'model(images, train=True)') from error
+  shape = getattr(logits, 'shape', None)
+  if shape is not None and len(shape) != 2:
+    raise UserError(f'{given}, which must give logits [batch, classes], of two images '
+                    f'(2, {num_classes}), got shape {shape}')
   others = sorted({*variables} - {'params', 'batch_stats'})
   if others or not variables.get('params'):
     raise UserError(f"{given}, whose variables must be 'params' and, if there are others, "

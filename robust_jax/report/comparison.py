@@ -86,15 +86,15 @@ def _panel(dataset, runs):
   # Fewer draws certify smaller radii, whatever the network: such figures are not compared.
   differing = differing_settings([log.settings for log in present(certified)])
   differing.pop('sigma', None)
-  one_classifier = len(present(attacked)) > 1 and len({
-      json.dumps(each.stages.get('attack', {}).get('origin', str(each.path)), sort_keys=True)
-      for each in runs if each.attack is not None}) == 1
-  attacks = _by_norm(attacked) if one_classifier else _by_attack(attacked)
+  attacks = _by_attack(attacked)
+  one_classifier = len(attacks) > 1 and _are_one_classifier(found, attacked)
+  if one_classifier:
+    attacks = _by_norm(attacked)
   columns = [
       *_accuracies(found, certified, attacked, attacks, certified_alike and not differing,
                    attacked_alike and not one_classifier),
       *_epoch_time(found)]
-  notes += _notes(found, differing, certified, attacked)
+  notes += _notes(found, differing, certified, attacks)
   return Panel(dataset, found, columns, certified, attacks, notes)
 
 
@@ -146,18 +146,20 @@ def _on_common_images(logs, what, notes):
   return cut, True
 
 
-def _notes(found, differing, certified, attacked):
+def _notes(found, differing, certified, attacks):
   notes = []
   if differing:
     each = _listed([f'{name} ({_listed(map(_setting_text, values))})'
                     for name, values in differing.items()])
     notes.append(f'The certificates differ in {each}, which alone changes what can be certified: '
                  'they stand side by side, without differences or a best value.')
-  undefined = sum(map(analysis.undefined_images, present(attacked)))
+  undefined = sum(analysis.undefined_images(log) for of_one in attacks.values()
+                  for log in present(of_one))
   if undefined:
     notes.append(f'On {undefined:,} images a gradient of the attack was not finite: accuracy under '
                  'attack may be too high there.')
-  if len({tuple(sorted(log.epsilons)) for log in present(attacked)}) > 1:
+  if any(len({tuple(sorted(log.epsilons)) for log in present(of_one)}) > 1
+         for of_one in attacks.values()):
     notes.append('The attacks measured different radii. An image counts at ε if it is right at '
                  'every smaller ε measured as well, so a longer list is a little stricter.')
   if any(analysis.decided_radii(log) is not None for log in present(certified)):
@@ -203,6 +205,21 @@ def _by_attack(attacked):
           [log if log is not None and key(log) == one else None for log in row]
           for row in attacked]
   return result
+
+
+def _are_one_classifier(found, attacked):
+  """Whether the logs say that all of them attacked the same parameters, in the same way."""
+  keys = set()
+  for group, row in zip(found, attacked):
+    for each, log in zip(group.runs, row):
+      if log is not None:
+        data = each.config.get('data', {})
+        keys.add(json.dumps([
+            [log.header.get(name) for name in ('classifier_sha256', 'checkpoint_step', 'sigma')],
+            each.config.get('model'), data.get('mean'), data.get('std')], sort_keys=True))
+        if log.header.get('classifier_sha256') is None:
+          return False
+  return len(keys) == 1
 
 
 def _by_norm(attacked):

@@ -61,17 +61,17 @@ def key_figures(run: Contents) -> list[Figure]:
           'Adversarial / certified ℓ₂ radius', f'{np.median(ratios):.2f}',
           f'median of {len(ratios):,} images; {crossed.sum():,} attacks within a certificate'))
   if _has_images(attack) and len(attack.epsilons):
-    largest = int(np.argmax(attack.epsilons))
-    accuracy = analysis.robust_accuracy(attack)[largest]
+    shown = _shown_radius(run)
+    accuracy = analysis.robust_accuracy(attack)[shown]
     smoothed = '; smoothed' if attack.header.get('smoothed') else ''
-    unsure = analysis.robust_accuracy(attack, confirmed=True)[largest] - accuracy
+    unsure = analysis.robust_accuracy(attack, confirmed=True)[shown] - accuracy
     if smoothed and unsure > 0:
       smoothed += f'; {percent(unsure)} undecided count as wrong'
     undefined = analysis.undefined_images(attack)
     doubt = f'; no finite gradient on {undefined:,}' if undefined else ''
     figures.append(Figure(
         f'{attack_name(attack)} accuracy, {attack_norm(attack)} '.rstrip() +
-        f' ε = {pages.epsilon(attack.epsilons[largest])}',
+        f' ε = {pages.epsilon(attack.epsilons[shown])}',
         percent(accuracy), _measured(accuracy, len(attack.idx)) + smoothed + doubt))
   train = run.stages.get('train', {})
   if train.get('seconds') is not None and run.metrics['train']:
@@ -331,6 +331,20 @@ def _attack_settings(attack):
   return {name: value for name, value in settings.items() if not name.startswith('smoothed')}
 
 
+def _shown_radius(run):
+  """The place, in the epsilons of the attack, of what training was against, else of the largest."""
+  epsilons, method = run.attack.epsilons, run.config.get('method', {})
+  trained = method.get('epsilon')
+  trained = run.config.get('epsilon') if trained is None and 'epsilon' in method else trained
+  norms = [attack.get('norm', 'l2') for attack in (method.get('attack', {}),
+                                                   run.attack.header.get('attack', {}))]
+  if trained and 'train' in run.stages and norms[0] == norms[1]:
+    near = np.flatnonzero(np.isclose(epsilons, trained, rtol=1e-3))
+    if len(near):
+      return int(near[0])
+  return int(np.argmax(epsilons))
+
+
 def attack_norm(attack) -> str:
   """The attack's norm; see `pages.norm`."""
   return pages.norm(attack.header.get('attack', {}).get('norm', ''))
@@ -438,9 +452,9 @@ def _class_table(run):
     if not _has_images(run.certified):
       columns.append(('right (%)', attack.label, attack.clean == attack.label))
     if len(attack.epsilons):
-      largest = int(np.argmax(attack.epsilons))
-      columns.append((f'{attack_name(attack)} {pages.epsilon(attack.epsilons[largest])} (%)',
-                      attack.label, analysis.robust(attack)[:, largest]))
+      shown = _shown_radius(run)
+      columns.append((f'{attack_name(attack)} {pages.epsilon(attack.epsilons[shown])} (%)',
+                      attack.label, analysis.robust(attack)[:, shown]))
   rows = []
   for k in np.unique(np.concatenate([label for _, label, _ in columns])):
     of_class = [values if values is None else values[label == k] for _, label, values in columns]

@@ -49,7 +49,7 @@ def attack(run, workdir):
   if run.config['attack']['name'] in attacks.SUITES:
     facts = suite.attack(run, workdir, logits_fn, header, everything,
                          predict=lambda x: judge(x, None)[0], save_gallery=save_gallery)
-    return {'origin': origin, **facts}
+    return {'origin': origin, 'num_images': len(everything), **facts}
   find = _attacker(run)
   left = [index for index in everything if index not in done]
   bar = monitoring.bar(desc='attack', initial=len(everything) - len(left),
@@ -77,7 +77,7 @@ def attack(run, workdir):
     bar.update(int(real.sum()))
   bar.close()
   print(_result(path), flush=True)
-  return {'origin': origin}
+  return {'origin': origin, 'num_images': len(everything)}
 
 
 def _source(run, logits_fn):
@@ -126,6 +126,8 @@ def _attacker(run):
 def _result(path):
   """A line on the accuracies: at each radius, of images right at it and at all smaller ones."""
   log = analysis.read_attack(path)
+  if not len(log.idx):
+    return 'attack: no images'
   accuracies = analysis.robust_accuracy(log)
   unsure = analysis.robust_accuracy(log, confirmed=True) - accuracies
   under_attack = ', '.join(
@@ -133,7 +135,8 @@ def _result(path):
       for accuracy, share, epsilon in zip(accuracies, unsure, log.epsilons))
   attack = log.header['attack']
   norm = f" {attack['norm']}" if 'norm' in attack else ''
-  return (f"attack: {attack['name']}{norm}, {len(log.idx):,} images; accuracy "
+  steps = f", {attack['num_steps']} steps" if 'num_steps' in attack else ''
+  return (f"attack: {attack['name']}{norm}{steps}, {len(log.idx):,} images; accuracy "
           f'{np.mean(log.clean == log.label):.1%}, {under_attack}')
 
 

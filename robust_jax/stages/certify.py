@@ -39,7 +39,8 @@ def certify(run, workdir):
       bar.update(len(finished))
     bar.close()
   print(_result(Path(workdir) / 'certify.jsonl'), flush=True)
-  return {'origin': loaded.origin, 'network': _without_noise(run, loaded.logits_fn, everything)}
+  return {'origin': loaded.origin, 'num_images': len(everything),
+          'network': _without_noise(run, loaded.logits_fn, everything) if everything else None}
 
 
 def _without_noise(run, logits_fn, indices):

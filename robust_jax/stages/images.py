@@ -25,5 +25,5 @@ def even_size(num_images, batch_size, num_devices):
 
 def batches(dataset, indices, batch_size, *, pad):
   """Batches of the given examples; the last is padded (see `types.Batch`) or smaller."""
-  for begin in range(0, len(indices), batch_size):
+  for begin in range(0, len(indices), batch_size or 1):
     yield data.take(dataset, indices[begin:begin + batch_size], batch_size if pad else None)

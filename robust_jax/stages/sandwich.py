@@ -11,8 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import analysis, attacks, certification, keys, smoothing
-from robust_jax.attacks import threat_models
+from robust_jax import analysis, attacks, certification, inputs, keys, smoothing
 from robust_jax.certification import log as certify_log
 from robust_jax.devices import parallel
 from robust_jax.errors import CrossingError, UserError
@@ -75,7 +74,7 @@ def sandwich(run, workdir):
     bar.update(int(real.sum()))
   bar.close()
   print(_result(analysis.read_sandwich(path)), flush=True)
-  return {'origin': loaded.origin}
+  return {'origin': loaded.origin, 'num_images': len(certified)}
 
 
 def check_crossings(workdir):
@@ -120,7 +119,7 @@ def _finder(run):
   """((key, logits_fn), batch) -> (candidates, undefined [batch]), over the devices."""
   # No perturbation within the box is longer.
   attack = functools.partial(attacks.ddn, num_steps=run.sandwich.num_steps,
-                             epsilon=threat_models.diameter('l2', run.test_data.image_shape))
+                             epsilon=inputs.diameter('l2', run.test_data.image_shape))
 
   def find(replicated, batch):
     key, logits_fn = replicated

@@ -160,7 +160,8 @@ def _test(run, state, metrics, step, bar, record):
                    'accuracy': result['accuracy']})
   undefined = record.get('undefined_attacks')
   warning = f'  attack without a finite gradient on {undefined:.2%} of images' if undefined else ''
-  shown = '  '.join(f'{split} accuracy {value:.1%}' for split, value in accuracies.items())
+  under = f' under noise {run.config["sigma"]:.4g}' if run.config['sigma'] else ''
+  shown = '  '.join(f'{split} accuracy {value:.1%}{under}' for split, value in accuracies.items())
   bar.write(f'epoch {epoch:.3g}  step {step}/{run.num_steps}  train loss {record["loss"]:.4f}  '
             f'{shown}  {record["images_per_second"]:,.0f} images/s{warning}')
   return accuracies.get('validation')

@@ -16,6 +16,7 @@ verify.json       what the last verification found
 check.json        what the last examination of attacks found
 report.html       and tables/, figures/
 attack_image/     of each image file that was attacked a page, the images and the figures
+shards/           I-of-N/ a workdir each, of --shard=I/N
 previous/         results that `--redo` has moved away
 """
 
@@ -64,7 +65,7 @@ def results(workdir):
 def check_empty_or_run(workdir):
   """Raises UserError where a folder holds something else than a run."""
   names = [path.name for path in Path(workdir).iterdir()
-           if path.name != LOCK and path.suffix != '.new']
+           if path.name not in (LOCK, 'shards') and path.suffix != '.new']
   if names and 'config.json' not in names:
     raise UserError(f'--workdir must be a new or empty folder, or one that this launcher made, got '
                     f'{workdir}, which holds {min(names)} but no config.json')

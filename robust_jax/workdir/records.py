@@ -106,7 +106,7 @@ def resume(path, header=None, *, keep=lambda entry: True, parse=parse_json) -> l
   kept = [(line, entry) for line, entry in
           (_lines_and_entries(path, parse) if path.exists() else []) if keep(entry)]
   if not kept and header is not None:
-    kept = [(_line(header), plain(header))]
+    kept = [(line(header), plain(header))]
   contents = ''.join(line.rstrip('\n') + '\n' for line, _ in kept).encode()
   if not path.exists() or path.read_bytes() != contents:
     write_bytes(path, contents)
@@ -116,7 +116,7 @@ def resume(path, header=None, *, keep=lambda entry: True, parse=parse_json) -> l
 def append(path, *entries):
   """Adds entries to a file of JSON lines and waits until the disk has them."""
   with open(path, 'a', encoding='utf-8') as file:
-    file.write(''.join(map(_line, entries)))
+    file.write(''.join(map(line, entries)))
     file.flush()
     os.fsync(file.fileno())
 
@@ -174,7 +174,8 @@ def short(text, limit=60):
   return repr(text if len(text) <= limit else text[:limit] + '...')
 
 
-def _line(entry):
+def line(entry):
+  """An entry as a line of a file."""
   return json.dumps(entry, separators=(',', ':')) + '\n'
 
 
