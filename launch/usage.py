@@ -15,7 +15,6 @@ What is run:
 Where it is run:
   --workdir=DIR         folder of the run, runs/NAME if not given; what was interrupted goes on
   --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
-
   --shard=I/N           the I-th of N parts of the images, from 0 on, attacked and certified in
                         DIR/shards/I-of-N; `python -m robust_jax.analysis merge DIR` joins them
 

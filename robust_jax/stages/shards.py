@@ -123,7 +123,7 @@ def _training(workdir):
 
 def _check_training(own, trained):
   """Raises UserError where a shard that has begun is of another training."""
-  if (own / 'config.json').exists() and _training(own) != trained:
+  if workdirs.stages(own) and _training(own) != trained:
     raise UserError(f'{own} is of another training than {own.parents[1]} has now; move it away')
 
 
