@@ -9,7 +9,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import experiments, fields, sweep, usage
+from launch import experiments, fields, schedulers, sweep, usage
 from robust_jax import stages
 from robust_jax.config import schema
 from robust_jax.config.sections import SECTIONS, TABLES, component, find, flat
@@ -40,7 +40,7 @@ class CommandLine(NamedTuple):
     redo: names of the stages to run anew.
     devices: how many; 0 for all.
     sweep: with --sweep, the `sweep.Sweep`; else None.
-    shard: with --shard=I/N (I, N), else None.
+    shard: (I, N) with --shard, else None.
   """
 
   config: ConfigDict
@@ -146,10 +146,14 @@ def _command_line(file, argv):
 
 def _shard(values):
   """(I, N) of --shard=I/N, and whether the other flags go with it."""
-  match = re.fullmatch(r'(\d+)/(\d+)', values.shard)
-  number, total = map(int, match.groups()) if match else (1, 0)
-  if number >= total:
-    raise UserError(f'--shard must be I/N, the I-th of N from 0 on, got {values.shard!r}')
+  number, _, total = values.shard.partition('/')
+  if number == 'auto' and re.fullmatch(r'\d*', total):
+    number, total = schedulers.shard(int(total) if total else None)
+  elif re.fullmatch(r'\d+/\d+', values.shard) and int(number) < int(total):
+    number, total = int(number), int(total)
+  else:
+    raise UserError('--shard must be I/N, the I-th of N from 0 on, auto or auto/N, got '
+                    f'{values.shard!r}')
   if values.sweep:
     raise UserError('--shard is given, but each run of --sweep is whole')
   other = [stage for stage in (*(values.stages or ()), *values.redo)

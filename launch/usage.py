@@ -16,7 +16,9 @@ Where it is run:
   --workdir=DIR         folder of the run, runs/NAME if not given; what was interrupted goes on
   --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
   --shard=I/N           the I-th of N parts of the images, from 0 on, attacked and certified in
-                        DIR/shards/I-of-N; `python -m robust_jax.analysis merge DIR` joins them
+                        DIR/shards/I-of-N; `python -m robust_jax.analysis merge DIR` joins them;
+                        auto: as the job array of SLURM says; auto/N: the I of it, or of an
+                        indexed job of Kubernetes
 
 Which parts of it:
   --stages=A,B,...      of train, attack, certify, sandwich, verify, check, label, attack_image,

@@ -236,6 +236,32 @@ def test_flags_that_do_not_go_together(words, message):
     flags.parse(['launch', *words])
 
 
+@pytest.mark.parametrize(('flag', 'environment', 'expected'), [
+    ('auto', {'SLURM_ARRAY_TASK_ID': '2', 'MIN': '0', 'MAX': '3', 'COUNT': '4'}, (2, 4)),
+    ('auto/4', {'SLURM_ARRAY_TASK_ID': '3', 'MIN': '2', 'MAX': '3', 'COUNT': '2'}, (3, 4)),
+    ('auto/4', {'JOB_COMPLETION_INDEX': '0'}, (0, 4)),
+    ('1/4', {'SLURM_ARRAY_TASK_ID': '2'}, (1, 4)),
+    ('auto', {}, 'SLURM_ARRAY_TASK_ID.*JOB_COMPLETION_INDEX'),
+    ('auto/4', {}, 'SLURM_ARRAY_TASK_ID.*JOB_COMPLETION_INDEX'),
+    ('auto', {'JOB_COMPLETION_INDEX': '0'}, 'auto/N.*JOB_COMPLETION_INDEX'),
+    ('auto', {'SLURM_ARRAY_TASK_ID': '3', 'MIN': '2', 'MAX': '3', 'COUNT': '2'}, 'auto/N.*2-3'),
+    ('auto/4', {'SLURM_ARRAY_TASK_ID': '4'}, 'SLURM_ARRAY_TASK_ID.*4'),
+    ('auto/0', {'JOB_COMPLETION_INDEX': '0'}, 'JOB_COMPLETION_INDEX.*0'),
+    ('auto/x', {'SLURM_ARRAY_TASK_ID': '2'}, "'auto/x'")])
+def test_the_scheduler_says_which_shard_only_where_it_is_asked(flag, environment, expected,
+                                                               monkeypatch):
+  monkeypatch.delenv('SLURM_ARRAY_TASK_ID', raising=False)
+  monkeypatch.delenv('JOB_COMPLETION_INDEX', raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name if '_' in name else f'SLURM_ARRAY_TASK_{name}', value)
+  if isinstance(expected, str):
+    with pytest.raises(UserError, match=expected):
+      flags.parse(['launch', f'--shard={flag}'])
+  else:
+    assert flags.parse(['launch', f'--shard={flag}']).shard == expected
+    assert flags.parse(['launch']).shard is None
+
+
 def test_a_shard_judges_and_no_more():
   given = flags.parse(['launch', '--shard=1/4'])
   assert given.shard == (1, 4) and given.stages == [*shards.STAGES]
