@@ -1,7 +1,7 @@
 """ImageNet, ResNet-50, 224x224 pixels, 90 epochs: for several accelerators.
 
-DIR/imagenet2012 of --config.data.data_dir=DIR is what TFDS prepares from ILSVRC2012_img_train.tar
-and ILSVRC2012_img_val.tar, as array_record files (156 GiB). The 50,000 validation images, in TFDS's
+python -m launch.prepare_imagenet ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar --data_dir=DIR
+writes what --config.data.data_dir=DIR takes, as TFDS does. The 50,000 validation images, in TFDS's
 order, are the test split.
 """
 

@@ -140,7 +140,7 @@ def refused(message, function, *args, **kwargs):
   ('cifar100', '.', "'cifar100' is not prepared.*prepare cifar100 .*data.name=cifar100.npz"),
   ('mnist', '.', "'mnist' is not prepared.*prepare mnist .*data.name=mnist.npz"),
   ('cifar10:3.0.2', '.', "'cifar10:3.0.2' is not prepared.*download_and_prepare"),
-  ('imagenet2012', '.', "'imagenet2012' is not prepared.*download_and_prepare"),
+  ('imagenet2012', '.', "'imagenet2012' is not prepared.*data prepare imagenet2012"),
   ('arrays', '.', r"'arrays'; .*\.npz"),
   ('mine.npy', '.', r"'mine.npy'; .*\.npz"),
   ('tests', '.', 'data.name=folder --config.data.data_dir=tests'),

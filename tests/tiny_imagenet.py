@@ -34,7 +34,10 @@ def picture(rng, label, sizes):
 
 def write_tfds(data_dir, name, features, examples, *, version='1.0.0', supervised_keys=None,
                num_shards=None):
-  """Prepares a TFDS dataset without TensorFlow; examples: {split: iterable of feature dicts}."""
+  """Prepares a TFDS dataset without TensorFlow; examples: {split: feature dicts}.
+
+  Those of a split are an iterable, or a dict by the keys that TFDS sorts them by.
+  """
 
   def info(self):
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
@@ -42,7 +45,8 @@ def write_tfds(data_dir, name, features, examples, *, version='1.0.0', supervise
 
   def split_generators(self, dl_manager):
     del self, dl_manager
-    return {split: enumerate(values) for split, values in examples.items()}
+    return {split: values.items() if isinstance(values, dict) else enumerate(values)
+            for split, values in examples.items()}
 
   tfds.disable_progress_bar()
   with tfds.core.registered.skip_registration(), contextlib.redirect_stdout(io.StringIO()):

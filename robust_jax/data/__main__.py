@@ -1,6 +1,7 @@
 """Published datasets without TensorFlow: `python -m robust_jax.data prepare NAME`.
 
-  prepare    one file NAME.npz, for --config.data.name=NAME.npz, of the files as published
+  prepare    one file NAME.npz, for --config.data.name=NAME.npz, of the files as published;
+             of imagenet2012 the folder DIR/imagenet2012, for --config.data.data_dir=DIR
 """
 
 import argparse
@@ -13,7 +14,8 @@ from robust_jax.data import prepare as preparing
 from robust_jax.errors import UserError
 
 EXAMPLES = ('prepare cifar10', 'prepare cifar10 --source=cifar-10-python.tar.gz',
-            'prepare mnist --source=~/downloads/mnist --output=data/mnist.npz')
+            'prepare mnist --source=~/downloads/mnist --output=data/mnist.npz',
+            'prepare imagenet2012 --source=FOLDER --output=DIR')
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,12 +35,13 @@ def make_parser():
   command = commands.add_parser('prepare', description=inspect.getdoc(prepare), allow_abbrev=False,
                                 epilog=f'examples:{examples}', formatter_class=layout)
   command.set_defaults(run=prepare)
-  command.add_argument('name', choices=preparing.DOWNLOADS, metavar='NAME',
-                       help=f'one of {", ".join(preparing.DOWNLOADS)}')
+  command.add_argument('name', choices=preparing.NAMES, metavar='NAME',
+                       help=f'one of {", ".join(preparing.NAMES)}')
   command.add_argument('--source', metavar='PATH', type=os.path.expanduser,
                        help='file or folder of the dataset; downloaded if not given')
   command.add_argument('--output', metavar='FILE', type=os.path.expanduser,
-                       help='what is written; NAME.npz in this folder if not given')
+                       help='what is written; NAME.npz in this folder if not given; of '
+                            "imagenet2012 DIR, TFDS's own if not given")
   return parser
 
 
@@ -48,14 +51,21 @@ def prepare(flags):
   --source is CIFAR's archive for Python, for C or for Matlab, MNIST's four files (.gz or unpacked),
   SVHN's two .mat files, or a .npz as Keras has it; a folder is searched for these. No code in them
   is executed. Without --source they are downloaded, and compared with their published MD5.
+
+  imagenet2012 is written as TFDS has it, from a folder with ILSVRC2012_img_train.tar and
+  ILSVRC2012_img_val.tar, by all cores. The same command goes on after an interruption.
   """
   print(preparing.prepare(flags.name, flags.source, flags.output))
 
 
 def main(argv=None):
+  run(make_parser(), lambda flags: flags.run(flags), argv)
+
+
+def run(parser, function, argv=None):
+  """Calls a function of the flags; a mistake is one line."""
   try:
-    flags = make_parser().parse_args(argv)
-    flags.run(flags)
+    function(parser.parse_args(argv))
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(error.exit_status)

@@ -9,6 +9,7 @@ ufldl.stanford.edu/housenumbers.
 """
 
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -248,6 +249,12 @@ def read(name, paths):
   if layout.meta:
     names = _parsed(lambda contents: names(*contents), [found[layout.meta]], place, [layout.meta])
   return arrays | {'class_names': np.array(names)}
+
+
+def md5(path):
+  """The MD5 of a file, as it is published."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _parsed(read, contents, place, files):

@@ -1,6 +1,5 @@
-"""Published datasets as one file .npz, without TensorFlow: see `python -m robust_jax.data`."""
+"""Published datasets as files to read, without TensorFlow: see `python -m robust_jax.data`."""
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -10,8 +9,9 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from robust_jax.data import archives, arrays, datasets
+from robust_jax.data import archives, arrays, datasets, imagenet_tars
 from robust_jax.errors import UserError
 
 _TORONTO = 'https://www.cs.toronto.edu/~kriz/'
@@ -40,16 +40,20 @@ _MD5 = {
                  'cifar-100-matlab.tar.gz': '6a4bfa1dcd5c9453dda6bb54194911f4'},
 }
 _TIMEOUT = 30
+_IMAGENET = [split.tar for split in imagenet_tars.SPLITS.values()]
+NAMES = (*DOWNLOADS, imagenet_tars.NAME)
 
 
 def prepare(name, source=None, output=None):
-  """Writes a published dataset into one file that `datasets.load` takes.
+  """Writes a published dataset into one file that `datasets.load` takes, or a folder of ImageNet.
 
   Args:
-    name: a key of `DOWNLOADS`.
+    name: one of `NAMES`.
     source: a file or archive as it was published, or a folder that has it, packed or not (see
-      `archives`), or a .npz with arrays as Keras names them; None: it is downloaded.
-    output: the file .npz; NAME.npz in this folder if None.
+      `archives`), or a .npz with arrays as Keras names them; None: it is downloaded. Of
+      ImageNet a folder that has its two tar files.
+    output: the file .npz; NAME.npz in this folder if None. Of ImageNet the folder of prepared TFDS
+      datasets; TFDS's own if None.
 
   Returns:
     A line on what was written.
@@ -58,6 +62,12 @@ def prepare(name, source=None, output=None):
     UserError: a name that is not known, a file that exists or cannot be read or written, a download
       that fails or is not what was published.
   """
+  if name == imagenet_tars.NAME:
+    if source is None:
+      raise UserError(f'--source must be a folder with {" and ".join(_IMAGENET)}, from '
+                      'image-net.org; they cannot be downloaded without an account')
+    return imagenet_tars.prepare(*(Path(source) / tar for tar in _IMAGENET),
+                                 output or tfds.core.constants.DATA_DIR)
   output = Path(f'{name}.npz' if output is None else output).expanduser()
   if output.suffix != '.npz' or output.exists() or not output.parent.is_dir():
     raise UserError(f'--output must be a new file .npz in a folder that exists, got {output}')
@@ -94,7 +104,7 @@ def _read_source(name, source):
   if source.is_dir():
     paths += [source / file for file in known if (source / file).is_file()]
   for path in paths:
-    if path.name in known and path.is_file() and (md5 := _md5(path)) != known[path.name]:
+    if path.name in known and path.is_file() and (md5 := archives.md5(path)) != known[path.name]:
       print(f'warning: {path} is not the file that was published: its MD5 is {md5}, not '
             f'{known[path.name]}', file=sys.stderr)
   return archives.read(name, paths)
@@ -122,15 +132,10 @@ def _download(name, folder):
       reason = getattr(error, 'reason', error)
       raise UserError(f'{place}{file} cannot be downloaded ({" ".join(str(reason).split())}); get '
                       f'it in another way, and give its place: --source=FILE or FOLDER') from error
-    if (found := _md5(folder / file)) != md5:
+    if (found := archives.md5(folder / file)) != md5:
       raise UserError(f'{place}{file} is not the file that was published: its MD5 is {found}, not '
                       f'{md5}')
   return [folder / file for file in sums]
-
-
-def _md5(path):
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _write(output, found):

@@ -55,6 +55,10 @@ def find(name, data_dir, known=(), published=()):
     if name in published:
       raise UserError(f'{where}; python -m robust_jax.data prepare {name} writes {name}.npz, which '
                       f'--config.data.name={name}.npz takes; no TensorFlow is needed')
+    if name == 'imagenet2012':
+      raise UserError(f'{where}; python -m robust_jax.data prepare imagenet2012 --source=FOLDER '
+                      f'--output={data_dir} writes it from ILSVRC2012_img_train.tar and '
+                      'ILSVRC2012_img_val.tar in FOLDER; no TensorFlow is needed')
     raise UserError(
       f'{where}; prepare it in an environment that also has tensorflow and importlib_resources, '
       'with python -c "import '
