@@ -1,5 +1,6 @@
 """The launcher's flags: what a command line asks for. Every mistake in it is one UserError."""
 
+import ast
 import functools
 import os
 import re
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import experiments, fields, schedulers, sweep, usage
+from launch import experiments, fields, schedulers, submit, sweep, usage
 from robust_jax import stages
 from robust_jax.config import schema
 from robust_jax.config.sections import SECTIONS, TABLES, component, find, flat
@@ -24,7 +25,8 @@ _COUNT = functools.partial(flags.DEFINE_integer, lower_bound=0)
 FLAGS = {
     'list': (flags.DEFINE_bool, False), 'workdir': (flags.DEFINE_string, None),
     'stages': (flags.DEFINE_list, None), 'redo': (flags.DEFINE_list, []), 'devices': (_COUNT, 0),
-    'shard': (flags.DEFINE_string, None),
+    'shard': (flags.DEFINE_string, None), 'submit': (flags.DEFINE_string, None),
+    'jobs': (flags.DEFINE_bool, False),
     'sweep': (flags.DEFINE_bool, False), 'profile': (_COUNT, 0)}
 # A number as papers write radii: --config.epsilon=8/255, also within a tuple.
 FRACTION = re.compile(r'(?<![\w./])(\d+\.?\d*|\.\d+) */ *(\d+\.?\d*|\.\d+)(?![\w./])')
@@ -40,7 +42,10 @@ class CommandLine(NamedTuple):
     redo: names of the stages to run anew.
     devices: how many; 0 for all.
     sweep: with --sweep, the `sweep.Sweep`; else None.
-    shard: (I, N) with --shard, else None.
+    shards: the (I, N) of --shard: none, one or, with --submit, several.
+    submit: with --submit, the `submit.Submission`; else None.
+    jobs: whether the table of jobs is wanted and nothing else.
+    words: those of a shard's job, but for its --shard and --stages.
   """
 
   config: ConfigDict
@@ -49,7 +54,15 @@ class CommandLine(NamedTuple):
   redo: list[str]
   devices: int
   sweep: sweep.Sweep | None
-  shard: tuple[int, int] | None
+  shards: list[tuple[int, int]]
+  submit: submit.Submission | None = None
+  jobs: bool = False
+  words: tuple[str, ...] = ()
+
+  @property
+  def shard(self):
+    """The one (I, N) of --shard, or None."""
+    return self.shards[0] if len(self.shards) == 1 else None
 
 
 def parse(argv):
@@ -73,7 +86,9 @@ def parse(argv):
   folder = os.path.expanduser(_value_of('workdir', argv)[0] or '')
   given, argv = _value_of('config', argv)
   explained, argv = _value_of('help', argv)
-  if given is None:
+  settings, argv = _settings(argv)
+  configured = given is not None
+  if not configured:
     saved = folder and (Path(folder) / 'config.json').is_file()
     given = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
   for word, following in zip(argv, [*argv[1:], '']):
@@ -93,6 +108,7 @@ def parse(argv):
     if unparsed:  # Its last part is a keyword of Python's, as lambda.
       message = f'config.{unparsed[1]} is not a field; --help=fields lists them'
     raise UserError(f'command line: {message}') from error
+  command = _submitted(command, settings, [*argv[1:], *([f'--config={given}'] * configured)])
   if explained is not None:
     print(fields.listing(command.config, explained))
     raise SystemExit(0)
@@ -135,25 +151,29 @@ def _command_line(file, argv):
         file, lambda name: _command_line(experiments.read(name), [*argv, '--nosweep']).config
         if name else config, config_flags.get_override_values(values['config']), several)
   default = swept.study.STAGES if swept and swept.study else stages.DEFAULT
-  shard = _shard(values) if values.shard is not None else None
+  shared = _shards(values) if values.shard is not None else []
+  submission = submit.Submission(values.submit, {}) if values.submit is not None else None
   wanted = values.stages
   if wanted is None:
-    wanted = [*(shards.STAGES if shard else default)]
+    wanted = [*(shards.STAGES if shared else default)]
   return CommandLine(
       config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
-      wanted, values.redo, values.devices, swept, shard)
+      wanted, values.redo, values.devices, swept, shared, submission, values.jobs)
 
 
-def _shard(values):
-  """(I, N) of --shard=I/N, and whether the other flags go with it."""
+def _shards(values):
+  """The (I, N) of --shard=I/N or I-J/N, and whether the other flags go with it."""
   number, _, total = values.shard.partition('/')
+  several = re.fullmatch(r'(\d+)-(\d+)', number) if values.submit is not None else None
   if number == 'auto' and re.fullmatch(r'\d*', total):
-    number, total = schedulers.shard(int(total) if total else None)
+    shared = [schedulers.shard(int(total) if total else None)]
   elif re.fullmatch(r'\d+/\d+', values.shard) and int(number) < int(total):
-    number, total = int(number), int(total)
+    shared = [(int(number), int(total))]
+  elif several and total.isdecimal() and int(several[1]) <= int(several[2]) < int(total):
+    shared = [(each, int(total)) for each in range(int(several[1]), int(several[2]) + 1)]
   else:
-    raise UserError('--shard must be I/N, the I-th of N from 0 on, auto or auto/N, got '
-                    f'{values.shard!r}')
+    raise UserError('--shard must be I/N, the I-th of N from 0 on, auto, auto/N or, with --submit, '
+                    f'I-J/N, got {values.shard!r}')
   if values.sweep:
     raise UserError('--shard is given, but each run of --sweep is whole')
   other = [stage for stage in (*(values.stages or ()), *values.redo)
@@ -161,7 +181,41 @@ def _shard(values):
   if other:
     raise UserError(f'--shard: the stages must be of {", ".join(shards.STAGES)}, verify, got '
                     f'{other[0]!r}')
-  return number, total
+  return shared
+
+
+def _settings(argv):
+  """({name: value} of each --submit.NAME=VALUE, the other words)."""
+  settings, others = {}, []
+  for word in argv:
+    name, equals, value = word.lstrip('-').partition('=')
+    if not word.startswith('-') or not name.startswith('submit.'):
+      others.append(word)
+      continue
+    if not equals:
+      raise UserError(f'--{name} must be --{name}=VALUE')
+    try:
+      settings[name.removeprefix('submit.')] = ast.literal_eval(value)
+    except (SyntaxError, ValueError):  # A name: --submit.partition=gpu.
+      settings[name.removeprefix('submit.')] = value
+  return settings, others
+
+
+def _submitted(command, settings, words):
+  """The CommandLine with what --submit says, and the words of a shard's job."""
+  if command.submit is None:
+    if settings:
+      raise UserError(f'--submit.{next(iter(settings))} is given, but not --submit')
+    return command
+  cluster = command.submit.cluster
+  if cluster not in submit.CLUSTERS:
+    raise UserError(f'--submit must be {" or ".join(submit.CLUSTERS)}, got {cluster!r}')
+  if command.sweep is None and not command.shards:
+    raise UserError(f'--submit={cluster} must have --sweep or --shard=I-J/N beside it')
+  for flag in ('submit', 'shard', 'stages', 'redo'):
+    while _value_of(flag, words)[0] is not None:
+      words = _value_of(flag, words)[1]
+  return command._replace(submit=submit.Submission(cluster, settings), words=tuple(words))
 
 
 def _value_of(flag, argv):

@@ -5,7 +5,7 @@ import sys
 
 from absl import logging
 
-from launch import flags, sweep
+from launch import flags, submit, sweep
 from robust_jax import backend, errors, stages, workdir
 from robust_jax.config import experiment
 from robust_jax.config.sections import check_workdir, resolve
@@ -22,6 +22,17 @@ def main(argv):
   if wanted == {'attack'} and not given.redo and given.config.attack_image.file:
     wanted = {'attack_image'}  # Of the test images nobody would name a file.
   redo = stages.with_followers(given.redo)
+  if given.jobs:
+    submit.show(given.workdir)
+    return 0
+  if given.submit:
+    submit.check(given.submit)
+    if given.sweep is not None:
+      sweep.submit(given.sweep, given.workdir, wanted, redo, submission=given.submit,
+                   num_devices=given.devices)
+    else:
+      submit_shards(given, resolve(given.config), wanted, redo)
+    return 0
   if given.sweep is not None:
     return sweep.run(given.sweep, given.workdir, wanted, redo, num_devices=given.devices)
   config = resolve(given.config)
@@ -59,6 +70,30 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
         stages.run_stage(stage, run, folder)
     if 'sandwich' in wanted:
       check_crossings(folder)
+
+
+def submit_shards(given, config, wanted, redo):
+  """Submits what is neither done nor under way of the shards of a `flags.CommandLine`."""
+  folders = {}
+  for shard in given.shards:
+    own = shards.check(given.workdir, shard, config, wanted)
+    folders[str(own.relative_to(given.workdir))] = own, shard
+
+  def prepare(under_way):
+    for name, (own, _) in folders.items():
+      if name not in under_way:
+        with workdir.locked(own):
+          check_workdir(own, config, redo)
+          workdir.set_aside(own, redo)
+
+  # Without --redo, which a job that is queued again would take for another one.
+  words = [*given.words, f'--stages={",".join(s for s in stages.STAGES if s in wanted)}']
+  tasks = [submit.Task(name, '{}/{}'.format(*shard),
+                       [*sweep.LAUNCHER, *words, '--shard={}/{}'.format(*shard)])
+           for name, (_, shard) in folders.items()]
+  counts = submit.submit(given.workdir, tasks, wanted, redo, given.submit, prepare)
+  if counts == {'done': len(tasks)}:
+    print(f'python -m robust_jax.analysis merge {given.workdir} joins them')
 
 
 def program(argv):

@@ -6,6 +6,7 @@ that compiled programs leave behind goes with it. This process computes nothing 
 so that it holds no accelerator.
 """
 
+import contextlib
 import functools
 import importlib
 import itertools
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from launch import submit as jobs
 from robust_jax import backend, report, stages, workdir
 from robust_jax.config import sections
 from robust_jax.errors import UserError, suggest
@@ -140,19 +142,17 @@ def run(sweep, folder, wanted, redo=(), *, num_devices=0, launcher=LAUNCHER):
     Interrupted: a signal came, to this process or to the run; what it ran is stopped.
   """
   folder = Path(folder)
-  folders = [folder / f'{number:03d}' for number in range(len(sweep.points))]
-  words = [f'--stages={",".join(stage for stage in stages.STAGES if stage in wanted)}',
-           f'--devices={num_devices}']
+  folders = _folders(sweep, folder)
   failed = []
   with workdir.locked(folder):
-    _prepare(sweep, folder, folders, wanted, redo)
+    _prepare(sweep, folder, wanted, redo)
     for number, (place, point) in enumerate(zip(folders, sweep.points), 1):
       title = f'[{number}/{len(folders)}] {place}: {describe(point)}'
-      if _finished(place, wanted):
+      if stages.finished(place, wanted):
         print(f'{title}: done already')
         continue
       print(title, flush=True)
-      status = _run_child([*launcher, f'--workdir={place}', *words])
+      status = _run_child([*launcher, *_words(place, wanted, num_devices)])
       if status == interrupts.Interrupted.exit_status:
         raise interrupts.Interrupted(str(place))
       if status:
@@ -172,39 +172,68 @@ def run(sweep, folder, wanted, redo=(), *, num_devices=0, launcher=LAUNCHER):
     return 1 if failed else 0
 
 
-def _prepare(sweep, folder, folders, wanted, redo):
-  """Checks every folder, then makes them ready, so that nothing runs before a refusal."""
+def submit(sweep, folder, wanted, redo=(), *, submission, num_devices=0, launcher=LAUNCHER):
+  """Submits what is neither finished nor under way of a sweep, and prints the table of all.
+
+  Args:
+    submission: `submit.Submission`.
+
+  The others are those of `run`.
+
+  Raises:
+    UserError: as `run`, and as `submit.submit`.
+  """
+  folder = Path(folder)
+  tasks = [jobs.Task(place.name, f'{place.name} {describe(point)}',
+                     [*launcher, *_words(place, wanted, num_devices)])
+           for place, point in zip(_folders(sweep, folder), sweep.points)]
+  counts = jobs.submit(folder, tasks, wanted, redo, submission,
+                       functools.partial(_prepare, sweep, folder, wanted, redo))
+  if counts == {'done': len(tasks)}:
+    print('the same command without --submit compares them')
+
+
+def _folders(sweep, folder):
+  return [folder / f'{number:03d}' for number in range(len(sweep.points))]
+
+
+def _words(place, wanted, num_devices):
+  """What the command of a point says."""
+  return [f'--workdir={place}', f'--stages={",".join(s for s in stages.STAGES if s in wanted)}',
+          f'--devices={num_devices}']
+
+
+def _prepare(sweep, folder, wanted, redo, under_way=()):
+  """Checks every folder, then makes them ready, so that nothing runs before a refusal.
+
+  Those whose names are in `under_way` are left as they are.
+  """
+  folders = _folders(sweep, folder)
   names = [path.name for path in folder.iterdir()
-           if path.name != workdir.LOCK and path.suffix != '.new']
+           if path.name not in (workdir.LOCK, jobs.FOLDER) and path.suffix != '.new']
   if names and report.SWEEP not in names:
     raise UserError(f'--workdir is {folder}, which must be empty, new or of a sweep; it holds '
                     f'{min(names)} but no {report.SWEEP}')
   for place, config in zip(folders, sweep.configs):
     if place.exists():
-      with workdir.locked(place):
+      with contextlib.nullcontext() if place.name in under_way else workdir.locked(place):
         sections.check_workdir(place, config, redo)
   # Before the folders: without it this one would not be known as a sweep's.
   workdir.write_json(folder / report.SWEEP, {'runs': [
       {'workdir': place.name, 'point': json.loads(json.dumps(point, default=_plain))}
       for place, point in zip(folders, sweep.points)]})
   for place, config in zip(folders, sweep.configs):
+    if place.name in under_way:
+      continue
     with workdir.locked(place):
       workdir.set_aside(place, redo)
-      if not _finished(place, wanted):
+      if not stages.finished(place, wanted):
         workdir.write_json(place / 'config.json', config)
 
 
 def _plain(value):
   """A NumPy scalar, or a section of a config, as JSON has it."""
   return value.item() if isinstance(value, np.generic) else value.to_dict()
-
-
-def _finished(place, wanted):
-  """Whether a run has all the wanted stages behind it; verify, check and label never are."""
-  done = {stage for stage, record in workdir.stages(place).items() if record['status'] == 'done'}
-  if (place / 'report.html').exists():
-    done.add('report')
-  return wanted <= done
 
 
 def _run_child(words):

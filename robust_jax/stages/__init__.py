@@ -1,6 +1,7 @@
 """The stages of a run, in order; each is a function of a Run and its workdir."""
 
 import time
+from pathlib import Path
 
 from robust_jax import workdir as workdirs
 from robust_jax.stages import weights
@@ -43,6 +44,14 @@ def check(run, workdir, wanted):
 def with_followers(redo):
   """The stages to be redone, and those whose results are of theirs."""
   return {*redo}.union(*(_FOLLOW.get(stage, ()) for stage in redo))
+
+
+def finished(workdir, wanted):
+  """Whether a workdir has all the wanted stages behind it; verify, check and label never are."""
+  done = {stage for stage, record in workdirs.stages(workdir).items() if record['status'] == 'done'}
+  if (Path(workdir) / 'report.html').exists():
+    done.add('report')
+  return {*wanted} <= done
 
 
 def run_stage(stage, run, workdir):

@@ -10,6 +10,7 @@ from robust_jax.workdir.folder import (
     check_empty_or_run,
     describe,
     environment,
+    in_use,
     locked,
     now,
     results,
@@ -19,5 +20,5 @@ from robust_jax.workdir.folder import (
 from robust_jax.workdir.records import read_json, write_bytes, write_json
 
 __all__ = ['LOCK', 'OUTPUTS', 'REDO', 'add_time', 'begin', 'check_empty_or_run', 'describe',
-           'environment', 'load', 'locked', 'now', 'read_json', 'results', 'set_aside', 'stages',
-           'write_bytes', 'write_json']
+           'environment', 'in_use', 'load', 'locked', 'now', 'read_json', 'results', 'set_aside',
+           'stages', 'write_bytes', 'write_json']

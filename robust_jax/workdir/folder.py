@@ -17,6 +17,7 @@ check.json        what the last examination of attacks found
 report.html       and tables/, figures/
 attack_image/     of each image file that was attacked a page, the images and the figures
 shards/           I-of-N/ a workdir each, of --shard=I/N
+jobs/             of --submit: logs, and which jobs there were
 previous/         results that `--redo` has moved away
 """
 
@@ -65,7 +66,7 @@ def results(workdir):
 def check_empty_or_run(workdir):
   """Raises UserError where a folder holds something else than a run."""
   names = [path.name for path in Path(workdir).iterdir()
-           if path.name not in (LOCK, 'shards') and path.suffix != '.new']
+           if path.name not in (LOCK, 'shards', 'jobs') and path.suffix != '.new']
   if names and 'config.json' not in names:
     raise UserError(f'--workdir must be a new or empty folder, or one that this launcher made, got '
                     f'{workdir}, which holds {min(names)} but no config.json')
@@ -109,6 +110,19 @@ def locked(workdir):
       if made and [entry.name for entry in path.parent.iterdir()] == [LOCK]:
         path.unlink()  # A mistake leaves no folder behind.
         path.parent.rmdir()
+
+
+def in_use(workdir):
+  """Whether a process runs stages in the folder."""
+  path = Path(workdir) / LOCK
+  if not path.exists():
+    return False
+  with open(path, 'a', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      return True
+  return False
 
 
 def describe(run, workdir, words):
