@@ -10,7 +10,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import experiments, fields, schedulers, submit, sweep, usage
+from launch import experiments, fields, jobs, schedulers, sweep, usage
 from robust_jax import stages
 from robust_jax.config import schema
 from robust_jax.config.sections import SECTIONS, TABLES, component, find, flat
@@ -43,7 +43,7 @@ class CommandLine(NamedTuple):
     devices: how many; 0 for all.
     sweep: with --sweep, the `sweep.Sweep`; else None.
     shards: the (I, N) of --shard: none, one or, with --submit, several.
-    submit: with --submit, the `submit.Submission`; else None.
+    submit: with --submit, the `jobs.Submission`; else None.
     jobs: whether the table of jobs is wanted and nothing else.
     words: those of a shard's job, but for its --shard and --stages.
   """
@@ -55,7 +55,7 @@ class CommandLine(NamedTuple):
   devices: int
   sweep: sweep.Sweep | None
   shards: list[tuple[int, int]]
-  submit: submit.Submission | None = None
+  submit: jobs.Submission | None = None
   jobs: bool = False
   words: tuple[str, ...] = ()
 
@@ -108,7 +108,7 @@ def parse(argv):
     if unparsed:  # Its last part is a keyword of Python's, as lambda.
       message = f'config.{unparsed[1]} is not a field; --help=fields lists them'
     raise UserError(f'command line: {message}') from error
-  command = _submitted(command, settings, [*argv[1:], *([f'--config={given}'] * configured)])
+  command = _submitted(command, settings, [*([f'--config={given}'] * configured), *argv[1:]])
   if explained is not None:
     print(fields.listing(command.config, explained))
     raise SystemExit(0)
@@ -152,7 +152,7 @@ def _command_line(file, argv):
         if name else config, config_flags.get_override_values(values['config']), several)
   default = swept.study.STAGES if swept and swept.study else stages.DEFAULT
   shared = _shards(values) if values.shard is not None else []
-  submission = submit.Submission(values.submit, {}) if values.submit is not None else None
+  submission = jobs.Submission(values.submit, {}) if values.submit is not None else None
   wanted = values.stages
   if wanted is None:
     wanted = [*(shards.STAGES if shared else default)]
@@ -208,14 +208,14 @@ def _submitted(command, settings, words):
       raise UserError(f'--submit.{next(iter(settings))} is given, but not --submit')
     return command
   cluster = command.submit.cluster
-  if cluster not in submit.CLUSTERS:
-    raise UserError(f'--submit must be {" or ".join(submit.CLUSTERS)}, got {cluster!r}')
+  if cluster not in jobs.CLUSTERS:
+    raise UserError(f'--submit must be {" or ".join(jobs.CLUSTERS)}, got {cluster!r}')
   if command.sweep is None and not command.shards:
     raise UserError(f'--submit={cluster} must have --sweep or --shard=I-J/N beside it')
   for flag in ('submit', 'shard', 'stages', 'redo'):
     while _value_of(flag, words)[0] is not None:
       words = _value_of(flag, words)[1]
-  return command._replace(submit=submit.Submission(cluster, settings), words=tuple(words))
+  return command._replace(submit=jobs.Submission(cluster, settings), words=tuple(words))
 
 
 def _value_of(flag, argv):

@@ -5,7 +5,7 @@ import sys
 
 from absl import logging
 
-from launch import flags, submit, sweep
+from launch import flags, jobs, sweep
 from robust_jax import backend, errors, stages, workdir
 from robust_jax.config import experiment
 from robust_jax.config.sections import check_workdir, resolve
@@ -23,10 +23,10 @@ def main(argv):
     wanted = {'attack_image'}  # Of the test images nobody would name a file.
   redo = stages.with_followers(given.redo)
   if given.jobs:
-    submit.show(given.workdir)
+    jobs.show(given.workdir)
     return 0
   if given.submit:
-    submit.check(given.submit)
+    jobs.check(given.submit)
     if given.sweep is not None:
       sweep.submit(given.sweep, given.workdir, wanted, redo, submission=given.submit,
                    num_devices=given.devices)
@@ -88,10 +88,10 @@ def submit_shards(given, config, wanted, redo):
 
   # Without --redo, which a job that is queued again would take for another one.
   words = [*given.words, f'--stages={",".join(s for s in stages.STAGES if s in wanted)}']
-  tasks = [submit.Task(name, '{}/{}'.format(*shard),
+  tasks = [jobs.Task(name, '{}/{}'.format(*shard),
                        [*sweep.LAUNCHER, *words, '--shard={}/{}'.format(*shard)])
            for name, (_, shard) in folders.items()]
-  counts = submit.submit(given.workdir, tasks, wanted, redo, given.submit, prepare)
+  counts = jobs.submit(given.workdir, tasks, wanted, redo, given.submit, prepare)
   if counts == {'done': len(tasks)}:
     print(f'python -m robust_jax.analysis merge {given.workdir} joins them')
 

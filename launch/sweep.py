@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from launch import submit as jobs
+from launch import jobs
 from robust_jax import backend, report, stages, workdir
 from robust_jax.config import sections
 from robust_jax.errors import UserError, suggest
@@ -176,12 +176,12 @@ def submit(sweep, folder, wanted, redo=(), *, submission, num_devices=0, launche
   """Submits what is neither finished nor under way of a sweep, and prints the table of all.
 
   Args:
-    submission: `submit.Submission`.
+    submission: `jobs.Submission`.
 
   The others are those of `run`.
 
   Raises:
-    UserError: as `run`, and as `submit.submit`.
+    UserError: as `run`, and as `jobs.submit`.
   """
   folder = Path(folder)
   tasks = [jobs.Task(place.name, f'{place.name} {describe(point)}',
