@@ -19,6 +19,10 @@ Where it is run:
                         DIR/shards/I-of-N; `python -m robust_jax.analysis merge DIR` joins them;
                         auto: as the job array of SLURM says; auto/N: the I of it, or of an
                         indexed job of Kubernetes
+  --submit=slurm        each run of --sweep, or shard of --shard=I-J/N, as a job of the cluster;
+                        again: what failed or is missing; local: as processes of this machine
+  --submit.NAME=VALUE   timeout_min, partition, gpus_per_node, mem_gb and others, of the jobs
+  --jobs                the table of what was submitted of DIR, and nothing else
 
 Which parts of it:
   --stages=A,B,...      of train, attack, certify, sandwich, verify, check, label, attack_image,

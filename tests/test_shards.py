@@ -230,7 +230,12 @@ def test_a_shard_that_was_refused_can_begin(trained, monkeypatch):
 @pytest.mark.parametrize(('words', 'message'), [
     (['--shard=4/4'], "I/N.*'4/4'"), (['--shard=1'], "I/N.*'1'"), (['--shard=-1/4'], 'I/N'),
     (['--shard=1/4', '--stages=train'], "'train'"), (['--shard=1/4', '--redo=train'], "'train'"),
-    (['--shard=1/4', '--sweep'], '--sweep')])
+    (['--shard=1/4', '--sweep'], '--sweep'), (['--shard=0-3/4'], "with --submit, I-J/N.*'0-3/4'"),
+    (['--shard=2-4/4', '--submit=local'], "I-J/N.*'2-4/4'"),
+    (['--shard=0-3/4', '--submit=pbs'], "slurm or local, got 'pbs'"),
+    (['--submit=slurm'], '--sweep or --shard=I-J/N'),
+    (['--shard=1/4', '--submit.partition=gpu'], 'but not --submit'),
+    (['--shard=1/4', '--submit=slurm', '--submit.partition', 'gpu'], '--submit.partition=VALUE')])
 def test_flags_that_do_not_go_together(words, message):
   with pytest.raises(UserError, match=message):
     flags.parse(['launch', *words])
@@ -260,6 +265,15 @@ def test_the_scheduler_says_which_shard_only_where_it_is_asked(flag, environment
   else:
     assert flags.parse(['launch', f'--shard={flag}']).shard == expected
     assert flags.parse(['launch']).shard is None
+
+
+def test_the_words_of_a_shards_job_are_those_of_its_command():
+  given = flags.parse(['launch', '--shard=1-2/4', '--config=digits:pgd', '--redo', 'certify',
+                       '--submit=slurm', '--submit.timeout_min=9', '--submit.partition=gpu',
+                       '--config.seed=3', '--workdir=runs/x', '--stages=certify'])
+  assert given.shards == [(1, 4), (2, 4)] and given.redo == ['certify']
+  assert given.submit == ('slurm', {'timeout_min': 9, 'partition': 'gpu'})
+  assert sorted(given.words) == ['--config.seed=3', '--config=digits:pgd', '--workdir=runs/x']
 
 
 def test_a_shard_judges_and_no_more():
