@@ -108,9 +108,9 @@ def submit(folder, tasks, wanted, redo, submission, prepare):
     found = _look(folder, entries, under_way)
     left = [task for task in tasks if found[task.name][0] not in ('done', 'running', 'pending')]
     for task, job in zip(left, _send(folder, left, submission)):
-      state, line = found[task.name]
+      line = found[task.name][1]
       entries[task.name] |= {'cluster': submission.cluster, 'job': job}
-      found[task.name] = 'submitted', f'{state} before: {line}' if line else ''
+      found[task.name] = 'submitted', f'before: {line}' if line else ''
     (folder / FOLDER).mkdir(exist_ok=True)
     workdir.write_json(folder / FOLDER / 'jobs.json', {**saved, **entries})
   return _print(folder, entries, found)
@@ -244,8 +244,8 @@ def _look(folder, entries, under_way):
       found[name] = 'done', last
     elif name in under_way:
       found[name] = under_way[name], last
-    elif not job:
-      found[name] = 'not submitted', ''
+    elif not job or job.paths.result_pickle.exists():  # What is wanted now, it was not asked for.
+      found[name] = 'not done', ''
     elif errors:
       found[name] = errors[-1].partition(': ')[0].replace('error', 'failed'), errors[-1]
     else:

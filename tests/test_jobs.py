@@ -178,7 +178,7 @@ def test_a_run_of_a_sweep_that_fails_is_named_and_begins_again_alone(tiny, tmp_p
   again = table(capsys.readouterr().out)
   assert again['000'][:2] == rows['000'][:2]
   assert again['001'][1] == 'submitted' and again['001'][0] != rows['001'][0]
-  assert again['001'][2].startswith('failed before: error: ')
+  assert again['001'][2].startswith('before: error: ')
   wait(folder)
   launch(*given)
   printed = capsys.readouterr().out
@@ -219,8 +219,12 @@ def test_the_jobs_of_a_sweep_are_one_array_and_only_what_ended_is_submitted_agai
   assert (folder / '001' / 'config.json').stat().st_mtime_ns == config
   with pytest.raises(UserError, match='--redo: .*000, 001 under way'):
     launch(*given, '--redo=attack')
-  # A run by hand is under way too.
+  # A job that ended well has not failed where its results were moved away or more is wanted.
   (slurm / 'squeue').write_text('')
+  (folder / 'jobs' / '43_0_result.pkl').touch()
+  launch(f'--workdir={folder}', '--jobs')
+  assert table(capsys.readouterr().out)['002'][1] == 'not done'
+  # A run by hand is under way too.
   with workdir.locked(folder / '000'):
     launch(f'--workdir={folder}', '--jobs')
   assert table(capsys.readouterr().out)['000'][1] == 'running'
