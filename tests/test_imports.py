@@ -1,12 +1,15 @@
 """Who may import whom: the maths knows nothing of configs, data, files or the launcher."""
 
-import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from docs import architecture_picture
+from docs.architecture_picture import imported
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'robust_jax'
@@ -36,17 +39,6 @@ def files(name):
   return sorted(path.rglob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
 
 
-def imported(path):
-  """Dotted names of the modules, and names taken from them, that a file imports."""
-  names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      names |= {f'{node.module}.{alias.name}' for alias in node.names}
-  return names
-
-
 def layer(part):
   return next(number for number, names in enumerate(LAYERS) if part in names)
 
@@ -62,9 +54,26 @@ def test_imports_go_down(part):
     for name in imported(path):
       words = name.split('.')
       assert words[0] not in ('launch', 'configs', 'tests'), f'{path} imports {name}'
-      if (words[0] == 'robust_jax' and len(words) > 1 and words[1] != '__version__'
-          and (path.name, words[1]) != ('folder.py', 'config')):
+      if words[0] == 'robust_jax' and len(words) > 1 and words[1] != '__version__':
         assert layer(words[1]) <= layer(part), f'{path} imports {name}'
+
+
+def test_the_picture_is_of_these_imports_which_have_no_circle():
+  graph = architecture_picture.graph()
+  text = architecture_picture.PICTURE.read_text(encoding='utf-8')
+  shown = {part: set(names.split(', ')) - {''}
+           for part, names in re.findall('<title>(.*): (.*)</title>', text)}
+  assert shown == graph, 'python docs/architecture_picture.py makes it again'
+  assert graph['launch'] >= {'configs', 'stages'} and not graph['errors']  # It sees imports.
+  height = {name: float(y) for y, name in re.findall(' y="([0-9]+)">([a-z_]+)</text>', text)}
+  for part, names in graph.items():
+    for name in names:
+      assert height[part] < height[name], f'{part} imports {name}'
+
+
+def test_a_circle_of_imports_has_no_picture():
+  with pytest.raises(AssertionError, match=r"circle of imports among \['a', 'b', 'c'\]"):
+    architecture_picture.rows({'a': {'b'}, 'b': {'d', 'c'}, 'c': {'a'}, 'd': set()})
 
 
 @pytest.mark.parametrize('part', MATHS)
