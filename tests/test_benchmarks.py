@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,20 @@ def test_flops_are_those_of_our_layers(name, monkeypatch):
   dense = [2 * leaf.size for path, leaf in traverse_util.flatten_dict(variables['params']).items()
            if path[-1] == 'kernel' and leaf.ndim == 2]
   assert sum(counted + dense) == sum(flops.LAYERS[name])
+
+
+def test_the_estimates_of_chip_hours_are_of_these_flops():
+  page = (ROOT / 'docs' / 'pods.md').read_text(encoding='utf-8')
+  rows = re.findall(r'^\| [^|]+ \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+), ([\d,]+) \|$', page,
+                    re.MULTILINE)
+  assert len(rows) >= 3
+  for row in rows:
+    peak, *found = (int(number.replace(',', '')) for number in row)
+    each = [flops.per_item(small_work(task)._replace(model='resnet50', num_steps=1, num_noise=1))
+            for task in ('train', 'smoothadv')]
+    per_second = [0.3 * peak * 1e12 / count for count in each]
+    hours = [1_281_167 * 90 / rate / 3600 for rate in per_second]
+    assert found == [*map(round, hours), *(round(rate, -2) for rate in per_second)]
 
 
 def test_flops_of_the_tasks():
