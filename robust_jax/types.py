@@ -127,6 +127,7 @@ class TrainState(NamedTuple):
     opt_state: the optax state.
     ema: None, or the moving average {'params', 'batch_stats'}.
     memory: {name: [num_train]}, per-example memory of the method.
+    loss_mean: None, or the state of the mean loss of the last steps, for `max_loss_jump`.
   """
 
   step: Array
@@ -135,6 +136,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   ema: Any
   memory: dict[str, Array]
+  loss_mean: Any = None
 
   @property
   def variables(self):

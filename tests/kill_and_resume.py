@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from robust_jax.workdir import checkpoint  # noqa: E402
+from robust_jax.workdir import checkpoint, monitoring  # noqa: E402
 
 WORDS = ['--config.train.num_epochs=16.', '--config.train.checkpoint_every=40',
          '--config.train.ema_decay=0.99', '--config.train.keep_best=True',
@@ -34,7 +34,7 @@ WORDS = ['--config.train.num_epochs=16.', '--config.train.checkpoint_every=40',
          '--config.evaluation.num_images=40', '--config.evaluation.batch_size=10',
          '--config.evaluation.n=500', '--config.certify_images.num_images=200',
          '--config.certify_images.images_per_call=10', '--config.certify.n=5000']
-_MEASURED = ('images_per_second', 'memory_mib', 'device_memory_mib', 'time')
+_MEASURED = (*monitoring.MEASURED, 'time')
 
 
 def command(folder, *words):

@@ -21,7 +21,7 @@ from robust_jax import models, stages, training, workdir
 from robust_jax.certification import log
 from robust_jax.config import experiment, sections
 from robust_jax.errors import NonFiniteLossError, UserError
-from robust_jax.workdir import checkpoint, interrupts
+from robust_jax.workdir import checkpoint, interrupts, monitoring
 
 ROOT = Path(__file__).parents[1]
 SMALL = ['--config.train.num_epochs=4', '--config.train.checkpoint_every=20',
@@ -75,8 +75,7 @@ def finished(environment, tmp_path_factory):
 
 def metrics(folder):
   lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-  measured = ('images_per_second', 'memory_mib')
-  return [{k: v for k, v in line.items() if k not in measured} for line in lines]
+  return [{k: v for k, v in line.items() if k not in monitoring.MEASURED} for line in lines]
 
 
 def test_a_run_leaves_all_its_files(finished):

@@ -66,7 +66,8 @@ def write_workdir(path, *, smoothed, side, channels, num_images=300, num_epochs=
                     'loss': 2.3 * (1.02 - fit) * rng.uniform(0.9, 1.1),
                     'accuracy': 0.1 + 0.85 * fit * rng.uniform(0.96, 1.0),
                     'learning_rate': 0.1 * 0.1 ** (3 * step // (num_epochs * steps + 1)),
-                    'images_per_second': 900 * rng.uniform(0.9, 1.0)})
+                    'images_per_second': 900 * rng.uniform(0.9, 1.0), 'steps_per_second': 14.1,
+                    'input_wait': 0.04})
     if step % steps == 0:
       lines.append({'split': 'test', 'step': step, 'epoch': epoch, 'loss': 2.3 * (1.1 - fit),
                     'accuracy': 0.1 + 0.8 * fit})

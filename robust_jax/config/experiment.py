@@ -353,6 +353,9 @@ def _check_fields(run):
   require(not run.extra.share or run.extra.name, 'extra.share', '0 without config.extra.name')
   require(not run.train.tensorboard or importlib.util.find_spec('tensorboardX'),
           'train.tensorboard', "False without tensorboardX (pip install -e '.[tensorboard]')")
+  require(not run.train.max_loss_jump or run.train.on_bad_loss == 'skip', 'train.max_loss_jump',
+          "0 without config.train.on_bad_loss 'skip'")
+  require(not 0 < run.train.max_loss_jump <= 1, 'train.max_loss_jump', '0 or more than 1')
   require(run.evaluation.epsilons, 'evaluation.epsilons', 'one radius or more')
   if run.needs.tangents:
     require(run.data.tangents, 'data.tangents', f'1 or more {by}')

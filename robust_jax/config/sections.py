@@ -161,6 +161,13 @@ class TrainSettings(NamedTuple):
   accumulation: Count = 1
   # Of the moving average of parameters that is tested and certified; 0: none.
   ema_decay: Annotated[float, Interval(0, 1, open_high=True)] = 0.
+  # After a step whose loss or gradient is not finite: 'stop' ends the training, with status 3 and
+  # its last good checkpoint; 'skip' leaves everything as it was before the step, counts it
+  # (skipped_steps) and takes the next one, and ends likewise after more than 10 of them in a row.
+  on_bad_loss: Annotated[Literal['stop', 'skip'], FREE] = 'stop'
+  # With 'skip': a step is also skipped whose loss is above so many times the mean loss of the last
+  # 20 steps or so, where that is positive; 0: none.
+  max_loss_jump: NonNegative = 0.
   # Steps a line of metrics.jsonl.
   log_every: Annotated[Count, FREE] = 50
   # Epochs between evaluations on the test split, and on data.validation.

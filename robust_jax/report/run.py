@@ -12,9 +12,10 @@ from robust_jax.report import charts, gallery, pages
 from robust_jax.report.charts import Chart, Line
 from robust_jax.report.contents import Contents
 from robust_jax.report.pages import duration, percent
+from robust_jax.workdir.monitoring import MEASURED
 
-# Metrics that are no curve of training: the key figures have speed and memory.
-_NOT_DRAWN = ('split', 'step', 'epoch', 'images_per_second', 'memory_mib', 'device_memory_mib')
+# Metrics that are no curve of training: the key figures have them.
+_NOT_DRAWN = ('split', 'step', 'epoch', 'skipped_steps', *MEASURED)
 # Images of the sandwich that the page lists, and that its chart shows.
 _LISTED, _SCATTERED = 300, 1000
 # The size of the charts that are a figure of a paper too.
@@ -75,15 +76,31 @@ def key_figures(run: Contents) -> list[Figure]:
         percent(accuracy), _measured(accuracy, len(attack.idx)) + smoothed + doubt))
   train = run.stages.get('train', {})
   if train.get('seconds') is not None and run.metrics['train']:
-    speeds = [row['images_per_second'] for row in run.metrics['train']
-              if row.get('images_per_second')]
     notes = [f'on {device_text(run)}'] if 'device' in run.record else []
-    notes += [f'{np.median(speeds):,.0f} images/s'] if speeds else []
     for name, of in (('device_memory_mib', 'device '), ('memory_mib', '')):
       peaks = [row[name] for row in run.metrics['train'] if name in row]
       notes += [f'{max(peaks):,.0f} MiB of {of}memory'] if peaks else []
-    figures.append(Figure('Training time', duration(train['seconds']), '; '.join(notes)))
+    figures += [Figure('Training time', duration(train['seconds']), '; '.join(notes)),
+                _speed(run.metrics['train']), _skipped(run.metrics['train'])]
   return [figure for figure in figures if figure]
+
+
+def _speed(rows):
+  """Speed of training and what held it up, from the rows that have them; None where none has."""
+  of = lambda name: [row[name] for row in rows if row.get('images_per_second') and name in row]
+  images, steps, waits = map(of, ('images_per_second', 'steps_per_second', 'input_wait'))
+  if not images:
+    return None
+  notes = [f'{np.median(steps):.3g} steps/s'] if steps else []
+  notes += [f'{percent(np.mean(waits))} of the time waiting for input'] if waits else []
+  return Figure('Training speed', f'{np.median(images):,.0f} images/s', '; '.join(notes))
+
+
+def _skipped(rows):
+  """Steps that were skipped as their loss was bad; None where there are none."""
+  skipped = sum(row.get('skipped_steps', 0) for row in rows)
+  return skipped and Figure('Skipped training steps', f'{skipped:,}', (
+      f'of {rows[-1]["step"]:,}; loss or gradient not finite, or a jump of the loss'))
 
 
 def headline_radii(log, sigma) -> list[float]:

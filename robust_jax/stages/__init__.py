@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from robust_jax import workdir as workdirs
+from robust_jax.errors import NonFiniteLossError
 from robust_jax.stages import weights
 from robust_jax.stages.attack import attack
 from robust_jax.stages.attack_image import attack_image
@@ -17,6 +18,7 @@ from robust_jax.stages.sandwich import check as check_sandwich
 from robust_jax.stages.sandwich import sandwich
 from robust_jax.stages.train import train
 from robust_jax.stages.verify import verify
+from robust_jax.workdir import monitoring
 
 STAGES = {'train': train, 'attack': attack, 'certify': certify, 'sandwich': sandwich,
           'verify': verify, 'check': check_attacks, 'label': label, 'attack_image': attack_image,
@@ -60,7 +62,8 @@ def run_stage(stage, run, workdir):
   A training whose last checkpoint is damaged is not done: it goes on from the one before.
   """
   if stage not in KEPT:
-    STAGES[stage](run, workdir)
+    with monitoring.heartbeat(stage):
+      STAGES[stage](run, workdir)
     return
   # One that was skipped has left nothing, and may have what it needs by now.
   again = (stage not in workdirs.results(workdir)
@@ -73,6 +76,10 @@ def run_stage(stage, run, workdir):
   begun = time.monotonic()
   facts = None
   try:
-    facts = STAGES[stage](run, workdir)
+    with monitoring.heartbeat(stage):
+      facts = STAGES[stage](run, workdir)
+  except NonFiniteLossError:
+    facts = {'status': workdirs.STOPPED}
+    raise
   finally:
     workdirs.add_time(workdir, stage, time.monotonic() - begun, facts)

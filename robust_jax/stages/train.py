@@ -1,6 +1,8 @@
 """The train stage: from the newest checkpoint, if there is one, to the last step."""
 
+import contextlib
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -25,7 +27,8 @@ def train(run, workdir):
     {'last_step'}: the step of the last checkpoint.
 
   Raises:
-    NonFiniteLossError: the loss or a parameter is not finite; the last good checkpoint is kept.
+    NonFiniteLossError: the loss or a parameter is not finite, or too many steps in a row were
+      skipped; the last good checkpoint is kept.
     Interrupted: SIGTERM or SIGINT came; a checkpoint of the last step was saved.
     UserError: a checkpoint cannot be written, or is to be chosen by the test split.
   """
@@ -48,7 +51,8 @@ def train(run, workdir):
     state, progress = begin or _restore(run, checkpoints)
     if state.step:
       print(f'train: goes on from step {int(state.step)}', flush=True)
-    state = _take_steps(run, workdir, tangents, state, progress, checkpoints, interruption)
+    with _way_on(run, workdir, checkpoints):
+      state = _take_steps(run, workdir, tangents, state, progress, checkpoints, interruption)
   if run.train.profile_steps:
     print(f'train: steps are traced in {Path(workdir) / "profile"}; Perfetto and TensorBoard open '
           'it')
@@ -60,13 +64,30 @@ def train(run, workdir):
   return {'last_step': int(state.step)}
 
 
+@contextlib.contextmanager
+def _way_on(run, workdir, checkpoints):
+  """Adds to a NonFiniteLossError what is kept and what may come next."""
+  try:
+    yield
+  except NonFiniteLossError as error:
+    step = checkpoints.latest_step()
+    if step is None:
+      way_on = 'there is no checkpoint yet; try --redo=train with a smaller learning rate'
+    else:
+      way_on = (f'the checkpoint of step {step} is kept; --config.weights={workdir} '
+                '--workdir=OTHER with a smaller learning rate begins at its parameters')
+    if run.train.on_bad_loss != 'skip':
+      way_on += ', and --config.train.on_bad_loss=skip goes on here without such steps'
+    raise NonFiniteLossError(f'{error}; {way_on}') from None
+
+
 def _take_steps(run, workdir, tangents, state, progress, checkpoints, interruption):
   """The state after the last step, or after that in which a signal came; it is saved."""
   start, settings, key = int(state.step), run.train, run.key('train')
   test_every = max(round(settings.eval_every_epochs * run.steps_per_epoch), 1)
   metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
   state, train_step = parallel.replicate(state, run.devices), _mapped_step(run)
-  batches = _batches(run, workdir, tangents, start)
+  batches = _batches(run, workdir, tangents, start, metrics)
   for step, batch in enumerate(batches, start + 1):
     state, sums = train_step(state, batch, key)
     metrics.add(sums)
@@ -98,7 +119,7 @@ def _print_unused_fields(run):
 
 def _create_state(run, variables, values):
   return training.create_state(variables, run.optimizer(), ema=run.train.ema_decay > 0,
-                               memory=values)
+                               memory=values, loss_mean=run.train.max_loss_jump > 0)
 
 
 def _initial_state(run):
@@ -119,17 +140,19 @@ def _mapped_step(run):
       functools.partial(
           training.train_step, network=run.network, optimizer=run.optimizer(), method=run.method,
           steps_per_epoch=run.steps_per_epoch, axis_name=parallel.AXIS,
-          accumulation=run.train.accumulation, ema_decay=run.train.ema_decay),
+          accumulation=run.train.accumulation, ema_decay=run.train.ema_decay,
+          skip_bad=run.train.on_bad_loss == 'skip', max_loss_jump=run.train.max_loss_jump),
       run.devices)
 
 
-def _batches(run, workdir, tangents, start):
+def _batches(run, workdir, tangents, start, metrics):
   """The batches of the steps after `start`, as a progress bar."""
   batches = data.train_batches(
       run.train_data, batch_size=run.train.batch_size, seed=run.config['seed'],
       augment=run.data.augment, tangents=tangents, start_step=start, num_steps=run.num_steps)
   batches = monitoring.traced(batches, Path(workdir) / 'profile', count=run.train.profile_steps)
-  return monitoring.bar(batches, desc='train', initial=start, total=run.num_steps, unit='step')
+  return monitoring.bar(metrics.timed(batches), desc='train', initial=start, total=run.num_steps,
+                        unit='step')
 
 
 def _log(run, metrics, step, bar):
@@ -137,8 +160,16 @@ def _log(run, metrics, step, bar):
   record = metrics.flush(step, step / run.steps_per_epoch,
                          learning_rate=float(run.learning_rate()(step - 1)),
                          **monitoring.peak_memory(run.devices[0]))
-  bar.set_postfix(loss=f'{record["loss"]:.3f}', refresh=False)
+  bar.set_postfix_str(f'{_loss(record)}, {record["input_wait"]:.0%} waiting for input',
+                      refresh=False)
+  if 'skipped_steps' in record:
+    bar.write(f'step {step}: since the last line {record["skipped_steps"]:,} steps were skipped '
+              '(config.train.on_bad_loss)')
   return record
+
+
+def _loss(record):
+  return f'loss {record["loss"]:.4f}' if 'loss' in record else 'every step skipped'
 
 
 def _test(run, state, metrics, step, bar, record):
@@ -151,9 +182,12 @@ def _test(run, state, metrics, step, bar, record):
   for split, dataset in (('validation', run.validation_data), ('test', run.test_data)):
     if dataset is None:
       continue
+    size = run.train.eval_batch_size
+    # A line of its own where it takes more than a minute.
+    batches = monitoring.bar(data.eval_batches(dataset, batch_size=size), desc=split, delay=60,
+                             total=-(-dataset.num_examples // size), unit='batch', leave=False)
     result = evaluate.loss_and_accuracy(
-        run.key('evaluate'), run.network.eval_logits(state.variables),
-        data.eval_batches(dataset, batch_size=run.train.eval_batch_size),
+        run.key('evaluate'), run.network.eval_logits(state.variables), batches,
         sigma=run.config['sigma'], devices=run.devices)
     accuracies[split] = result['accuracy']
     metrics.write({'split': split, 'step': step, 'epoch': epoch, 'loss': result['loss'],
@@ -162,17 +196,20 @@ def _test(run, state, metrics, step, bar, record):
   warning = f'  attack without a finite gradient on {undefined:.2%} of images' if undefined else ''
   under = f' under noise {run.config["sigma"]:.4g}' if run.config['sigma'] else ''
   shown = '  '.join(f'{split} accuracy {value:.1%}{under}' for split, value in accuracies.items())
-  bar.write(f'epoch {epoch:.3g}  step {step}/{run.num_steps}  train loss {record["loss"]:.4f}  '
-            f'{shown}  {record["images_per_second"]:,.0f} images/s{warning}')
+  bar.write(f'epoch {epoch:.3g}  step {step}/{run.num_steps}  train {_loss(record)}  {shown}  '
+            f'{record["images_per_second"]:,.0f} images/s, {record["input_wait"]:.0%} waiting for '
+            f'input{warning}')
   return accuracies.get('validation')
 
 
 def _save(run, checkpoints, state, metrics, accuracy):
-  """Saves a checkpoint, unless a parameter is not finite."""
+  """Saves a checkpoint, unless the loss, a parameter or a batch statistic is not finite."""
   progress = metrics.progress()
-  if not jax.jit(training.all_finite)(state.params):
-    raise NonFiniteLossError(f'step {int(state.step)}: a parameter is not finite; '
-                             f'the newest good checkpoint is step {checkpoints.latest_step()}')
+  # The loss is asked too: a gradient that is clipped or is lost leaves finite parameters.
+  if not (math.isfinite(progress.get('loss', 0.))
+          and jax.jit(training.all_finite)((state.params, state.variables))):
+    raise NonFiniteLossError(f'step {int(state.step)}: the loss, a parameter or a batch statistic '
+                             'is not finite')
   dataset, config = run.test_data, run.config
   checkpoint.save(checkpoints, state, {
       'model': config['model'], 'dataset': run.data.name, 'data': run.data.reading,

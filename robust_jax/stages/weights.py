@@ -225,7 +225,8 @@ def _load_torch(run, path):
 
 def _load_workdir(run, path):
   dataset, step = run.test_data, finished_step(path)
-  if step is None and 'train' in workdirs.stages(path):
+  if step is None and workdirs.stages(path).get('train', {}).get('status') not in (
+      None, workdirs.STOPPED):
     raise UserError(f'config.weights must be a finished training, got {str(path)!r}, whose '
                     'training is not finished')
   _, variables, info = checkpoint.load(path, step=step)

@@ -7,8 +7,12 @@ import optax
 from robust_jax import inputs, keys
 from robust_jax.types import Progress, TrainState
 
+# The mean loss of the last 20 steps or so, of which `max_loss_jump` is a multiple.
+_DECAY = 0.95
+_LOSS_MEAN = optax.ema(_DECAY)
 
-def create_state(variables, optimizer, *, ema=False, memory=None):
+
+def create_state(variables, optimizer, *, ema=False, memory=None, loss_mean=False):
   """The state before the first step.
 
   Args:
@@ -16,11 +20,13 @@ def create_state(variables, optimizer, *, ema=False, memory=None):
     optimizer: optax transformation.
     ema: keep a moving average of the variables; see `train_step`.
     memory: {name: [num_train]} initial per-example memory of the method; None for none.
+    loss_mean: keep the mean loss of the last steps, which `train_step` needs for max_loss_jump.
   """
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=variables['params'],
       batch_stats=variables['batch_stats'], opt_state=optimizer.init(variables['params']),
-      ema=dict(variables) if ema else None, memory=memory or {})
+      ema=dict(variables) if ema else None, memory=memory or {},
+      loss_mean=_LOSS_MEAN.init(jnp.zeros(())) if loss_mean else None)
 
 
 def all_finite(tree):
@@ -29,7 +35,7 @@ def all_finite(tree):
 
 
 def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch, axis_name=None,
-               accumulation=1, ema_decay=0.):
+               accumulation=1, ema_decay=0., skip_bad=False, max_loss_jump=0.):
   """One step: (state, batch, key) -> (state, sums).
 
   The gradient is that of the mean loss over the examples of the whole batch, weighted by their
@@ -56,11 +62,15 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
     ema_decay: d of the average of parameters and batch statistics of a state that has one:
       e <- d_t e + (1 - d_t) w with d_t = min(d, (1 + t) / (10 + t)) after step t = 0, 1, ...,
       so that the initial parameters fade from a short training too.
+    skip_bad: a step whose loss, gradient norm or batch statistics are not finite changes nothing
+      but the number of steps, also that in optax's schedules; its sums are 0.
+    max_loss_jump: so is one whose loss is above max_loss_jump times the mean of the last steps that
+      counted, 20 or so, where that is positive and the state has it (`create_state`).
 
   Returns:
     The new state and sums over all devices: {metric: sum over examples, 'loss': their weighted
-    mean loss times their number, or NaN if the gradient is not finite, 'count': their number}. An
-    example counts whatever its weight, unless that is 0.
+    mean loss times their number, or NaN if the gradient is not finite, 'count': their number}; with
+    skip_bad also 'skipped_steps', 0 or 1. An example counts whatever its weight, unless that is 0.
 
   Raises:
     ValueError: a batch that is none (`inputs.batch`); the method's loss, metrics or memory are not
@@ -98,11 +108,32 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
   # On CPU ReLU and max-pools may turn NaN into a number, so the next loss might not show it.
   sums['loss'] = jnp.where(all_finite(gradient), sums['loss'], jnp.nan)
   params = optax.apply_updates(state.params, updates)
-  state = TrainState(
+  new = TrainState(
       step=state.step + 1, params=params, batch_stats=output.batch_stats, opt_state=opt_state,
       ema=_average(state, params, output.batch_stats, ema_decay),
-      memory=_write_memory(state.memory, output.memory, batch.index, axis_name))
-  return state, sums
+      memory=_write_memory(state.memory, output.memory, batch.index, axis_name),
+      loss_mean=state.loss_mean)
+  return _unless_bad(state, new, sums, gradient, max_loss_jump) if skip_bad else (new, sums)
+
+
+def _unless_bad(state, new, sums, gradient, max_loss_jump):
+  """The new state and sums; where the step is bad, the old state one step later, and zeros.
+
+  As optax.apply_if_finite, but for the whole state, and schedules go on: they are of the step.
+  """
+  loss = sums['loss'] / sums['count']
+  good = all_finite((loss, optax.tree.norm(gradient), new.batch_stats))
+  if state.loss_mean is not None:
+    # NaN before the first step that counts: no loss is above it.
+    mean = optax.tree.bias_correction(state.loss_mean.ema, _DECAY, state.loss_mean.count)
+    good &= ~((mean > 0) & (loss > max_loss_jump * mean))
+    new = new._replace(loss_mean=_LOSS_MEAN.update(loss, state.loss_mean)[1])
+  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+  kept = jax.tree.map(
+      lambda after, before: after if is_schedule(after) else jnp.where(good, after, before),
+      new, state, is_leaf=is_schedule)
+  sums = {name: jnp.where(good, value, 0.) for name, value in sums.items()}
+  return kept._replace(step=new.step), sums | {'skipped_steps': 1. - good}
 
 
 def check_output(output, size, memory):

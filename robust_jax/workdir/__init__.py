@@ -5,6 +5,7 @@ from robust_jax.workdir.folder import (
     LOCK,
     OUTPUTS,
     REDO,
+    STOPPED,
     add_time,
     begin,
     check_empty_or_run,
@@ -19,6 +20,6 @@ from robust_jax.workdir.folder import (
 )
 from robust_jax.workdir.records import read_json, write_bytes, write_json
 
-__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'add_time', 'begin', 'check_empty_or_run', 'describe',
-           'environment', 'in_use', 'load', 'locked', 'now', 'read_json', 'results', 'set_aside',
-           'stages', 'write_bytes', 'write_json']
+__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'STOPPED', 'add_time', 'begin', 'check_empty_or_run',
+           'describe', 'environment', 'in_use', 'load', 'locked', 'now', 'read_json', 'results',
+           'set_aside', 'stages', 'write_bytes', 'write_json']

@@ -43,6 +43,8 @@ from robust_jax.workdir.records import read_json, write_json
 LOCK = '.lock'
 # The status of a stage whose results are being moved to previous/.
 REDO = 'redo'
+# That of a training which a loss that is not finite has ended.
+STOPPED = 'stopped'
 OUTPUTS = {
     'train': ('checkpoints', 'damaged', 'metrics.jsonl', 'radii.npz', 'tensorboard'),
     'attack': ('attack.jsonl', 'attack.progress.jsonl', 'gallery.npz', 'robustbench.json',
@@ -188,7 +190,8 @@ def begin(workdir, stage, run, *, again=False):
 def add_time(workdir, stage, seconds, facts):
   """Adds to the time that a stage has taken, and records whether it is done.
 
-  `facts`: dict to keep about the finished stage; None where it did not finish.
+  `facts`: dict to keep about the finished stage, a status other than 'done' among them; None where
+  it did not finish.
   """
   record = stages(workdir)[stage]
   record['seconds'] += seconds

@@ -1,14 +1,25 @@
 """What a long stage shows: its progress and speed, a trace of its steps, the memory it takes."""
 
+import contextlib
 import resource
 import sys
+import threading
+import time
+import weakref
 
 import jax
 from tqdm import tqdm
 
+# What metrics.jsonl has of the machine: it differs from run to run.
+MEASURED = ('images_per_second', 'steps_per_second', 'input_wait', 'memory_mib',
+            'device_memory_mib')
+
 
 class _Lines:
   """A file on which a bar that rewrites its line becomes lines."""
+
+  written = 0.  # When, by any of them.
+  bar = staticmethod(lambda: None)  # The newest bar, as long as it is there.
 
   def __init__(self, file):
     self._file = file
@@ -16,6 +27,7 @@ class _Lines:
   def write(self, text):
     text = text.replace('\r', '').strip()
     if text:
+      _Lines.written = time.monotonic()
       self._file.write(f'{text}\n')
 
   def flush(self):
@@ -26,9 +38,47 @@ def bar(iterable=None, **kwargs):
   """A tqdm progress bar on stderr; a line a minute where that is no terminal."""
   if sys.stderr.isatty():
     return tqdm(iterable, **kwargs)
-  return tqdm(
-      iterable, file=_Lines(sys.stderr), mininterval=60, miniters=1, leave=True, **kwargs,
+  shown = tqdm(
+      iterable, file=_Lines(sys.stderr), mininterval=60, miniters=1, **kwargs,
       bar_format='{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]')
+  _Lines.bar = weakref.ref(shown)
+  return shown
+
+
+@contextlib.contextmanager
+def heartbeat(stage, *, seconds=300):
+  """A context in which a log file has a line at least every so many seconds, as a sign of life.
+
+  Where stderr is no terminal: the newest bar's line again, or how long the stage takes already.
+
+  Args:
+    stage: its name.
+    seconds: of silence.
+  """
+  done, begun = threading.Event(), time.monotonic()
+  _Lines.written = begun
+
+  def beat():
+    while not done.wait(max(_Lines.written + seconds - time.monotonic(), 0.01)):
+      if time.monotonic() < _Lines.written + seconds:
+        continue
+      shown = _Lines.bar()
+      if shown is not None and not shown.disable:
+        shown.refresh()
+      else:
+        minutes = (time.monotonic() - begun) / 60
+        print(f'{stage}: {minutes:,.0f} min so far', file=_Lines(sys.stderr), flush=True)
+
+  # XLA compiles and computes without the interpreter's lock.
+  thread = threading.Thread(target=beat, daemon=True)
+  if not sys.stderr.isatty():
+    thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    if thread.is_alive():
+      thread.join()
 
 
 def traced(items, folder, *, count, skip=10):
