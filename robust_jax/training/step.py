@@ -123,7 +123,7 @@ def _unless_bad(state, new, sums, gradient, max_loss_jump):
   """
   loss = sums['loss'] / sums['count']
   good = all_finite((loss, optax.tree.norm(gradient), new.batch_stats))
-  if state.loss_mean is not None:
+  if max_loss_jump:
     # NaN before the first step that counts: no loss is above it.
     mean = optax.tree.bias_correction(state.loss_mean.ema, _DECAY, state.loss_mean.count)
     good &= ~((mean > 0) & (loss > max_loss_jump * mean))
