@@ -84,6 +84,21 @@ def test_steps_beyond_the_last_epoch_are_remarked():
   assert 'train.num_steps is 400' in line and 'train.num_epochs=1 end after 23' in line
 
 
+def test_a_batch_larger_than_the_training_images_is_remarked(tmp_path):
+  images = np.zeros((4, 8, 8), np.uint8)
+  np.savez(tmp_path / 'few.npz', train_images=images, train_labels=np.arange(4) % 2,
+           test_images=images, test_labels=np.arange(4) % 2)
+  few = ['--config=digits:pgd', f'--config.data.name={tmp_path / "few.npz"}']
+  line, = build(*few, '--config.train.batch_size=6').remarks({'train'})
+  assert re.search(r'config.train.batch_size is 6.* there are 4\b', line)
+  assert not build(*few, '--config.train.batch_size=6').remarks({'attack'})
+  assert not build(*few, '--config.train.batch_size=4').remarks({'train'})
+  # A quarter of the rows are for extra images: 1,350 are left for the 1,442 of the split.
+  assert not build('--config=digits:pgd', '--config.train.batch_size=1800',
+                   '--config.extra.name=digits', '--config.extra.split=train',
+                   '--config.extra.share=0.25').remarks({'train'})
+
+
 def test_ddn_that_cannot_reach_the_radius_is_remarked():
   words = ['--config=digits:smoothadv', '--config.attack.name=ddn', '--config.attack.num_steps=20',
            '--config.evaluation.epsilons=(0.5,4)']

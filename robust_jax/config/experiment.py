@@ -142,6 +142,8 @@ class Run:
     if 'train' in wanted and self.train.num_steps > self.num_steps:
       lines.append(f'config.train.num_steps is {self.train.num_steps}, and '
                    f'config.train.num_epochs={self.train.num_epochs:g} end after {self.num_steps}')
+    if 'train' in wanted:
+      lines += self._unfilled_batch()
     for stage, section in (('attack', 'evaluation'), ('certify', 'certify_images')):
       settings, images = getattr(self, section), self.test_data.num_examples
       every = range(0, images, settings.stride)
@@ -154,6 +156,17 @@ class Run:
                      f'{chosen}: every image of number 0, {settings.stride}, ... of {images} '
                      f'(config.{section}.stride)')
     return lines
+
+  def _unfilled_batch(self):
+    """A line where all training images are fewer than a step takes: its other rows do not count."""
+    dataset, rows = self.train_data, self.train.batch_size
+    images = dataset.num_examples
+    if dataset.mixture:  # The extra images have rows of their own.
+      images -= dataset.mixture.num_examples
+      rows -= round(dataset.mixture.share * rows)
+    return [f'config.train.batch_size is {self.train.batch_size}, with room for {rows} training '
+            f'images, of which there are {images}: an epoch is one step, and the rows left over '
+            'count for nothing'] if images < rows else []
 
   def _of_one_class(self, indices):
     """Whether a few images, but not all of the split, have one label; folders are sorted so."""
