@@ -129,12 +129,14 @@ def test_a_refusal_in_the_train_stage_leaves_the_workdir_free(words, message, tm
 NOTES = [
     "train: 'adversarial' trains without noise; config.sigma 0.25 is that of the tests, attacks "
     'and certificates\n',
-    "train: 'gaussian' trains within no radius; config.epsilon 0.5 is not used\n"]
+    "train: 'gaussian' trains within no radius; config.epsilon 0.5 is not used\n",
+    "train: 'consistency' trains within no radius; config.epsilon 0.5 is not used\n"]
 
 
 @pytest.mark.parametrize('words, note', [
     (['digits.py:pgd', '--config.sigma=0.25'], 0),
     (['digits.py:gaussian', '--config.epsilon=0.5'], 1),
+    (['digits.py:consistency', '--config.epsilon=0.5'], 2),
     (['digits.py:pgd'], None), (['digits.py:gaussian'], None), (['digits.py:smoothadv'], None),
 ])
 def test_a_sigma_or_epsilon_that_training_does_not_use_is_told(words, note, tmp_path, capsys):

@@ -273,7 +273,7 @@ def test_leftover_fields_of_another_method_are_named():
      'cnn on digits, smoothadv training by l2 ddn (epsilon 0.5, sigma 0.25), 25% of each batch '
      'from digits train, smoothed by sigma 0.25, seed 0'),
     (['--config.method.attack.name=none', '--config.sigma=0.0'],
-     'cnn on digits, smoothadv training (epsilon 0.5, sigma 0), seed 0'),
+     'cnn on digits, smoothadv training (sigma 0), seed 0'),
     (['--config.method.name=standard', '--config.sigma=0.0'],
      'cnn on digits, standard training, seed 0'),
     (['--config.method.name=gaussian', '--config.method.sigma=0.5'],

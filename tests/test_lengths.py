@@ -78,6 +78,15 @@ def test_a_radius_of_training_that_no_attack_has_is_remarked():
     assert not build(*words, *more).remarks({'attack'} if more else {'train'})
 
 
+@pytest.mark.parametrize('words', [
+    ('consistency',), ('gaussian',), ('consistency', '--config.epsilon=0.3'),
+    ('smoothadv', '--config.epsilon=0.', '--config.method.attack.name=none')])
+def test_training_within_no_radius_names_none(words):
+  run = build(f'--config=digits:{words[0]}', *words[1:])
+  assert run.training_epsilon == 0 and not run.remarks({'attack'})
+  assert 'epsilon' not in run.summary() and 'sigma 0.25' in run.summary()
+
+
 def test_steps_beyond_the_last_epoch_are_remarked():
   line, = build('--config=digits', '--config.train.num_steps=400',
                 '--config.train.num_epochs=1').remarks({'train'})

@@ -111,6 +111,14 @@ class Run:
     """Standard deviation of the noise that the method trains with, pixel units; 0 without any."""
     return self.components['method'].get('sigma', 0.)
 
+  @property
+  def training_epsilon(self):
+    """Radius within which the method attacks or perturbs, pixel units; 0 where it does not."""
+    method = self.components['method']
+    if method.get('attack', {}).get('name') == 'none':
+      return 0.
+    return method.get('epsilon', 0.)
+
   def summary(self, *, trained=True):
     """What is about to run, on one line.
 
@@ -125,7 +133,8 @@ class Run:
     elif self.trainable:
       attack = method.get('attack', {})
       by = f' by {attack["norm"]} {attack["name"]}' if 'norm' in attack else ''
-      taken = [f'{name} {method[name]:.4g}' for name in SHARED if name in method]
+      taken = [f'{name} {method[name]:.4g}' for name in SHARED
+               if name in method and (name != 'epsilon' or self.training_epsilon)]
       phrases.append(f'{method["name"]} training{by}'
                      + (f' ({", ".join(taken)})' if taken else ''))
       if self.extra.share:

@@ -47,8 +47,8 @@ def _beyond_ddn(run):
 def _not_evaluated(run):
   """A line where no attack is as long as those that training defends against."""
   method, attack = run.components['method'], run.config['attack']
-  epsilon, radii = method.get('epsilon'), run.config['evaluation']['epsilons']
-  if (not run.trainable or epsilon is None or attack['name'] == 'none'
+  epsilon, radii = run.training_epsilon, run.config['evaluation']['epsilons']
+  if (not run.trainable or not epsilon or attack['name'] == 'none'
       or _norm(method.get('attack', {})) != _norm(attack)
       or any(math.isclose(epsilon, radius, rel_tol=1e-3) for radius in radii)):
     return []

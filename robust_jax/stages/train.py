@@ -109,10 +109,12 @@ def _take_steps(run, workdir, tangents, state, progress, checkpoints, interrupti
 
 def _print_unused_fields(run):
   """Says which of config.sigma and config.epsilon the method does not train with."""
-  for name, what, rest in (
-      ('sigma', 'without noise', 'that of the tests, attacks and certificates'),
-      ('epsilon', 'within no radius', 'not used')):
-    if run.config[name] > 0 and name not in run.components['method']:
+  method = run.components['method']
+  for name, used, what, rest in (
+      ('sigma', 'sigma' in method, 'without noise', 'that of the tests, attacks and certificates'),
+      ('epsilon', 'epsilon' in method and (run.training_epsilon or method['epsilon'] == 0),
+       'within no radius', 'not used')):
+    if run.config[name] > 0 and not used:
       print(f'train: {run.config["method"]["name"]!r} trains {what}; config.{name} '
             f'{run.config[name]:.4g} is {rest}', flush=True)
 
