@@ -134,6 +134,8 @@ def refused(message, function, *args, **kwargs):
 @pytest.mark.parametrize(('name', 'folder', 'message'), [
   ('nist', '.', "config.data.name .*got 'nist'; did you mean mnist"),
   ('cifar-100', '.', 'did you mean cifar100'),
+  ('cifar11', '.', r'did you mean cifar10\?'),
+  ('kmnst', '.', r'did you mean kmnist\?'),
   ('imagenet', '.', 'did you mean imagenet2012'),
   ('oxford_flower102', '.', 'did you mean oxford_flowers102'),
   ('nothing like it', '.', "cifar10, cifar100, digits, imagenet2012, mnist, folder, FILE.npz,"),

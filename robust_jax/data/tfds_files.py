@@ -65,7 +65,7 @@ def find(name, data_dir, known=(), published=()):
       f"tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, "
       'file_format=\'array_record\').download_and_prepare()"')
   similar = ([other for other in known if dataset and other.startswith(dataset.lower())][:1]
-             or difflib.get_close_matches(dataset.lower(), [*known, *prepared, *public], 1))
+             or _nearest(dataset.lower(), [*known, *published, *prepared], public))
   hint = f'; did you mean {similar[0]}?' if similar else ''
   if name == 'arrays' or (not hint and pathlib.Path(name).suffix):
     hint = '; arrays are read from a file, whose name ends in .npz'
@@ -73,6 +73,16 @@ def find(name, data_dir, known=(), published=()):
     hint = f'; a folder of images is --config.data.name=folder --config.data.data_dir={name}'
   raise UserError(f'config.data.name must be one of {", ".join(known)}, FILE.npz, another TFDS '
                   f'dataset, or one prepared in {data_dir}, got {name!r}{hint}')
+
+
+def _nearest(dataset, ours, others):
+  """[the nearest name], one of ours unless another is nearer by more than a letter's worth."""
+  ratio = lambda name: difflib.SequenceMatcher(None, name, dataset).ratio()
+  near = difflib.get_close_matches(dataset, ours, 1)
+  other = difflib.get_close_matches(dataset, others, 1)
+  if near and other and ratio(other[0]) > ratio(near[0]) + 0.05:
+    return other
+  return near or other
 
 
 def _folders(folder):
