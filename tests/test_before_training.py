@@ -126,6 +126,14 @@ def test_a_refusal_in_the_train_stage_leaves_the_workdir_free(words, message, tm
   sections.check_workdir(place, build('digits.py:pgd', '--config.seed=7').config)
 
 
+def test_weights_that_are_a_folder_of_images_are_refused(tmp_path):
+  (tmp_path / 'images' / 'a').mkdir(parents=True)
+  run = build('digits.py:pgd', f'--config.weights={tmp_path}/images')
+  for wanted in (['train'], ['attack']):
+    with pytest.raises(UserError, match='config.weights must be a workdir or .*images.*folder'):
+      stages.weights.check(run, tmp_path / 'run', wanted)
+
+
 NOTES = [
     "train: 'adversarial' trains without noise; config.sigma 0.25 is that of the tests, attacks "
     'and certificates\n',

@@ -422,13 +422,16 @@ def test_a_tensor_by_hand(tmp_path):
     (with_entries(tensor(0, (4,), (1,)), num_entries=3), 'a must have 4 entries, got 3'),
     (archive({'x/data.pkl': tensor(0, (4,), (1,))}), 'is damaged.*x/data/0'),
     (archive({'x/data.pkl': tensor(0, (4,), (1,)), 'x/byteorder': b'big'}), 'big-endian'),
-    (archive({'a.txt': b''}), 'data.pkl, has 0'),
+    (archive({'a.txt': b''}), 'must be .* torch.save or safetensors; .* 0 files data.pkl'),
+    (archive({'images.npy': b'', 'labels.npy': b''}),
+     'must be .* torch.save or safetensors; .*npz.*config.data.name'),
     (legacy(pickle.dumps([1, 2], 2)), 'state_dict, got a list'),
     (legacy(pickle.dumps({'epoch': 3}, 2)), 'got no tensors'),
     (legacy(pickle.dumps({}, 2)), 'got no tensors'),
     (legacy(pickle.dumps({}), little_endian=False), 'big-endian'),
-    (pickle.dumps({'a': 1}), 'is a pickle, but not one of torch.save'),
+    (pickle.dumps({'a': 1}), 'must be .*safetensors; is a pickle, but not one of torch.save'),
     (b'', "begins with b''"),
+    (b'idx\tlabel\n', 'must be .* torch.save or safetensors; begins with'),
     (b'<!DOCTYPE html><html>', "begins with b'<!DOCTYPE'"),
 ])
 def test_what_is_no_checkpoint(data, message, tmp_path):

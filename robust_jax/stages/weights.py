@@ -48,9 +48,15 @@ def check(run, workdir, wanted):
     return
   weights, step = run.config['weights'], finished_step(workdir)
   resumes = 'train' in wanted and checkpoint.latest_step(workdir) is not None
-  if weights is not None and step is None and not resumes and not _path(run).exists():
-    raise UserError('config.weights must be a workdir or a PyTorch checkpoint (.safetensors, .pth, '
-                    f'.pt, .tar), got {weights!r}, which does not exist')
+  if weights is not None and step is None and not resumes:
+    path = _path(run)
+    wrong = None if path.exists() else 'which does not exist'
+    if (path.is_dir() and not (path / 'config.json').exists()
+        and checkpoint.latest_step(path) is None):
+      wrong = 'a folder without a run'
+    if wrong:
+      raise UserError('config.weights must be a workdir or a PyTorch checkpoint (.safetensors, '
+                      f'.pth, .pt, .tar), got {weights!r}, {wrong}')
   if 'train' in wanted:
     return
   stages = f'--stages={",".join(wanted)}'

@@ -34,6 +34,7 @@ _SAFETENSORS_TYPES = {
 # A dict with fewer than this share of the tensors of the largest is no network of the file.
 _LEAST_SHARE = 0.25
 _HINT = 'write it with torch.save(model.state_dict(), FILE)'
+_ALLOWED = 'must be a PyTorch checkpoint, a file of torch.save or safetensors'
 
 
 def read(path, part=None):
@@ -69,7 +70,7 @@ def read(path, part=None):
       return _arrays(*_unpickle_zip(data), part)
     if data.startswith(b'\x80'):
       return _arrays(*_unpickle_legacy(data), part)
-    raise UserError(f'must be a file of torch.save or safetensors, begins with {data[:9]!r}')
+    raise UserError(f'{_ALLOWED}; begins with {data[:9]!r}')
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
   except Exception as error:  # A damaged pickle or archive may raise anything.
@@ -173,9 +174,13 @@ def _rebuild_tensor(storage, offset, shape, strides, *unused):
 def _unpickle_zip(data):
   """(saved object with `_Tensor`s; function _Storage -> bytes) of a zip archive."""
   archive = zipfile.ZipFile(io.BytesIO(data))
-  pickles = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+  names = archive.namelist()
+  pickles = [name for name in names if name.endswith('/data.pkl')]
   if len(pickles) != 1:
-    raise UserError(f'must be a zip archive with one file data.pkl, has {len(pickles)}')
+    what = f'is a zip archive with {len(pickles)} files data.pkl, and torch.save writes one'
+    if names and all(name.endswith('.npy') for name in names):
+      what = 'is a NumPy file .npz of arrays, which config.data.name takes as data'
+    raise UserError(f'{_ALLOWED}; {what}')
   folder = pickles[0].removesuffix('data.pkl')
   byte_order = f'{folder}byteorder'
   _check_little_endian(byte_order not in archive.namelist()
@@ -192,7 +197,7 @@ def _unpickle_legacy(data):
   """
   file = io.BytesIO(data)
   if _Unpickler(file).load() != _LEGACY_MAGIC:
-    raise UserError(f'is a pickle, but not one of torch.save; {_HINT}')
+    raise UserError(f'{_ALLOWED}; is a pickle, but not one of torch.save; {_HINT}')
   _Unpickler(file).load()
   _check_little_endian(_Unpickler(file).load()['little_endian'])
   unpickler = _Unpickler(file)
