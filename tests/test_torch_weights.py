@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -224,12 +225,24 @@ def test_arrays_that_do_not_fit(removed, added, message, small, small_arrays):
 @pytest.mark.parametrize(('name', 'image_shape', 'message'), [
     ('resnet20', (8, 8, 3), r'missing 1.module.layer1.1.bn1.*, .* 58 more'),
     (None, (8, 8, 1), r'conv1.weight .*\[4, 1, 3, 3\], got \[4, 3, 3, 3\]'),
-    ('lenet', (28, 28, 1), 'CNN have no PyTorch names'),
+    ('lenet', (28, 28, 1), 'config.model.name .*resnet20, .*preact_resnet18, .*a CNN$'),
+    ('linear', (8, 8, 1), 'config.model.name .*resnet20, .*wide_resnet, .*an? MLP'),
 ])
 def test_other_architectures_and_images(name, image_shape, message, small):
   model = models.create(name, 5) if name else small
   assert refused(message, torch_weights.convert, torch_weights.read(golden('zip.pth')), model,
                  image_shape)
+
+
+def test_the_models_that_can_be_read_are_named(small_arrays):
+  with pytest.raises(UserError) as raised:
+    torch_weights.convert(small_arrays, models.create('vgg', 5), (32, 32, 3))
+  named_there = str(raised.value).partition('one of ')[2].partition(', whose')[0].split(', ')
+  page = (Path(__file__).parents[1] / 'docs' / 'models.md').read_text()
+  unread = set(re.findall('`(.*?)`', re.search('PyTorch weights cannot be read of (.*?);', page,
+                                               re.DOTALL)[1]))
+  assert {'linear', 'vgg', 'external'} <= unread
+  assert set(named_there) == set(models.MODELS) - unread
 
 
 @pytest.mark.parametrize(('case', 'name', 'kwargs', 'called'), [

@@ -214,6 +214,13 @@ def _normalisations(arrays):
   return names
 
 
+def _readable():
+  """The entries of `MODELS` that a naming fits."""
+  made = {name: make(2) for name, make in MODELS.items() if name != 'external'}
+  return [name for name, model in made.items()
+          if any(naming.fits(model) for naming in NAMINGS.values())]
+
+
 class _Match(NamedTuple):
   """A naming, and a prefix under which arrays have names of it.
 
@@ -238,8 +245,8 @@ def _match(arrays, model, image_shape, path, part):
       matches += [_Match(prefix, naming, named, number)
                   for prefix, number in _prefixes(within, named).most_common()]
   if not any(naming.fits(model) for naming in NAMINGS.values()):
-    raise UserError(f'{path}: the layers of a {type(model).__name__} have no PyTorch names; those '
-                    f'of {", ".join(NAMINGS)} are known')
+    raise UserError(f'{path}: config.model.name must be one of {", ".join(_readable())}, whose '
+                    f'layers have known names in PyTorch, got a {type(model).__name__}')
   if not matches:
     raise UserError(f'{path}: a {type(model).__name__} must have {_some(named)}, got '
                     f'{_some(arrays)}{_other(arrays, model)}')
