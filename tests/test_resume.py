@@ -231,6 +231,20 @@ def test_a_stage_without_results_binds_nothing(tmp_path):
     sections.check_workdir(tmp_path, new)
 
 
+@pytest.mark.parametrize('stage', ['attack', 'certify'])
+def test_another_certificate_has_a_workdir_of_its_own(stage, tmp_path):
+  old = json.loads(json.dumps(sections.resolve(base.get_config())))
+  workdir.write_json(tmp_path / 'config.json', old)
+  workdir.write_json(tmp_path / 'stages.json', {stage: {'status': 'done', 'config': old}})
+  (tmp_path / f'{stage}.jsonl').touch()
+  other = {**old, 'certify': {**old['certify'], 'sigma': 0.12}}
+  recipe = f'--config.weights={tmp_path} --stages=certify,report --workdir=OTHER'
+  with pytest.raises(UserError, match=f'config.certify.sigma .*--redo={stage}.*{recipe}$'):
+    sections.check_workdir(tmp_path, other)
+  with pytest.raises(UserError, match=f'--redo={stage}$'):
+    sections.check_workdir(tmp_path, {**other, 'seed': 1})
+
+
 def test_a_workdir_is_used_by_one_run(tmp_path):
   folder = tmp_path / 'new'
   with workdir.locked(folder):

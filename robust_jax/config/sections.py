@@ -468,9 +468,12 @@ def check_workdir(folder, config, redo=()):
   for stage, record in workdir.results(folder).items():
     changed = changed_fields(record['config'], config, stage)
     if changed and stage not in redo and record['status'] != workdir.REDO:
+      # A certificate more needs nothing anew, if it has a workdir of its own.
+      beside = '' if {name.split('.')[1] for name in changed} - {'certify', 'certify_images'} else (
+          f', or, to certify the same network besides, add {workdir.certify_beside(folder)}')
       raise UserError(f'{folder}: the {stage} stage ran with another config '
                       f'({"; ".join(changed)}); give the same values, another --workdir, or '
-                      f'--redo={stage}')
+                      f'--redo={stage}{beside}')
 
 
 def changed_fields(saved, config, stage):

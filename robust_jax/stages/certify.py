@@ -22,8 +22,8 @@ def certify(run, workdir):
   """
   if run.certify is None:
     print('certify: skipped, there is no noise (config.sigma is 0 and config.certify.sigma unset); '
-          f'the same command with --config.weights={workdir} --config.certify.sigma=S '
-          '--stages=certify,report --workdir=OTHER certifies this network')
+          f'the same command with --config.certify.sigma=S {workdirs.certify_beside(workdir)} '
+          'certifies this network')
     return {}
   loaded = weights.load(run, workdir)
   with log.open_for_append(Path(workdir) / 'certify', settings(run, loaded),

@@ -8,6 +8,7 @@ from robust_jax.workdir.folder import (
     STOPPED,
     add_time,
     begin,
+    certify_beside,
     check_empty_or_run,
     describe,
     environment,
@@ -20,6 +21,6 @@ from robust_jax.workdir.folder import (
 )
 from robust_jax.workdir.records import read_json, write_bytes, write_json
 
-__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'STOPPED', 'add_time', 'begin', 'check_empty_or_run',
-           'describe', 'environment', 'in_use', 'load', 'locked', 'now', 'read_json', 'results',
-           'set_aside', 'stages', 'write_bytes', 'write_json']
+__all__ = ['LOCK', 'OUTPUTS', 'REDO', 'STOPPED', 'add_time', 'begin', 'certify_beside',
+           'check_empty_or_run', 'describe', 'environment', 'in_use', 'load', 'locked', 'now',
+           'read_json', 'results', 'set_aside', 'stages', 'write_bytes', 'write_json']

@@ -65,6 +65,11 @@ def results(workdir):
           if any((Path(workdir) / name).exists() for name in OUTPUTS[stage])}
 
 
+def certify_beside(workdir):
+  """The flags by which a command certifies the network of a workdir, in another workdir."""
+  return f'--config.weights={workdir} --stages=certify,report --workdir=OTHER'
+
+
 def check_empty_or_run(workdir):
   """Raises UserError where a folder holds something else than a run."""
   names = [path.name for path in Path(workdir).iterdir()
