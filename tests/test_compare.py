@@ -353,6 +353,29 @@ def test_only_training_metrics(runs, tmp_path):
   assert 'id="robustness"' not in page.read_text() and 'id="training"' in page.read_text()
 
 
+def test_accuracies_under_other_noise_are_not_compared(tmp_path):
+  def panel(*smoothed):
+    paths = [make(tmp_path / f'{number}{is_smoothed}', smoothed=is_smoothed, seed=number,
+                  method=f'method{number}') for number, is_smoothed in enumerate(smoothed)]
+    for number, path in enumerate(paths):
+      for name in ('attack.jsonl', 'certify.jsonl', 'certify.tsv'):
+        (path / name).unlink(missing_ok=True)
+      lines = (path / 'metrics.jsonl').read_text().splitlines()
+      rows = [json.loads(line) for line in lines]
+      rows[-1]['accuracy'] -= number / 10
+      (path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+    return panel_of(*paths), paths
+
+  mixed, paths = panel(True, False)
+  noisy, clean = (panel(kind, kind)[0] for kind in (True, False))
+  assert mixed.columns[0].title == 'test' and len(column(mixed, 'test')) == 2
+  assert best(mixed, 'test') == [] and len(best(noisy, 'test')) == len(best(clean, 'test')) == 1
+  assert 'differences' not in comparison.tables(mixed) and 'differences' in comparison.tables(clean)
+  _, printed = report.compare(paths, tmp_path / 'compare.html')
+  assert re.search('note: .*test.* sigma 0.25: .* no noise: ', printed)
+  assert any('sigma 0.25' in note for note in noisy.notes) and not clean.notes
+
+
 def test_long_and_unlike_training_curves(tmp_path):
   paths = [make(tmp_path / str(seed), seed=seed, num_images=10, num_epochs=100)
            for seed in range(2)]

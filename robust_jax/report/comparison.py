@@ -95,6 +95,8 @@ def _panel(dataset, runs):
                    attacked_alike and not one_classifier),
       *_epoch_time(found)]
   notes += _notes(found, differing, certified, attacks)
+  if any(column.title == 'test' for column in columns):
+    notes += _noise_note(_tested_noises(found))
   return Panel(dataset, found, columns, certified, attacks, notes)
 
 
@@ -177,6 +179,18 @@ def _notes(found, differing, certified, attacks):
   return notes
 
 
+def _noise_note(noises):
+  """A line on the noise under which networks are tested, where there is some."""
+  if not any(noises):
+    return []
+  said = [f'one draw of noise, sigma {sigma:g}' if sigma else 'no noise' for sigma in noises]
+  if len(noises) == 1:
+    return [f'Column "test": the network itself under {said[0]}.']
+  each = _listed(f'under {text}: {", ".join(labels)}'
+                 for text, labels in zip(said, noises.values()))
+  return [f'Column "test" has the networks themselves {each}; so none is marked as the best.']
+
+
 def _setting_text(value):
   value = json.loads(value)
   return f'{value:,}' if isinstance(value, int | float) else pages.text(value)
@@ -248,7 +262,8 @@ def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_a
       smoothed,
       Column('clean', on_each(lambda log: log.clean == log.label, attacked),
              compared=attacked_alike),
-      Column('test', [[_test_accuracy(each) for each in group.runs] for group in found])]
+      Column('test', [[_test_accuracy(each) for each in group.runs] for group in found],
+             compared=len(_tested_noises(found)) < 2)]
   if not any(log.header.get('smoothed') for log in present(attacked)):
     sources[:2] = sources[1::-1]
   count = lambda column: sum(map(bool, map(column.figures, range(len(found)))))
@@ -274,6 +289,17 @@ def _test_accuracy(each):
   """The accuracy of the parameters that are attacked and certified."""
   done = each.stages.get('train', {}).get('status', 'done') == 'done'
   return np.array([each.tested['accuracy']]) if done and each.tested else None
+
+
+def _tested_noises(found):
+  """{standard deviation of the noise under which a network is tested: labels of its groups}."""
+  noises = {}
+  for group in found:
+    for each in group.runs:
+      if _test_accuracy(each) is not None:
+        labels = noises.setdefault(each.config.get('sigma') or 0., [])
+        labels += [group.label] * (group.label not in labels)
+  return noises
 
 
 def _robust_at(log, epsilon):
