@@ -376,6 +376,17 @@ def test_accuracies_under_other_noise_are_not_compared(tmp_path):
   assert any('sigma 0.25' in note for note in noisy.notes) and not clean.notes
 
 
+def test_seeds_of_exactly_one_figure_are_noted(runs, tmp_path):
+  paths = [shutil.copytree(runs[0], tmp_path / str(seed)) for seed in range(2)]
+  for seed, path in enumerate(paths):
+    config = json.loads((path / 'config.json').read_text())
+    (path / 'config.json').write_text(json.dumps({**config, 'seed': seed}))
+  equal = panel_of(*paths)
+  assert '± 0.0' in next(iter(column(equal, 'clean').values()))
+  assert sum('±' in note for note in equal.notes) == 1
+  assert not any('±' in note for note in panel_of(*runs).notes + panel_of(runs[0], runs[3]).notes)
+
+
 def test_long_and_unlike_training_curves(tmp_path):
   paths = [make(tmp_path / str(seed), seed=seed, num_images=10, num_epochs=100)
            for seed in range(2)]

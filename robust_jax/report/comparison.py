@@ -97,6 +97,10 @@ def _panel(dataset, runs):
   notes += _notes(found, differing, certified, attacks)
   if any(column.title == 'test' for column in columns):
     notes += _noise_note(_tested_noises(found))
+  if any(len(column.figures(i)) > 1 and len(set(column.figures(i))) == 1
+         for column in columns for i in range(len(found))):
+    notes.append('± 0 is where all seeds have exactly the same figure, as happens by chance on few '
+                 'images: another seed may well have another.')
   return Panel(dataset, found, columns, certified, attacks, notes)
 
 
