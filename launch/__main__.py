@@ -10,5 +10,5 @@ if __name__ == '__main__':
   if {'-h', '-help', '--help'} & {*sys.argv[1:]}:
     print(usage.TEXT, end='')
   else:
-    from launch import run  # With jax and all else, which takes seconds.
-    run.program(sys.argv)
+    from launch import program  # With jax and all else, which takes seconds.
+    program.start(sys.argv)

@@ -14,6 +14,7 @@ from launch import experiments, fields, jobs, schedulers, sweep, usage
 from robust_jax import stages
 from robust_jax.config import schema
 from robust_jax.config.sections import SECTIONS, TABLES, component, find, flat
+from robust_jax.devices.processes import Meeting
 from robust_jax.errors import UserError, suggest
 from robust_jax.stages import shards
 
@@ -27,6 +28,9 @@ FLAGS = {
     'stages': (flags.DEFINE_list, None), 'redo': (flags.DEFINE_list, []), 'devices': (_COUNT, 0),
     'shard': (flags.DEFINE_string, None), 'submit': (flags.DEFINE_string, None),
     'jobs': (flags.DEFINE_bool, False),
+    'coordinator': (flags.DEFINE_string, None), 'num_processes': (_COUNT, None),
+    'process_id': (_COUNT, None), 'distributed': (flags.DEFINE_bool, False),
+    'step_timeout': (_COUNT, 600),
     'sweep': (flags.DEFINE_bool, False), 'profile': (_COUNT, 0)}
 # A number as papers write radii: --config.epsilon=8/255, also within a tuple.
 FRACTION = re.compile(r'(?<![\w./])(\d+\.?\d*|\.\d+) */ *(\d+\.?\d*|\.\d+)(?![\w./])')
@@ -46,6 +50,7 @@ class CommandLine(NamedTuple):
     submit: with --submit, the `jobs.Submission`; else None.
     jobs: whether the table of jobs is wanted and nothing else.
     words: those of a shard's job, but for its --shard and --stages.
+    meeting: where this is one of several processes; else None.
   """
 
   config: ConfigDict
@@ -58,6 +63,7 @@ class CommandLine(NamedTuple):
   submit: jobs.Submission | None = None
   jobs: bool = False
   words: tuple[str, ...] = ()
+  meeting: Meeting | None = None
 
   @property
   def shard(self):
@@ -158,7 +164,8 @@ def _command_line(file, argv):
     wanted = [*(shards.STAGES if shared else default)]
   return CommandLine(
       config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
-      wanted, values.redo, values.devices, swept, shared, submission, values.jobs)
+      wanted, values.redo, values.devices, swept, shared, submission, values.jobs,
+      meeting=_meeting(values))
 
 
 def _shards(values):
@@ -216,6 +223,32 @@ def _submitted(command, settings, words):
     while _value_of(flag, words)[0] is not None:
       words = _value_of(flag, words)[1]
   return command._replace(submit=jobs.Submission(cluster, settings), words=tuple(words))
+
+
+def _meeting(values):
+  """The `Meeting` of --coordinator or --distributed; None without, and in a sweep's points."""
+  given = [name for name in ('coordinator', 'num_processes', 'process_id')
+           if values[name].value is not None]
+  if not given and not values.distributed:
+    return None
+  if values.distributed and given:
+    raise UserError(f'--{given[0]} is given, but --distributed finds it by itself; give one of the '
+                    'two ways')
+  for flag in ('sweep', 'submit', 'jobs'):
+    if values[flag].value:
+      raise UserError(f'--{flag} must be of one process; give several to each run')
+  if not values.distributed:
+    missing = {'coordinator', 'num_processes', 'process_id'} - {*given}
+    if missing:
+      raise UserError(f'--{min(missing)} is missing: --coordinator=HOST:PORT, --num_processes=N '
+                      'and --process_id=I go together')
+    if not re.fullmatch(r'(\[[0-9a-fA-F:]+\]|[^\s:]+):\d+', values.coordinator):
+      raise UserError('--coordinator must be HOST:PORT, of the machine of process 0, got '
+                      f'{values.coordinator!r}')
+    if not values.process_id < values.num_processes:
+      raise UserError(f'--process_id must be 0 to {values.num_processes - 1}, one below '
+                      f'--num_processes, got {values.process_id}')
+  return Meeting(values.coordinator, values.num_processes, values.process_id, values.step_timeout)
 
 
 def _value_of(flag, argv):

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robust_jax import stages, workdir
+from robust_jax.config.sections import check_workdir
 from robust_jax.errors import UserError, choices
+from robust_jax.stages import shards
 
 CLUSTERS = ('slurm', 'local')
 FOLDER = 'jobs'
+LAUNCHER = (sys.executable, '-m', 'launch')
 # The end of its time is no failure of a run, which goes on from there.
 _TIMEOUTS = 100
 _MINUTES_OF_LOCAL_JOBS = 7 * 24 * 60
@@ -295,3 +298,27 @@ def _seconds(place, wanted, state):
   now = datetime.datetime.now(datetime.UTC)
   return sum(record['seconds'] for record in records) + sum(
       (now - one).total_seconds() for one in since)
+
+
+def submit_shards(given, config, wanted, redo):
+  """Submits what is neither done nor under way of the shards of a `flags.CommandLine`."""
+  folders = {}
+  for shard in given.shards:
+    own = shards.check(given.workdir, shard, config, wanted)
+    folders[str(own.relative_to(given.workdir))] = own, shard
+
+  def prepare(under_way):
+    for name, (own, _) in folders.items():
+      if name not in under_way:
+        with workdir.locked(own):
+          check_workdir(own, config, redo)
+          workdir.set_aside(own, redo)
+
+  # Without --redo, which a job that is queued again would take for another one.
+  words = [*given.words, f'--stages={",".join(s for s in stages.STAGES if s in wanted)}']
+  tasks = [Task(name, '{}/{}'.format(*shard),
+                [*LAUNCHER, *words, '--shard={}/{}'.format(*shard)])
+           for name, (_, shard) in folders.items()]
+  counts = submit(given.workdir, tasks, wanted, redo, given.submit, prepare)
+  if counts == {'done': len(tasks)}:
+    print(f'python -m robust_jax.analysis merge {given.workdir} joins them')

@@ -23,12 +23,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch import jobs
+from launch.jobs import LAUNCHER
 from robust_jax import backend, report, stages, workdir
 from robust_jax.config import sections
 from robust_jax.errors import UserError, suggest
 from robust_jax.workdir import interrupts
 
-LAUNCHER = (sys.executable, '-m', 'launch')
 # A run is in no terminal's foreground, which would end it when the terminal goes.
 _SIGNALS = (*interrupts.SIGNALS, signal.SIGHUP)
 

@@ -15,14 +15,15 @@ What is run:
 Where it is run:
   --workdir=DIR         folder of the run, runs/NAME if not given; what was interrupted goes on
   --devices=N           devices to use, on CPU to simulate; 0, which is the default, for all
-  --shard=I/N           the I-th of N parts of the images, from 0 on, attacked and certified in
-                        DIR/shards/I-of-N; `python -m robust_jax.analysis merge DIR` joins them;
-                        auto: as the job array of SLURM says; auto/N: the I of it, or of an
-                        indexed job of Kubernetes
+  --shard=I/N           the I-th of N parts of the images, from 0 on, attacked and certified by
+                        itself; auto, auto/N: as a job array says (docs/runs.md)
   --submit=slurm        each run of --sweep, or shard of --shard=I-J/N, as a job of the cluster;
                         again: what failed or is missing; local: as processes of this machine
   --submit.NAME=VALUE   timeout_min, partition, gpus_per_node, mem_gb and others, of the jobs
   --jobs                the table of what was submitted of DIR, and nothing else
+  --coordinator=HOST:PORT --num_processes=N --process_id=I --step_timeout=600
+                        the I-th of N processes that compute as one run (docs/pods.md)
+  --distributed         the same on a TPU pod, SLURM, Open MPI or Kubernetes, which say all that
 
 Which parts of it:
   --stages=A,B,...      of train, attack, certify, sandwich, verify, check, label, attack_image,
@@ -30,9 +31,8 @@ Which parts of it:
                         study of a sweep needs
   --redo=A,B,...        of train, attack, certify, sandwich, report, those to run anew; old
                         results move to previous/
-  --sweep               every point of the config file's sweep() or, with --config.FIELD=A,B,...
-                        of one or more numbers, of all combinations of these, each in its own
-                        folder of --workdir, and a comparison of them
+  --sweep               every point of the config file's sweep() or, with --config.FIELD=A,B,...,
+                        of all combinations, each in its own folder of DIR, and a comparison
   --profile=N           trace N training steps, after the first ten, into WORKDIR/profile
 
 Exit status: 0; 2 after a mistake; 3 if a loss is not finite; 4 if --stages=verify finds a
@@ -42,6 +42,5 @@ difference; 5 if an attack is inside a certificate; 75 if interrupted (the same 
 Examples:
   python -m launch --workdir=runs/demo
   python -m launch --config=configs/mnist.py:pgd --workdir=runs/pgd --config.epsilon=0.2
-  python -m launch --workdir=runs/pgd --redo=attack --config.attack.num_steps=100
   python -m launch --config=digits:trades --workdir=runs/seeds --sweep --config.seed=0,1,2
 """

@@ -12,6 +12,12 @@ class UserError(ValueError):
   exit_status = 2
 
 
+class NotMetError(UserError):
+  """The processes of a run have not met in time: one may have begun late, so try again."""
+
+  exit_status = 75
+
+
 class NonFiniteLossError(ArithmeticError):
   """Training met a loss or parameter that is not finite."""
 

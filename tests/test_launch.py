@@ -217,10 +217,10 @@ def test_a_loaded_checkpoint_is_the_trained_network(run, tmp_path):
   network, variables, info = checkpoint.load(tmp_path)
   assert info['sigma'] == info['training_noise'] == 0.25
   assert info['image_shape'] == [8, 8, 1] and info['step'] == 23
-  with checkpoint.manager(tmp_path) as checkpoints:
+  with checkpoint.manager(tmp_path):
     template = training.create_state(models.init(run.key('init'), run.model, (8, 8, 1)),
                                      run.optimizer())
-    state, _ = checkpoint.restore(checkpoints, template)
+    state, _ = checkpoint.restore(tmp_path, template)
   images = run.test_data.images[:64] / np.float32(255)
   np.testing.assert_array_equal(network.eval_logits(variables)(images),
                                 run.network.eval_logits(state.variables)(images))

@@ -48,8 +48,8 @@ def save(folder, *steps, **kwargs):
 
 
 def restore(folder, state=None):
-  with checkpoint.manager(folder, keep=9) as checkpoints:
-    return checkpoint.restore(checkpoints, state or make_state())
+  with checkpoint.manager(folder, keep=9):
+    return checkpoint.restore(folder, state or make_state())
 
 
 def sealed_files(folder, step):

@@ -154,7 +154,7 @@ def sharded_count(devices):
 
 @functools.cache
 def _sharded_count(devices):
-  shards = np.arange(len(devices))
+  shards = parallel.numbers(devices)
 
   @functools.cache
   def mapped(batch_size, noise_fn):

@@ -34,7 +34,7 @@ from robust_jax.config.sections import (
     flat,
     with_tuples,
 )
-from robust_jax.devices import parallel
+from robust_jax.devices import parallel, processes
 from robust_jax.devices.choose import check_divisible
 from robust_jax.errors import UserError
 from robust_jax.training import methods
@@ -142,8 +142,9 @@ class Run:
                        f'{self.extra.split}')
     if self.sigma:
       phrases.append(f'smoothed by sigma {self.sigma:.4g}')
+    several = f' in {processes.count()} processes' if processes.count() > 1 else ''
     return ', '.join([*phrases, f'seed {config["seed"]}',
-                      f'{len(self.devices)} x {self.devices[0].device_kind}'])
+                      f'{len(self.devices)} x {self.devices[0].device_kind}{several}'])
 
   def remarks(self, wanted):
     """Lines on what the stages of names `wanted` may not do as meant."""

@@ -5,6 +5,7 @@ import os
 
 import jax
 
+from robust_jax.devices import processes
 from robust_jax.errors import UserError
 
 _COUNT = '--xla_force_host_platform_device_count'
@@ -25,16 +26,21 @@ def choose_devices(num_devices, batch_sizes):
   XLA reads how many to simulate from os.environ['XLA_FLAGS'], where this adds it.
 
   Args:
-    num_devices: how many; 0: all accelerators or, on CPU, `host_device_count`.
+    num_devices: how many of each process; 0: all accelerators or, on CPU, `host_device_count`.
     batch_sizes: rows of the batches that are split over the devices.
 
+  Returns:
+    The devices of all processes, those of one after those of the other.
+
   Raises:
-    UserError: there are fewer, or none of the kind that $JAX_PLATFORMS asks for.
+    UserError: there are fewer, or none of the kind that $JAX_PLATFORMS asks for, or processes have
+      other numbers of them.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   if _COUNT not in flags:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    count = num_devices or host_device_count(batch_sizes, cores)
+    count = num_devices or host_device_count(
+        [max(size // processes.count(), 1) for size in batch_sizes], cores)
     os.environ['XLA_FLAGS'] = f'{flags} {_COUNT}={count}'.strip()
   try:
     devices = jax.local_devices()
@@ -47,7 +53,13 @@ def choose_devices(num_devices, batch_sizes):
   if num_devices > len(devices):
     raise UserError(f'--devices must be at most {len(devices)}, the devices of this machine, got '
                     f'{num_devices}')
-  return devices[:num_devices or None]
+  processes.check_same('devices', num_devices or len(devices), lambda number, first, other: (
+      f'--devices must be given where processes have other numbers of devices: {first} in process '
+      f'0, {other} in process {number}'))
+  everyone = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return [device for number in range(jax.process_count())
+          for device in [each for each in everyone if each.process_index == number][
+              :num_devices or None]]
 
 
 def check_divisible(field, batch_size, devices, parts=1):

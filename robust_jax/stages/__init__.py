@@ -28,6 +28,8 @@ DEFAULT = ('train', 'attack', 'certify', 'sandwich', 'report')
 # Their results stay in the workdir: they run once, and again by --redo. The others run whenever
 # they are asked for.
 KEPT = ('train', 'attack', 'certify', 'sandwich')
+# What the first of several processes does alone; the others compute.
+OF_ONE_PROCESS = ('report',)
 # Those that others start from: results are stale with what they were made from.
 _FOLLOW = {'train': KEPT, 'certify': ('sandwich',)}
 

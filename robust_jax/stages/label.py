@@ -7,7 +7,7 @@ import numpy as np
 
 from robust_jax import data, keys, smoothing
 from robust_jax import workdir as workdirs
-from robust_jax.devices import parallel
+from robust_jax.devices import parallel, processes
 from robust_jax.errors import UserError
 from robust_jax.stages import weights
 
@@ -38,6 +38,8 @@ def label(run, workdir):
   if len(unlabelled):
     raise UserError(f'config.label.name: image {unlabelled[0]} of {dataset.name!r} '
                     f'{dataset.split} must have logits that are numbers, got NaN')
+  if processes.index():
+    return
   lines = [f'{index}\t{value}\n' for index, value in enumerate(classes)]
   workdirs.write_bytes(settings.output, ''.join(
       [f'{data.extra.title(dataset.name, dataset.split)}\n', 'idx\tlabel\n', *lines]).encode())

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from robust_jax import data, training
-from robust_jax.devices import parallel
+from robust_jax.devices import parallel, processes
 from robust_jax.errors import NonFiniteLossError, UserError
 from robust_jax.stages import memory, weights
 from robust_jax.stages.metrics import Metrics
@@ -47,8 +47,9 @@ def train(run, workdir):
   begin = (_initial_state(run), None) if checkpoint.latest_step(workdir) is None else None
   with (interrupts.postponed() as interruption,
         checkpoint.manager(workdir, keep=run.train.keep_checkpoints,
-                           keep_best=run.train.keep_best) as checkpoints):
-    state, progress = begin or _restore(run, checkpoints)
+                           keep_best=run.train.keep_best) as checkpoints, processes.watched()):
+    processes.barrier('train')  # Damaged checkpoints are moved.
+    state, progress = begin or _restore(run, workdir)
     if state.step:
       print(f'train: goes on from step {int(state.step)}', flush=True)
     with _way_on(run, workdir, checkpoints):
@@ -56,9 +57,10 @@ def train(run, workdir):
   if run.train.profile_steps:
     print(f'train: steps are traced in {Path(workdir) / "profile"}; Perfetto and TensorBoard open '
           'it')
-  if interruption.signal:
-    raise interrupts.Interrupted(f'{interruption.signal.name} after step {int(state.step)}, which '
-                                 'is saved')
+  received = processes.exchange('signal', interruption.signal and interruption.signal.name)
+  if any(received):
+    raise interrupts.Interrupted(f'{next(filter(None, received))} after step {int(state.step)}, '
+                                 'which is saved')
   if 'radius' in state.memory:
     memory.save_radii(run, workdir, np.asarray(state.memory['radius']))
   return {'last_step': int(state.step)}
@@ -70,7 +72,7 @@ def _way_on(run, workdir, checkpoints):
   try:
     yield
   except NonFiniteLossError as error:
-    step = checkpoints.latest_step()
+    step = checkpoints.latest_step() if checkpoints else checkpoint.latest_step(workdir)
     if step is None:
       way_on = 'there is no checkpoint yet; try --redo=train with a smaller learning rate'
     else:
@@ -87,6 +89,7 @@ def _take_steps(run, workdir, tangents, state, progress, checkpoints, interrupti
   test_every = max(round(settings.eval_every_epochs * run.steps_per_epoch), 1)
   metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
   state, train_step = parallel.replicate(state, run.devices), _mapped_step(run)
+  agree = parallel.agreement(run.devices)
   batches = _batches(run, workdir, tangents, start, metrics)
   for step, batch in enumerate(batches, start + 1):
     state, sums = train_step(state, batch, key)
@@ -98,7 +101,8 @@ def _take_steps(run, workdir, tangents, state, progress, checkpoints, interrupti
       record = _log(run, metrics, step, batches)
     if is_tested:
       accuracy = _test(run, state, metrics, step, batches, record)
-    is_stopped = interruption.signal is not None  # Asked once: what stops here has to be saved.
+    is_stopped = agree(interruption.signal is not None)  # Once: what stops here has to be saved.
+    processes.alive()
     if (is_last or is_stopped or step % settings.checkpoint_every == 0
         or (is_tested and settings.keep_best)):
       _save(run, checkpoints, state, metrics, accuracy)
@@ -129,11 +133,11 @@ def _initial_state(run):
   return _create_state(run, weights.initial_variables(run), memory.initial(run))
 
 
-def _restore(run, checkpoints):
+def _restore(run, workdir):
   """(state, progress) of the newest whole checkpoint; the initial ones if all are damaged."""
   # Only the structure of this state matters: config.weights are not read again.
   like = _create_state(run, weights.fresh_variables(run), run.memory())
-  return checkpoint.restore(checkpoints, like, examples=run.examples) or (_initial_state(run), None)
+  return checkpoint.restore(workdir, like, examples=run.examples) or (_initial_state(run), None)
 
 
 def _mapped_step(run):
@@ -151,7 +155,8 @@ def _batches(run, workdir, tangents, start, metrics):
   """The batches of the steps after `start`, as a progress bar."""
   batches = data.train_batches(
       run.train_data, batch_size=run.train.batch_size, seed=run.config['seed'],
-      augment=run.data.augment, tangents=tangents, start_step=start, num_steps=run.num_steps)
+      augment=run.data.augment, tangents=tangents, start_step=start, num_steps=run.num_steps,
+      host=processes.index(), num_hosts=processes.count())
   batches = monitoring.traced(batches, Path(workdir) / 'profile', count=run.train.profile_steps)
   return monitoring.bar(metrics.timed(batches), desc='train', initial=start, total=run.num_steps,
                         unit='step')
@@ -161,7 +166,7 @@ def _log(run, metrics, step, bar):
   """Writes the means over the steps since the last line of metrics.jsonl; returns the record."""
   record = metrics.flush(step, step / run.steps_per_epoch,
                          learning_rate=float(run.learning_rate()(step - 1)),
-                         **monitoring.peak_memory(run.devices[0]))
+                         **monitoring.peak_memory(parallel.own(run.devices)[0]))
   bar.set_postfix_str(f'{_loss(record)}, {record["input_wait"]:.0%} waiting for input',
                       refresh=False)
   if 'skipped_steps' in record:

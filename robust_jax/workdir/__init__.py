@@ -1,6 +1,6 @@
 """The folder of a run: its files, checkpoints, signals and progress."""
 
-from robust_jax.workdir.checkpoint import load
+from robust_jax.workdir.checkpoint import fingerprint, load
 from robust_jax.workdir.folder import (
     LOCK,
     OUTPUTS,
@@ -10,6 +10,7 @@ from robust_jax.workdir.folder import (
     begin,
     certify_beside,
     check_empty_or_run,
+    copied,
     describe,
     environment,
     in_use,
@@ -17,10 +18,13 @@ from robust_jax.workdir.folder import (
     now,
     results,
     set_aside,
+    share,
     stages,
+    versions,
 )
 from robust_jax.workdir.records import read_json, write_bytes, write_json
 
 __all__ = ['LOCK', 'OUTPUTS', 'REDO', 'STOPPED', 'add_time', 'begin', 'certify_beside',
-           'check_empty_or_run', 'describe', 'environment', 'in_use', 'load', 'locked', 'now',
-           'read_json', 'results', 'set_aside', 'stages', 'write_bytes', 'write_json']
+           'check_empty_or_run', 'copied', 'describe', 'environment', 'fingerprint', 'in_use',
+           'load', 'locked', 'now', 'read_json', 'results', 'set_aside', 'share', 'stages',
+           'versions', 'write_bytes', 'write_json']

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from robust_jax import models
+from robust_jax.devices import processes
 from robust_jax.errors import UserError
 from robust_jax.models import torch_weights
 from robust_jax.workdir.folder import stages
@@ -40,7 +41,8 @@ class DamagedError(UserError):
 def manager(workdir, *, keep=2, keep_best=False):
   """Opens DIR/checkpoints for saving and restoring; waits at the end for what is being written.
 
-  Damaged checkpoints are named on stderr and moved to DIR/damaged first.
+  Damaged checkpoints are named on stderr and moved to DIR/damaged first. Of several processes the
+  first one does all this; in the others there is nothing to save, and `save` does nothing.
 
   Args:
     workdir: folder given to the launcher.
@@ -48,21 +50,26 @@ def manager(workdir, *, keep=2, keep_best=False):
     keep_best: keep the step with the highest accuracy too, of those that `save` was given one for.
 
   Yields:
-    An Orbax CheckpointManager.
+    An Orbax CheckpointManager; None in other processes than the first.
 
   Raises:
     UserError: the last checkpoint could not be written.
   """
+  if processes.index():
+    yield None
+    return
   _move_damaged(workdir)
   kept, accuracy = [policies.LatestN(keep)], operator.itemgetter('accuracy')
   if keep_best:
     kept.append(policies.BestN(get_metric_fn=accuracy, reverse=False, n=1,
                                keep_checkpoints_without_metrics=False))
   folder = Path(workdir).resolve() / FOLDER
+  folder.mkdir(parents=True, exist_ok=True)
   checkpoints = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
-          step_prefix='step', cleanup_tmp_directories=True,
+          step_prefix='step', cleanup_tmp_directories=True, create=False,
+          multiprocessing_options=_alone(),
           # Called when everything is written, before the folder gets its name.
           async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _write_sums(folder)),
           best_fn=accuracy if keep_best else None,
@@ -90,6 +97,8 @@ def save(checkpoints, state, info, *, progress=None, accuracy=None):
   Raises:
     UserError: this or the previous checkpoint could not be written.
   """
+  if checkpoints is None:
+    return
   tree = jax.tree.map(np.asarray, flax.serialization.to_state_dict(state))
   metrics = None if accuracy is None else {'accuracy': accuracy}
   with _writing(checkpoints):
@@ -117,11 +126,11 @@ def _writing(checkpoints):
         'there') from error
 
 
-def restore(checkpoints, state, *, examples=None):
+def restore(workdir, state, *, examples=None):
   """The newest checkpoint, `manager` having moved damaged ones away.
 
   Args:
-    checkpoints: from `manager`.
+    workdir: folder given to the launcher.
     state: a TrainState of the same structure.
     examples: None, or which the training examples are, as info['examples'] of `save`.
 
@@ -131,7 +140,7 @@ def restore(checkpoints, state, *, examples=None):
   Raises:
     UserError: it holds another structure than that of `state`, or is of other examples.
   """
-  workdir, step = checkpoints.directory.parent, checkpoints.latest_step()
+  step = latest_step(workdir)
   if step is None:
     return None
   folder = _folder(workdir, step)
@@ -259,13 +268,29 @@ def read(workdir, step):
   if damage := find_damage(workdir, step):
     raise DamagedError(f'{folder} is damaged ({damage})')
   try:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    alone = _alone()
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
       saved = reader.restore(folder, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()))
   except Exception as error:  # Of other versions: any of many.
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     raise UserError(f'{folder} is whole but cannot be read ({reason})') from error
   return _leaves(saved.state), saved.about
+
+
+def fingerprint(path):
+  """Which weights a workdir or file has: the sums of its newest checkpoint, or its own; str.
+
+  None where there is none.
+  """
+  path = Path(path)
+  if path.is_file():
+    return _sha256_file(path)
+  step = latest_step(path)
+  sums = _folder(path, step) / _FILE_SUMS if step is not None else None
+  return sums.read_text() if sums and sums.is_file() else None
 
 
 def describe_examples(examples):
@@ -279,6 +304,12 @@ def describe_examples(examples):
 def latest_step(workdir):
   """The newest checkpoint's step in a workdir, or None."""
   return max(_steps(workdir), default=None)
+
+
+def _alone():
+  """That this process reads and writes by itself: Orbax would have all of them wait for all."""
+  return ocp.options.MultiprocessingOptions(primary_host=processes.index(),
+                                            active_processes={processes.index()})
 
 
 def _best_step(workdir):

@@ -31,12 +31,15 @@ import os
 import platform
 import shlex
 import shutil
+import tempfile
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from robust_jax import __version__, models, named
+from robust_jax.devices import processes
 from robust_jax.errors import UserError
 from robust_jax.workdir.records import read_json, write_json
 
@@ -107,6 +110,7 @@ def locked(workdir):
       file.truncate(0)
       file.write(f'process {os.getpid()} on {platform.node()} since {now()}\n')
       file.flush()
+      os.fsync(file.fileno())  # Other processes look for it.
       yield
     except OSError as error:
       if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -132,6 +136,41 @@ def in_use(workdir):
   return False
 
 
+def share(workdir):
+  """Lets the other processes copy the workdir, which this one has locked, and waits for them."""
+  if processes.count() > 1:
+    processes.tell('workdir', (Path(workdir) / LOCK).read_text(encoding='utf-8'))
+    processes.barrier('workdir')
+
+
+@contextlib.contextmanager
+def copied(workdir):
+  """A context with a folder that begins as the workdir is, for a process that is not the first.
+
+  It has copies of the files, which the stages go on with as the first process does, and is deleted
+  at the end. The checkpoints are those of the workdir, where the first process alone writes.
+
+  Raises:
+    UserError: the workdir is not the folder that the first process has.
+  """
+  told, path = processes.hear('workdir'), Path(workdir)
+  for _ in range(15):  # A network's file system may take a moment.
+    with contextlib.suppress(OSError):
+      if (path / LOCK).read_text(encoding='utf-8') == told:
+        break
+    time.sleep(1)
+  else:
+    raise UserError(f'--workdir must be one folder that all processes see, got {workdir}, which on '
+                    f'{platform.node()} is another one than that of process 0 ({told.strip()})')
+  with tempfile.TemporaryDirectory(prefix='robust_jax-') as copy:
+    for each in path.iterdir():
+      if each.is_file() and each.name != LOCK:
+        shutil.copy(each, copy)
+    (Path(copy) / 'checkpoints').symlink_to(path.resolve() / 'checkpoints')
+    processes.barrier('workdir')
+    yield Path(copy)
+
+
 def describe(run, workdir, words):
   """Writes config.json, and run.json on the training that the workdir holds, or will hold.
 
@@ -148,6 +187,7 @@ def describe(run, workdir, words):
   write_json(Path(workdir) / 'run.json', {
       'command': shlex.join(['python', '-m', 'launch', *words]), 'started': now(),
       'num_devices': len(devices),
+      'num_processes': processes.count(),
       'dataset': {'name': run.data.name, 'split': dataset.split, 'num_classes': dataset.num_classes,
                   'class_names': list(dataset.class_names),
                   'image_shape': list(dataset.image_shape), 'data': run.data.reading,
@@ -160,11 +200,16 @@ def describe(run, workdir, words):
       **environment(devices)})
 
 
+def versions():
+  """{package: version} of this project, Python, and what results may depend on."""
+  return {'robust_jax': __version__, 'python': platform.python_version(),
+          **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
 def environment(devices):
   """What may change the last bits of a result: versions, platform, devices, compiler flags."""
   return {
-      'versions': {'robust_jax': __version__, 'python': platform.python_version(),
-                   **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+      'versions': versions(),
       'platform': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
       'device': devices[0].device_kind,
       'flags': os.environ.get('XLA_FLAGS', ''),
