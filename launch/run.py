@@ -79,6 +79,6 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
     for stage in stages.STAGES:
       if stage in wanted and not (stage in stages.OF_ONE_PROCESS and processes.index()):
         stages.run_stage(stage, run, folder)
-      processes.barrier(stage)  # Later stages read what the first process has written.
+      processes.barrier(f'after {stage}')  # Later stages read what the first process has written.
     if 'sandwich' in wanted:
       check_crossings(folder)

@@ -33,7 +33,8 @@ def start(folder, total):
   for number in range(total):
     with open(f'{folder}.{number}.txt', 'w') as file:
       started.append(subprocess.Popen(
-          command(folder, *WORDS, f'--devices={4 // total}', f'--coordinator=127.0.0.1:{port}',
+          command(folder, *WORDS, '--config.evaluation.batch_size=12', f'--devices={4 // total}',
+                  f'--coordinator=127.0.0.1:{port}',
                   f'--num_processes={total}', f'--process_id={number}'),
           cwd=ROOT, env={**os.environ, 'TFDS_DATA_DIR': f'{folder}.tfds'},
           stdout=subprocess.DEVNULL, stderr=file))
