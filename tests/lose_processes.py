@@ -97,7 +97,11 @@ def main():
         sys.exit(f'{place} failed')
     elif any(each.wait() for each in started):
       sys.exit(f'{place} failed: {[each.returncode for each in started]}')
-    different = differences(expected, results(place))
+    found = results(place)
+    # SIGTERM saves a step more; the last one is compared always.
+    last = max(expected, key=lambda name: name.startswith('step_') and int(name[5:]))
+    different = [name for name in differences(expected, found)
+                 if name == last or not name.startswith('step_') or name in {*expected} & {*found}]
     print(f'{place.name}: ended; ' + (f'{"; ".join(different)} differ' if different else
                                       'identical'), flush=True)
     wrong += different
