@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from launch import flags
-from robust_jax.errors import NonFiniteLossError
+from robust_jax.errors import NonFiniteLossError, NotMetError, UserError
 from robust_jax.workdir import interrupts
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +142,8 @@ def test_the_jobset_has_fields_that_there_are_and_its_processes_meet(monkeypatch
   words = shlex.split(os.path.expandvars(script.removeprefix('exec ')))
   assert words[:3] == ['python', '-m', 'launch']
   given = dict(word[2:].split('=', 1) for word in words[3:])
+  meeting = flags.parse(['launch', *words[3:]]).meeting
+  assert (meeting.num_processes, meeting.process_id) == (4, 3)
   # One index for each process, and the name that the headless service gives the first one.
   assert job['completionMode'] == 'Indexed' and replicated['replicas'] == 1
   assert int(given['num_processes']) == job['completions'] == job['parallelism'] == 4
@@ -160,6 +162,6 @@ def test_the_jobset_has_fields_that_there_are_and_its_processes_meet(monkeypatch
   assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
   assert failure['onExitCodes']['containerName'] == container['name']
   final = {failure['onExitCodes']['operator']: failure['onExitCodes']['values']}
-  assert final == {'In': [NonFiniteLossError.exit_status, 4, 5]}
-  assert interrupts.Interrupted.exit_status not in final['In']
+  assert final == {'In': [UserError.exit_status, NonFiniteLossError.exit_status, 4, 5]}
+  assert not {interrupts.Interrupted.exit_status, NotMetError.exit_status} & {*final['In']}
   assert spec['failurePolicy']['maxRestarts'] > 0
