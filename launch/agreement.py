@@ -42,6 +42,8 @@ def check_data(run, wanted):
   found = {}
   for split in ('test', 'train') if 'train' in wanted and run.trainable else ('test',):
     dataset = getattr(run, f'{split}_data')
+    if not dataset.num_examples:  # Of an image file no dataset is needed.
+      continue
     some = np.unique(np.linspace(0, dataset.num_examples - 1, _NUM_COMPARED).astype(int))
     batch = data.take(dataset, some)
     found[f'the {split} split of {run.data.name!r}'] = [

@@ -84,6 +84,9 @@ def begin(meeting: Meeting):
   jax.config.update('jax_enable_preemption_service', False)
   at = (f'--coordinator is {meeting.coordinator}' if meeting.coordinator else
         '--distributed is given')
+  # A handler of Python's would be called when they have met.
+  handlers = {number: signal.signal(number, signal.SIG_DFL)
+              for number in (signal.SIGTERM, signal.SIGINT)}
   try:
     jax.distributed.initialize(
         meeting.coordinator, meeting.num_processes, meeting.process_id,
@@ -97,6 +100,9 @@ def begin(meeting: Meeting):
     if 'DEADLINE' in reason or 'UNAVAILABLE' in reason:
       raise NotMetError(f'{at}: the processes have not met within {_MEETING} s') from error
     raise UserError(f'{at}: {reason}') from error
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
   _watch.phase = 'run'
   if index():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - as long as the program
@@ -186,6 +192,8 @@ def stderr():
 def _leave(status):
   if index() == 0:
     time.sleep(_LAST)  # The others read why.
+  with contextlib.suppress(Exception):
+    sys.stdout.flush()
   os._exit(status)
 
 
@@ -204,7 +212,8 @@ def _end_on_abort():
     if _watch.phase == 'begin':
       _say('error: the processes have not met: one has ended, or two have the same --process_id')
       os._exit(NotMetError.exit_status)
-    _say(f'interrupted: {name()} ends, as another one was lost; the same command goes on')
+    _say(f'interrupted: {name()} ends, as another one was lost, or it crashed itself (above); the '
+         'same command goes on')
     os._exit(LOST)
 
   # Kept for as long as the process.

@@ -72,7 +72,10 @@ def _way_on(run, workdir, checkpoints):
   try:
     yield
   except NonFiniteLossError as error:
-    step = checkpoints.latest_step() if checkpoints else checkpoint.latest_step(workdir)
+    if checkpoints:
+      checkpoint.wait(checkpoints)
+    processes.barrier('bad loss')  # The end of another process would end this one while it saves.
+    step = checkpoint.latest_step(workdir)
     if step is None:
       way_on = 'there is no checkpoint yet; try --redo=train with a smaller learning rate'
     else:
