@@ -1,11 +1,16 @@
-"""What several processes must agree about before they compute as one: the command and the data."""
+"""What processes must agree about before they compute as one: command, code, settings, data."""
 
 import hashlib
 import json
+import os
+import platform
+from pathlib import Path
 
+import jax
 import numpy as np
 
-from robust_jax import data, named, workdir
+import robust_jax
+from robust_jax import backend, data, named, workdir
 from robust_jax.config.sections import flat
 from robust_jax.devices import processes
 
@@ -23,19 +28,34 @@ def check_command(given):
   own |= {f'--{name}': str(getattr(given, name))
           for name in ('workdir', 'stages', 'redo', 'devices', 'shard')}
   own |= {f'the version of {name}': value for name, value in workdir.versions().items()}
+  own['the code of robust_jax (sha256)'] = _code()
+  processes.check_same('command', json.loads(json.dumps(own, default=str)), _describe)
 
-  def describe(number, first, other):
-    name = next(name for name in {**first, **other} if first.get(name) != other.get(name))
-    return (f'{name} must be the same in all processes, got {first.get(name)} in process 0, '
-            f'{other.get(name)} in process {number}')
 
-  processes.check_same('command', json.loads(json.dumps(own, default=str)), describe)
+def check_environment(devices):
+  """Raises UserError where another process computes with other devices or settings than the first.
+
+  Of its environment what changes compiled programs and random numbers.
+  """
+  if processes.count() == 1:
+    return
+  own = workdir.environment(devices)
+  found = {
+      'the device': own['device'], 'the processor': platform.machine(),
+      'XLA_FLAGS': [flag for flag in own['flags'].split() if not flag.startswith('--xla_dump')],
+      'LIBTPU_INIT_ARGS': os.environ.get('LIBTPU_INIT_ARGS', ''),
+      'jax_default_matmul_precision': own['matmul_precision'],
+      'jax_default_prng_impl': jax.config.jax_default_prng_impl,
+      backend.SWITCH: os.environ.get(backend.SWITCH, ''),
+      'oneDNN': bool(backend.layers()) and backend.cpu().has_convolutions()}
+  processes.check_same('environment', found, _describe)
 
 
 def check_data(run, wanted):
   """Raises UserError where another process reads other examples or weights than the first.
 
-  Some examples of each split that the `wanted` stages need, and all bytes of a file of weights.
+  Some examples of each split that the `wanted` stages need, and all bytes of files of weights,
+  labels and functions of one's own.
   """
   if processes.count() == 1:
     return
@@ -49,12 +69,29 @@ def check_data(run, wanted):
     found[f'the {split} split of {run.data.name!r}'] = [
         dataset.num_examples, hashlib.sha256(batch.images.tobytes()).hexdigest()[:16],
         batch.labels.tolist()]
-  for name in ('weights', 'evaluation.transfer_from'):
-    if path := flat(run.config)[name]:
-      found[f'config.{name}'] = workdir.fingerprint(named.file(path, f'config.{name}'))
+  for name, value in flat(run.config).items():
+    if value and name in ('weights', 'evaluation.transfer_from', 'extra.labels',
+                          'data.tangents_file', 'attack_image.file'):
+      found[f'config.{name}'] = workdir.fingerprint(named.file(value, f'config.{name}'))
+    elif isinstance(value, str) and ':' in value and (source := named.source(value)):
+      found[f'the file of config.{name}'] = workdir.fingerprint(source)
 
   def describe(number, first, other):
     name = next(name for name in first if first[name] != other.get(name))
     return f'{name} must be the same in all processes, is another one in process {number} than in 0'
 
   processes.check_same('data', found, describe)
+
+
+def _describe(number, first, other):
+  name = next(name for name in {**first, **other} if first.get(name) != other.get(name))
+  return (f'{name} must be the same in all processes, got {first.get(name)} in process 0, '
+          f'{other.get(name)} in process {number}')
+
+
+def _code():
+  """The sum of the package's files."""
+  total = hashlib.sha256()
+  for path in sorted(Path(robust_jax.__file__).parent.rglob('*.py')):
+    total.update(path.read_bytes())
+  return total.hexdigest()[:16]

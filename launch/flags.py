@@ -237,6 +237,9 @@ def _meeting(values):
   for flag in ('sweep', 'submit', 'jobs'):
     if values[flag].value:
       raise UserError(f'--{flag} must be of one process; give several to each run')
+  if values.redo:
+    raise UserError('--redo must be of one process: where a process is lost, all begin again with '
+                    'the same command, which would redo it again; take another --workdir')
   if not values.distributed:
     missing = {'coordinator', 'num_processes', 'process_id'} - {*given}
     if missing:

@@ -11,6 +11,7 @@ from robust_jax.devices import processes
 from robust_jax.devices.choose import choose_devices
 from robust_jax.stages import shards
 from robust_jax.stages.sandwich import check_crossings
+from robust_jax.workdir import checkpoint
 
 
 def main(argv):
@@ -64,6 +65,7 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
     backend.tune()  # Settings of this process, before it computes anything.
     devices = choose_devices(num_devices, experiment.batch_sizes(config))
     run = shards.part(experiment.build(config, devices, images=wanted != {'attack_image'}), folder)
+    agreement.check_environment(devices)
     agreement.check_data(run, wanted)
     if processes.index() == 0:
       stages.check(run, folder, wanted)
@@ -79,6 +81,6 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
     for stage in stages.STAGES:
       if stage in wanted and not (stage in stages.OF_ONE_PROCESS and processes.index()):
         stages.run_stage(stage, run, folder)
-      processes.barrier(f'after {stage}')  # Later stages read what the first process has written.
+      checkpoint.in_sight(folder, f'after {stage}')  # Later stages read it.
     if 'sandwich' in wanted:
       check_crossings(folder)

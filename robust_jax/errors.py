@@ -2,6 +2,9 @@
 
 import difflib
 
+TRY_AGAIN = 75
+"""Exit status EX_TEMPFAIL: what was done is kept, and the same command goes on."""
+
 
 class UserError(ValueError):
   """Something a person can mend: a field, a file or a folder.
@@ -15,7 +18,7 @@ class UserError(ValueError):
 class NotMetError(UserError):
   """The processes of a run have not met in time: one may have begun late, so try again."""
 
-  exit_status = 75
+  exit_status = TRY_AGAIN
 
 
 class NonFiniteLossError(ArithmeticError):

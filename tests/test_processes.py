@@ -1,5 +1,6 @@
 """Several processes that compute as one run: real ones, on this machine."""
 
+import hashlib
 import json
 import os
 import signal
@@ -148,7 +149,9 @@ def test_where_one_ends_all_do_and_the_command_goes_on(tmp_path, number, lost):
   assert f'goes on from step {kept}' in output
 
 
-def test_one_that_is_stuck_ends_all(tmp_path):
+def test_one_that_is_stuck_ends_all(tmp_path, monkeypatch):
+  (tmp_path / 'copies').mkdir()
+  monkeypatch.setenv('TMPDIR', str(tmp_path / 'copies'))
   (tmp_path / 'slow.py').write_text(
       'import time, jax\nfrom robust_jax.devices import processes\n'
       'from robust_jax.training import methods\n'
@@ -164,6 +167,34 @@ def test_one_that_is_stuck_ends_all(tmp_path):
   texts = [process.communicate(timeout=120)[1] for process in started]
   assert [process.returncode for process in started] == [75, 75], texts
   assert 'no step for 4 s (--step_timeout)' in texts[0]
+  assert not [*(tmp_path / 'copies').glob('robust_jax-*')]
+
+
+def test_a_slow_checkpoint_is_no_stuck_process_and_slow_input_is_named(tmp_path, monkeypatch):
+  (tmp_path / 'slow.py').write_text(
+      'import functools, time\nfrom robust_jax import data\n'
+      'from robust_jax.devices import processes\nfrom robust_jax.training import methods\n'
+      'from robust_jax.workdir import checkpoint\n'
+      'save, batches = checkpoint.save, data.train_batches\n'
+      'def slow_save(*args, **kwargs):\n'
+      '  time.sleep(9 * (processes.index() == 0 and args[1].step == 4))\n'
+      '  save(*args, **kwargs)\n'
+      'def slow_batches(*args, **kwargs):\n'
+      '  for batch in batches(*args, **kwargs):\n'
+      '    time.sleep(0.2 * (processes.index() == 1))\n'
+      '    yield batch\n'
+      'checkpoint.save, data.train_batches = slow_save, slow_batches\n'
+      'method = methods.standard\n')
+  port, folder = free_port(), tmp_path / 'run'
+  started = [start(folder, i, 2, port, '--config=configs/digits.py:gaussian',
+                   '--config.method.name=slow:method', '--stages=train', '--step_timeout=4',
+                   '--config.train.num_steps=8', '--config.train.log_every=4',
+                   '--config.train.checkpoint_every=4', path=tmp_path) for i in range(2)]
+  texts = [process.communicate(timeout=120)[1] for process in started]
+  assert [process.returncode for process in started] == [0, 0], texts
+  lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  last = [line for line in lines if line['split'] == 'train'][-1]
+  assert last['slowest_process'] == 1 and last['slowest_input_wait'] > last['input_wait']
 
 
 def test_what_differs_between_processes_is_named(tmp_path):
@@ -195,6 +226,7 @@ def test_a_folder_that_is_not_shared_is_noticed(tmp_path):
      ['--process_id', '0 to 1', '2']),
     (['--coordinator=host', '--num_processes=2', '--process_id=1'], ['--coordinator', 'host']),
     (['--distributed', '--process_id=1'], ['--process_id', '--distributed']),
+    (['--distributed', '--redo=train'], ['--redo', '--workdir']),
     (['--distributed', '--sweep', '--config.seed=0,1'], ['--sweep'])])
 def test_flags_that_do_not_go_together(words, parts):
   with pytest.raises(errors.UserError) as caught:
@@ -244,6 +276,48 @@ def test_other_versions_are_refused(monkeypatch):
     agreement.check_command(given)
 
 
+@pytest.mark.parametrize('name', ['XLA_FLAGS', 'jax_default_matmul_precision', 'ROBUST_JAX_CPU'])
+def test_other_settings_are_refused(monkeypatch, name):
+  as_process_0_of(monkeypatch, [lambda own: own, lambda own: {**own, name: 'another'}])
+  with pytest.raises(errors.UserError, match=f'^{name} must .*another in process 2'):
+    agreement.check_environment(jax.devices())
+
+
+def test_other_code_is_refused(monkeypatch):
+  as_process_0_of(monkeypatch, [lambda own: {
+      name: 'another' if 'code' in name else value for name, value in own.items()}])
+  with pytest.raises(errors.UserError, match='code of robust_jax .*another in process 1'):
+    agreement.check_command(flags.parse(['launch', '--config=configs/digits.py:pgd']))
+
+
+def test_files_of_process_0_that_show_late_are_waited_for(monkeypatch, tmp_path):
+  """A copy has what process 0 had told of, not what the folder shows at first."""
+  (tmp_path / workdir.LOCK).write_text('process 0')
+  (tmp_path / 'stages.json').write_text('old')
+  new = {'stages.json': hashlib.sha256(b'new').hexdigest()}
+  monkeypatch.setattr(processes, 'index', lambda: 1)
+  monkeypatch.setattr(processes, 'hear', lambda topic: ['process 0', new])
+  looks = iter(range(3))
+
+  def wait(seconds):
+    if next(looks) == 2:
+      (tmp_path / 'stages.json').write_text('new')
+
+  monkeypatch.setattr(processes.time, 'sleep', wait)
+  with (pytest.raises(errors.UserError, match=f'^{tmp_path}/stages.json is'),
+        workdir.copied(tmp_path) as copy):
+    assert (copy / 'stages.json').read_text() == 'new'
+    raise errors.UserError(f'{copy}/stages.json is wrong')
+
+
+def test_checkpoints_that_never_show_are_an_error(monkeypatch, tmp_path):
+  monkeypatch.setattr(processes, 'index', lambda: 1)
+  monkeypatch.setattr(processes, '_SHOWING', 0)
+  monkeypatch.setattr(processes, 'of_first', lambda topic, find: {'8': 'sums'})
+  with pytest.raises(errors.UserError, match=r'has steps \[\] on .* in process 0 \[8\]'):
+    checkpoint.in_sight(tmp_path, 'train')
+
+
 @pytest.mark.parametrize('split', ['test', 'train'])
 def test_other_data_are_refused(monkeypatch, split):
   run = experiment.build(sections.resolve(
@@ -258,6 +332,16 @@ def test_other_data_are_refused(monkeypatch, split):
     agreement.check_data(run, {'train'})
   as_process_0_of(monkeypatch, [lambda own: own])
   agreement.check_data(run, {'train'})
+
+
+def test_other_files_of_functions_are_refused(monkeypatch):
+  given = flags.parse(['launch', '--config=configs/digits.py:pgd',
+                       '--config.model.name=small_network:Net'])
+  run = experiment.build(sections.resolve(given.config), jax.devices()[:1])
+  as_process_0_of(monkeypatch, [lambda own: {
+      name: 'another' if 'model.name' in name else value for name, value in own.items()}])
+  with pytest.raises(errors.UserError, match='config.model.name .*process 1'):
+    agreement.check_data(run, {'train'})
 
 
 def test_processes_must_have_as_many_devices(monkeypatch):

@@ -10,22 +10,24 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax._src.distributed import global_state  # The store: no public module of jax has it.
 
-from robust_jax.errors import NotMetError, UserError
+from robust_jax.errors import TRY_AGAIN, NotMetError, UserError
 
-LOST = 75
-"""Exit status where another process was lost: EX_TEMPFAIL, the same command goes on."""
 # Seconds: until the processes have met; until one that gives no sign of life is taken for dead;
-# between looks at what the others tell; that process 0, who has the store, leaves the others.
-_MEETING, HEARTBEAT, _LOOK, _LAST = 120, 15, 0.5, 3
+# between looks at what the others tell; that process 0, who has the store, leaves the others; until
+# a file of another machine shows, of whose folder NFS may keep what it knows for 60.
+_MEETING, HEARTBEAT, _LOOK, _LAST, _SHOWING = 120, 15, 0.5, 3, 90
 # Of a message: the longest wait, since others may compile before they come to it.
 _WAIT_MS = 3_600_000
 
@@ -47,6 +49,7 @@ class _Watch:
     self.stderr = None
     self.step_timeout, self.steps = 0, 0
     self.is_watched, self.last = False, None
+    self.folder = None
     self.stopped = threading.Event()
 
 
@@ -133,6 +136,41 @@ def hear(topic):
   return json.loads(global_state.client.blocking_key_value_get(f'robust_jax/{topic}', _WAIT_MS))
 
 
+def of_first(topic, find):
+  """find(), JSON, as it is in process 0, which alone calls it; each topic once in a run."""
+  if count() == 1:
+    return find()
+  if index() == 0:
+    tell(topic, find())
+  return hear(topic)
+
+
+def lasting(find_wrong):
+  """What find_wrong() has to say of files: in other processes than the first, what does not pass.
+
+  They may be of another machine, and show late.
+  """
+  deadline = time.monotonic() + _SHOWING
+  while (wrong := find_wrong()) and index() and time.monotonic() < deadline:
+    time.sleep(0.5)
+  return wrong
+
+
+def post(topic, value):
+  """Says something in place of what this process has said before; nobody waits for it."""
+  if count() > 1:
+    global_state.client.key_value_set(f'robust_jax/{topic}/{index()}', json.dumps(value),
+                                      allow_overwrite=True)
+
+
+def posted(topic):
+  """{process: what it has said last} of those that have."""
+  if count() == 1:
+    return {}
+  return {int(key.rpartition('/')[2]): json.loads(value)
+          for key, value in global_state.client.key_value_dir_get(f'robust_jax/{topic}/')}
+
+
 def barrier(topic):
   """Waits until all processes are here; each topic once in a run."""
   if count() > 1:
@@ -169,6 +207,24 @@ def alive():
     _watch.last, _watch.steps = time.monotonic(), _watch.steps + 1
 
 
+@contextlib.contextmanager
+def unhurried():
+  """A context in which no process is stuck, because this one writes what may take long."""
+  post('writes', True)
+  try:
+    yield
+  finally:
+    post('writes', False)
+
+
+@contextlib.contextmanager
+def temporary_folder():
+  """A context with a new folder that is deleted however this process ends, but for SIGKILL."""
+  with tempfile.TemporaryDirectory(prefix='robust_jax-') as folder:
+    _watch.folder = folder
+    yield Path(folder)
+
+
 def end(status, message):
   """Ends this process, and by a note the others, with an exit status; does not return.
 
@@ -192,9 +248,15 @@ def stderr():
 def _leave(status):
   if index() == 0:
     time.sleep(_LAST)  # The others read why.
+  _delete_folder()
   with contextlib.suppress(Exception):
     sys.stdout.flush()
   os._exit(status)
+
+
+def _delete_folder():
+  if _watch.folder:
+    shutil.rmtree(_watch.folder, ignore_errors=True)
 
 
 def _say(line):
@@ -214,7 +276,8 @@ def _end_on_abort():
       os._exit(NotMetError.exit_status)
     _say(f'interrupted: {name()} ends, as another one was lost, or it crashed itself (above); the '
          'same command goes on')
-    os._exit(LOST)
+    _delete_folder()
+    os._exit(TRY_AGAIN)
 
   # Kept for as long as the process.
   _watch.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
@@ -227,11 +290,9 @@ def _look_after_others():
   """Ends this process where another one has said that it ends, or nothing moves any more."""
   while not _watch.stopped.wait(_LOOK):
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Process 0 is gone: XLA ends this one.
-      for key, value in global_state.client.key_value_dir_get('robust_jax/ended/'):
-        status, message = json.loads(value)
-        number = key.rpartition('/')[2]
-        if int(number) != index():
-          _say(f'{"interrupted" if status == LOST else "error"}: {name()} ends, as process '
+      for number, (status, message) in posted('ended').items():
+        if number != index():
+          _say(f'{"interrupted" if status == TRY_AGAIN else "error"}: {name()} ends, as process '
                f'{number} does: {message}')
           _leave(status)
       _look_for_stuck()
@@ -241,15 +302,16 @@ def _look_for_stuck():
   last = _watch.last
   if not _watch.step_timeout or last is None:
     return
-  global_state.client.key_value_set(f'robust_jax/steps/{index()}', str(_watch.steps),
-                                    allow_overwrite=True)
+  if any(posted('writes').values()):
+    _watch.last = time.monotonic()
+    return
+  post('steps', _watch.steps)
   if time.monotonic() - last > _watch.step_timeout:
-    steps = {key.rpartition('/')[2]: int(value) for key, value in
-             global_state.client.key_value_dir_get('robust_jax/steps/')}
-    behind = [number for number, step in steps.items() if step < max(steps.values())]
+    steps = posted('steps')
+    behind = [str(number) for number, step in steps.items() if step < max(steps.values())]
     message = (f'no step for {_watch.step_timeout} s (--step_timeout)'
                + (f', process {", ".join(behind)} is behind' if behind else '')
                + '; the same command goes on')
     _say(f'interrupted: {name()}: {message}')
-    tell(f'ended/{index()}', [LOST, message])
-    _leave(LOST)
+    tell(f'ended/{index()}', [TRY_AGAIN, message])
+    _leave(TRY_AGAIN)

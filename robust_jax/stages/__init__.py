@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from robust_jax import workdir as workdirs
+from robust_jax.devices import processes
 from robust_jax.errors import NonFiniteLossError
 from robust_jax.stages import weights
 from robust_jax.stages.attack import attack
@@ -68,8 +69,10 @@ def run_stage(stage, run, workdir):
       STAGES[stage](run, workdir)
     return
   # One that was skipped has left nothing, and may have what it needs by now.
-  again = (stage not in workdirs.results(workdir)
-           or stage == 'train' and weights.is_damaged(workdir))
+  # By process 0, which may move damaged checkpoints before another one has looked at them.
+  again = processes.of_first(f'{stage} again', lambda: (
+      stage not in workdirs.results(workdir)
+      or stage == 'train' and weights.is_damaged(workdir)))
   if not workdirs.begin(workdir, stage, run, again=again):
     if stage != 'train':
       weights.check_same_classifier(run, workdir, stage)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from robust_jax.devices import processes
 from robust_jax.errors import NonFiniteLossError
 from robust_jax.workdir import records
 
@@ -93,6 +94,11 @@ class Metrics:
     measured = {'images_per_second': (count - self._untimed) / seconds,
                 'steps_per_second': self._steps / seconds,
                 'input_wait': min(self._waited / seconds, 1.)}
+    processes.post('input_wait', measured['input_wait'])
+    if waits := processes.posted('input_wait'):
+      # The others wait for it too, in the sums over devices, which this does not count.
+      slowest = max(waits, key=waits.get)
+      measured |= {'slowest_process': slowest, 'slowest_input_wait': waits[slowest]}
     self._sums, self._untimed, self._steps, self._waited = {}, 0., 0, 0.
     if not sums.get('undefined_attacks'):
       sums.pop('undefined_attacks', None)  # Of a gradient that is not finite: said where it is so.

@@ -44,11 +44,12 @@ def train(run, workdir):
   # Mistakes come to light before the folder of checkpoints, by which a workdir counts as begun.
   data.take(run.train_data, [0, run.train_data.num_examples - 1])  # The last is of config.extra.
   tangents = run.train_tangents()
-  begin = (_initial_state(run), None) if checkpoint.latest_step(workdir) is None else None
+  is_new = processes.of_first('is new', lambda: checkpoint.latest_step(workdir) is None)
+  begin = (_initial_state(run), None) if is_new else None
   with (interrupts.postponed() as interruption,
         checkpoint.manager(workdir, keep=run.train.keep_checkpoints,
                            keep_best=run.train.keep_best) as checkpoints, processes.watched()):
-    processes.barrier('train')  # Damaged checkpoints are moved.
+    checkpoint.in_sight(workdir, 'train')  # Damaged ones are moved.
     state, progress = begin or _restore(run, workdir)
     if state.step:
       print(f'train: goes on from step {int(state.step)}', flush=True)
@@ -170,8 +171,7 @@ def _log(run, metrics, step, bar):
   record = metrics.flush(step, step / run.steps_per_epoch,
                          learning_rate=float(run.learning_rate()(step - 1)),
                          **monitoring.peak_memory(parallel.own(run.devices)[0]))
-  bar.set_postfix_str(f'{_loss(record)}, {record["input_wait"]:.0%} waiting for input',
-                      refresh=False)
+  bar.set_postfix_str(f'{_loss(record)}, {_waiting(record)}', refresh=False)
   if 'skipped_steps' in record:
     bar.write(f'step {step}: since the last line {record["skipped_steps"]:,} steps were skipped '
               '(config.train.on_bad_loss)')
@@ -180,6 +180,13 @@ def _log(run, metrics, step, bar):
 
 def _loss(record):
   return f'loss {record["loss"]:.4f}' if 'loss' in record else 'every step skipped'
+
+
+def _waiting(record):
+  words = f'{record["input_wait"]:.0%} waiting for input'
+  if record.get('slowest_process'):
+    words += f' (process {record["slowest_process"]} {record["slowest_input_wait"]:.0%})'
+  return words
 
 
 def _test(run, state, metrics, step, bar, record):
@@ -207,8 +214,7 @@ def _test(run, state, metrics, step, bar, record):
   under = f' under noise {run.config["sigma"]:.4g}' if run.config['sigma'] else ''
   shown = '  '.join(f'{split} accuracy {value:.1%}{under}' for split, value in accuracies.items())
   bar.write(f'epoch {epoch:.3g}  step {step}/{run.num_steps}  train {_loss(record)}  {shown}  '
-            f'{record["images_per_second"]:,.0f} images/s, {record["input_wait"]:.0%} waiting for '
-            f'input{warning}')
+            f'{record["images_per_second"]:,.0f} images/s, {_waiting(record)}{warning}')
   return accuracies.get('validation')
 
 
@@ -221,10 +227,11 @@ def _save(run, checkpoints, state, metrics, accuracy):
     raise NonFiniteLossError(f'step {int(state.step)}: the loss, a parameter or a batch statistic '
                              'is not finite')
   dataset, config = run.test_data, run.config
-  checkpoint.save(checkpoints, state, {
+  about = {
       'model': config['model'], 'dataset': run.data.name, 'data': run.data.reading,
       'num_classes': dataset.num_classes, 'class_names': list(dataset.class_names),
       'image_shape': list(dataset.image_shape), 'mean': np.asarray(dataset.mean).tolist(),
       'std': np.asarray(dataset.std).tolist(), 'sigma': run.sigma, 'epsilon': config['epsilon'],
-      'training_noise': run.training_noise, 'examples': run.examples},
-      progress=progress, accuracy=accuracy)
+      'training_noise': run.training_noise, 'examples': run.examples}
+  with processes.unhurried():  # It waits for the one before.
+    checkpoint.save(checkpoints, state, about, progress=progress, accuracy=accuracy)

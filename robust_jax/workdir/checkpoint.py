@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import operator
+import platform
 import shutil
 import sys
 import time
@@ -265,7 +266,7 @@ def read(workdir, step):
     UserError: Orbax cannot read them although they are.
   """
   folder = _folder(workdir, step)
-  if damage := find_damage(workdir, step):
+  if damage := processes.lasting(lambda: find_damage(workdir, step)):
     raise DamagedError(f'{folder} is damaged ({damage})')
   try:
     alone = _alone()
@@ -280,15 +281,15 @@ def read(workdir, step):
   return _leaves(saved.state), saved.about
 
 
-def fingerprint(path):
-  """Which weights a workdir or file has: the sums of its newest checkpoint, or its own; str.
+def fingerprint(path, step=None):
+  """Which weights a workdir or file has: the sums of a checkpoint, or its own; str.
 
-  None where there is none.
+  None where there is none. `step`: of which checkpoint; of the newest if None.
   """
   path = Path(path)
   if path.is_file():
     return _sha256_file(path)
-  step = latest_step(path)
+  step = latest_step(path) if step is None else step
   sums = _folder(path, step) / _FILE_SUMS if step is not None else None
   return sums.read_text() if sums and sums.is_file() else None
 
@@ -299,6 +300,28 @@ def describe_examples(examples):
     return 'unknown examples'
   return (f'{examples["num"]} examples of {examples["dataset"]!r} '
           f'(labels {examples["labels_sha256"][:8]})')
+
+
+def in_sight(workdir, topic):
+  """Waits until this process sees the checkpoints that process 0 has.
+
+  A network's file system may show files of another machine late.
+
+  Args:
+    workdir: folder.
+    topic: once in a run.
+
+  Raises:
+    UserError: they do not show.
+  """
+  def sums():
+    return {str(step): fingerprint(workdir, step) for step in _steps(workdir)}
+
+  told = processes.of_first(topic, sums)
+  if processes.lasting(lambda: sums() != told):
+    raise UserError(f'{Path(workdir).resolve() / FOLDER} must be one folder that all processes '
+                    f'see, has steps {_steps(workdir)} on {platform.node()}, and in process 0 '
+                    f'{[int(step) for step in told]}')
 
 
 def latest_step(workdir):

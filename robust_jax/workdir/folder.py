@@ -25,14 +25,13 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import itertools
 import os
 import platform
 import shlex
 import shutil
-import tempfile
-import time
 from pathlib import Path
 
 import jax
@@ -139,7 +138,7 @@ def in_use(workdir):
 def share(workdir):
   """Lets the other processes copy the workdir, which this one has locked, and waits for them."""
   if processes.count() > 1:
-    processes.tell('workdir', (Path(workdir) / LOCK).read_text(encoding='utf-8'))
+    processes.tell('workdir', [(Path(workdir) / LOCK).read_text(encoding='utf-8'), _sums(workdir)])
     processes.barrier('workdir')
 
 
@@ -153,22 +152,32 @@ def copied(workdir):
   Raises:
     UserError: the workdir is not the folder that the first process has.
   """
-  told, path = processes.hear('workdir'), Path(workdir)
-  for _ in range(15):  # A network's file system may take a moment.
-    with contextlib.suppress(OSError):
-      if (path / LOCK).read_text(encoding='utf-8') == told:
-        break
-    time.sleep(1)
-  else:
+  (holder, sums), path = processes.hear('workdir'), Path(workdir)
+
+  def differs():
+    try:
+      return (path / LOCK).read_text(encoding='utf-8') != holder or _sums(path) != sums
+    except OSError:
+      return True
+
+  if processes.lasting(differs):
     raise UserError(f'--workdir must be one folder that all processes see, got {workdir}, which on '
-                    f'{platform.node()} is another one than that of process 0 ({told.strip()})')
-  with tempfile.TemporaryDirectory(prefix='robust_jax-') as copy:
-    for each in path.iterdir():
-      if each.is_file() and each.name != LOCK:
-        shutil.copy(each, copy)
-    (Path(copy) / 'checkpoints').symlink_to(path.resolve() / 'checkpoints')
+                    f'{platform.node()} is another one than that of process 0 ({holder.strip()})')
+  with processes.temporary_folder() as copy:
+    for name in sums:
+      shutil.copy(path / name, copy)
+    (copy / 'checkpoints').symlink_to(path.resolve() / 'checkpoints')
     processes.barrier('workdir')
-    yield Path(copy)
+    try:
+      yield copy
+    except UserError as error:  # Nobody knows the copy.
+      raise type(error)(str(error).replace(str(copy), str(workdir))) from error
+
+
+def _sums(workdir):
+  """{name: sha256} of the files that are not in folders, but for the lock."""
+  return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+          for path in sorted(Path(workdir).iterdir()) if path.is_file() and path.name != LOCK}
 
 
 def describe(run, workdir, words):

@@ -10,16 +10,18 @@ import os
 import signal
 import types
 
+from robust_jax.errors import TRY_AGAIN
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-  """A signal ended the run; the same command goes on. Exit status 75: EX_TEMPFAIL, try again.
+  """A signal ended the run; the same command goes on.
 
   No Exception, as KeyboardInterrupt is none: whoever expects errors must not take it for one.
   """
 
-  exit_status = 75
+  exit_status = TRY_AGAIN
 
 
 def raise_interrupted():

@@ -11,8 +11,8 @@ import jax
 from tqdm import tqdm
 
 # What metrics.jsonl has of the machine: it differs from run to run.
-MEASURED = ('images_per_second', 'steps_per_second', 'input_wait', 'memory_mib',
-            'device_memory_mib')
+MEASURED = ('images_per_second', 'steps_per_second', 'input_wait', 'slowest_process',
+            'slowest_input_wait', 'memory_mib', 'device_memory_mib')
 
 
 class _Lines:
