@@ -74,7 +74,7 @@ class CommandLine(NamedTuple):
 def parse(argv):
   """Parses the command line.
 
-  Without --config, an existing workdir's own config is used, or else the default one.
+  Without --config, the workdir's own config is used; without --workdir, the default one.
 
   Args:
     argv: list of words, the program's name first.
@@ -96,6 +96,9 @@ def parse(argv):
   configured = given is not None
   if not configured:
     saved = folder and (Path(folder) / 'config.json').is_file()
+    if folder and not saved and '--jobs' not in argv:
+      raise UserError(f'--config is missing, as --workdir is {folder}, which has no run whose '
+                      'config could be used')
     given = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
   for word, following in zip(argv, [*argv[1:], '']):
     field, equals, value = word.lstrip('-').partition('=')
@@ -111,6 +114,10 @@ def parse(argv):
   except Exception as error:  # absl and ml_collections.
     message = ' '.join(str(error).split()) or type(error).__name__
     unparsed = re.match(r"Could not parse '([\w.]+)': SyntaxError", message)
+    number = re.search(r'--([\w.]+)=(\S*): (invalid literal for int|could not convert)', message)
+    if number:
+      kind = 'an integer' if 'int' in number[3] else 'a number'
+      raise UserError(f'--{number[1]} must be {kind}, got {number[2]!r}') from error
     if unparsed:  # Its last part is a keyword of Python's, as lambda.
       message = f'config.{unparsed[1]} is not a field; --help=fields lists them'
     raise UserError(f'command line: {message}') from error
@@ -367,8 +374,14 @@ def _unknown_flag(name, config):
 
 # Names of other code bases.
 _MEANT = {'lr': 'config.schedule.learning_rate', 'learning_rate': 'config.schedule.learning_rate',
-          'attack.epsilon': 'config.evaluation.epsilons', 'epochs': 'config.train.num_epochs',
-          'config.method.attack.epsilon': 'config.epsilon'}
+          'epochs': 'config.train.num_epochs', 'arch': 'config.model.name',
+          'dataset': 'config.data.name', 'eps': 'config.epsilon', 'noise_sd': 'config.sigma',
+          'attack.eps': 'config.evaluation.epsilons',
+          'attack.epsilon': 'config.evaluation.epsilons',
+          'attack.steps': 'config.attack.num_steps', 'config.norm': 'config.attack.norm',
+          'config.method.attack.epsilon': 'config.epsilon',
+          'N': 'config.certify.n', 'N0': 'config.certify.n0',
+          'skip': 'config.certify_images.stride', 'max': 'config.certify_images.num_images'}
 
 
 def _unknown_field(error, argv):

@@ -28,6 +28,9 @@ def load(target, field):
   if not (module_name and name):
     raise UserError(f"{field} must be 'package.module:name', got {target!r}")
   given = f'{field} is {target!r}'
+  if module_name.endswith('.py'):
+    meant = f'{module_name.removesuffix(".py").strip("./").replace("/", ".")}:{name}'
+    raise UserError(f'{given}, which must be a module and not its file; did you mean {meant!r}?')
   try:
     module = importlib.import_module(module_name)
   except (Exception, SystemExit) as error:  # Anything may happen in a user's module.

@@ -5,6 +5,7 @@ A terminal that knows few characters, a pipe whose reader has gone, a full disk,
 
 import codecs
 import errno
+import functools
 import os
 import signal
 import sys
@@ -15,6 +16,12 @@ from robust_jax.errors import UserError
 # What has no likeness by Unicode's own rules.
 _LIKE = {'–': '-', '−': '-', '±': '+-', '×': 'x', '≥': '>=', '≤': '<=', '∞': 'inf', 'ε': 'eps',
          'σ': 'sigma', 'Δ': 'delta', '✓': 'yes', '✗': 'no'}
+
+
+@functools.cache
+def say_once(line, stream='stdout'):
+  """Prints a line that may come up again, as when each split of a file is read."""
+  print(line, file=getattr(sys, stream), flush=True)
 
 
 def prepare(*, output_is_all=False):

@@ -126,10 +126,25 @@ def test_the_help_has_fields_with_values_ranges_and_meaning(wanted, has, lacks, 
     ('--num_steps=3', '--config.train.num_steps or .*'), ('--confg.seed=1', '--config.seed'),
     ('--stage=train', '--stages'), ('--config.trian.num_steps=1', 'train'),
     ('--help=trian', 'train'), ('--lr=0.1', '--config.schedule.learning_rate'),
+    ('--N=100', '--config.certify.n'), ('--config.eps=1', 'config.epsilon'),
+    ('--config.norm=linf', 'config.attack.norm'),
+    ('--config.attack.steps=3', 'config.attack.num_steps'),
 ])
 def test_a_flag_that_is_spelt_otherwise_has_a_hint(word, hint):
   with pytest.raises(UserError, match=f"{word.lstrip('-').partition('=')[0]}.*did you mean {hint}"):
     flags.parse(['launch', word])
+
+
+@pytest.mark.parametrize('word, message', [
+    ('--config.train.batch_size=100.5', "batch_size must be an integer, got '100.5'"),
+    ('--config.epsilon=small', "epsilon must be a number, got 'small'"),
+    ('--config.model.name=mine/net.py:Net', "did you mean 'mine.net:Net'"),
+    ('--config.model.name=mine.Net', "one of your own is 'mine:Net'"),
+    ('--workdir=nosuch', '--config is missing.*nosuch')])
+def test_mistakes_of_a_first_hour(word, message):
+  with pytest.raises(UserError, match=message):
+    given = flags.parse(['launch', *(['--config=digits'] * word.startswith('--config')), word])
+    sections.resolve(given.config)
 
 
 def test_a_field_named_as_a_word_of_python_is_none():
@@ -223,7 +238,7 @@ def test_overrides_reach_nested_attacks(no_data):
     (['--config.method.num_noize=3'], 'config.method.num_noize is not a field; did you mean '
                                       'num_noise?'),
     (['--config.train.batch_size=0'], r'config.train.batch_size must be .*\[1, inf\), got 0'),
-    (['--config.train.batch_size=many'], 'config.train.batch_size=many: invalid literal'),
+    (['--config.train.batch_size=many'], "config.train.batch_size must be an integer, got 'many'"),
     (['--config.method=trades'], "--config.method has fields, got 'trades'"),
     (['--config.method.name=madry'], "config.method.name must be one of .* got 'madry'"),
     (['--config.method.attack.norm=l7'],

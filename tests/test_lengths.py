@@ -122,7 +122,12 @@ def test_images_of_one_class_are_remarked(monkeypatch):
   test = run.test_data
   monkeypatch.setitem(run.__dict__, 'test_data', test._replace(labels=sorted_labels(test)))
   line, = run.remarks({'attack'})
-  assert 'config.evaluation' in line and 'one class' in line
+  assert 'config.evaluation' in line and '1 of 10' in line
+  run = build('--config=digits:smoothadv', '--config.evaluation.num_images=50',
+              '--config.evaluation.stride=1')
+  monkeypatch.setitem(run.__dict__, 'test_data', test._replace(labels=sorted_labels(test)))
+  line, = run.remarks({'attack'})
+  assert '2 of 10' in line and 'stride' in line
 
 
 def sorted_labels(dataset):

@@ -104,6 +104,12 @@ class Five(Plain):
     return nn.Dense(5)(images.reshape(len(images), -1))
 
 
+class Two(Plain):
+  @nn.compact
+  def __call__(self, images):
+    return nn.Dense(10)(images.reshape(len(images), -1)), images
+
+
 class Flat(Plain):
   @nn.compact
   def __call__(self, images):
@@ -229,6 +235,7 @@ def test_a_function_that_makes_a_module(tmp_path):
     ('model.name=mine:attack', "model.name is 'mine:attack', which raises TypeError: .*required"),
     ('model.name=mine:Five',
      r'.* in evaluation must map .* to logits float32\[2, 10\], got float32\[2, 5\]$'),
+    ('model.name=mine:Two', r'.* logits \[batch, classes\], .* got a tuple'),
     ('model.name=mine:Flat',
      r'.* logits \[batch, classes\], .*\(2, 10\), got shape \(2, 8, 8, 10\)'),
     ('model.name=mine:Other', ".* must be 'params' and, .* got 'cache', 'params'"),

@@ -158,9 +158,9 @@ class Run:
       settings, images = getattr(self, section), self.test_data.num_examples
       every = range(0, images, settings.stride)
       chosen = len(every)
-      if stage in wanted and self._of_one_class(every[:settings.num_images or None]):
-        lines.append(f'the images of config.{section} are all of one class; a larger '
-                     f'config.{section}.stride spreads them over the split')
+      if stage in wanted and (few := self._missed_classes(every[:settings.num_images or None])):
+        lines.append(f'the images of config.{section} are of {few} of {self.test_data.num_classes} '
+                     f'classes; a larger config.{section}.stride spreads them over the split')
       if stage in wanted and chosen < settings.num_images:
         lines.append(f'config.{section}.num_images is {settings.num_images}, of which there are '
                      f'{chosen}: every image of number 0, {settings.stride}, ... of {images} '
@@ -178,11 +178,17 @@ class Run:
             f'images, of which there are {images}: an epoch is one step, and the rows left over '
             'count for nothing'] if images < rows else []
 
-  def _of_one_class(self, indices):
-    """Whether a few images, but not all of the split, have one label; folders are sorted so."""
-    if not 3 <= len(indices) <= 1000 or self.test_data.num_classes < 2:
-      return False
-    return len(np.unique(self.test_data.labels[np.asarray(indices)])) == 1
+  def _missed_classes(self, indices):
+    """How many classes some images are of, where others are left out because of the split's order.
+
+    None where none are. Those of folders are sorted by class.
+    """
+    if len(indices) < 3 or self.test_data.num_classes < 2:
+      return None
+    labels = np.asarray(self.test_data.labels)
+    there, chosen = len(np.unique(labels)), len(np.unique(labels[np.asarray(indices)]))
+    is_sorted = bool(np.all(np.diff(labels) >= 0))
+    return chosen if chosen < min(there, len(indices)) and (is_sorted or chosen == 1) else None
 
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""

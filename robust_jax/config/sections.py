@@ -415,7 +415,9 @@ def find(kind, name, path=None):
                         f'field, as {argument}: {annotation}')
     return function
   if name not in TABLES[kind]:
-    raise UserError(choices(f'{path}.name', TABLES[kind], name))
+    module, dot, last = str(name).rpartition('.')
+    raise UserError(choices(f'{path}.name', TABLES[kind], name)
+                    + (f"; one of your own is '{module}:{last}'" if dot else ''))
   return TABLES[kind][name]
 
 

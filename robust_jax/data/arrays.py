@@ -5,7 +5,6 @@ what their values mean: uint8 is 0..255, floating-point numbers are in [0, 1] an
 """
 
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from robust_jax import inputs
 from robust_jax.errors import UserError
+from robust_jax.terminal import say_once
 
 # What the arrays of a split are called in a file; the second is Keras's way.
 _NAMES = (('{}_images', '{}_labels'), ('x_{}', 'y_{}'))
@@ -182,8 +182,8 @@ def _read(file, path, split, needs_labels, resolve):
   if num_classes and not class_names:
     missing = np.setdiff1d(np.arange(num_classes), np.concatenate([*labels.values()]))
     if len(missing):
-      print(f'warning: {path}: no image has the label {missing[0]}, and there are {num_classes} '
-            f'classes, as labels go up to {num_classes - 1}', file=sys.stderr)
+      say_once(f'warning: {path}: no image has the label {missing[0]}, and there are {num_classes} '
+               f'classes, as labels go up to {num_classes - 1}', 'stderr')
   images, chosen = [], []
   for name, part in _parts(path, split, found):
     whole = as_images(file[found[name][0]], f'{path}: {found[name][0]}')

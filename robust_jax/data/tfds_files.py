@@ -69,6 +69,8 @@ def find(name, data_dir, known=(), published=()):
   hint = f'; did you mean {similar[0]}?' if similar else ''
   if name == 'arrays' or (not hint and pathlib.Path(name).suffix):
     hint = '; arrays are read from a file, whose name ends in .npz'
+  elif pathlib.Path(f'{name}.npz').expanduser().is_file():
+    hint = f'; did you mean {name}.npz?'
   elif pathlib.Path(name).expanduser().is_dir():
     hint = f'; a folder of images is --config.data.name=folder --config.data.data_dir={name}'
   raise UserError(f'config.data.name must be one of {", ".join(known)}, FILE.npz, another TFDS '

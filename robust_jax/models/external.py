@@ -68,8 +68,11 @@ def check(logits_fn, image_shape, num_classes, *, target='the function'):
   try:
     logits = jax.eval_shape(logits_fn, images)
   except Exception as error:  # Anything may happen in a user's function.
-    raise UserError(f'{target} raises {named.line(error)} on images {_shape(images)}; it must be '
-                    'traceable by JAX: of jax.numpy, not of NumPy or PyTorch') from error
+    # Of a tracer where an array of another library belongs: jax's errors are TypeErrors too.
+    hint = ('; it must be traceable by JAX: of jax.numpy, not of NumPy or PyTorch'
+            if isinstance(error, TypeError) else '')
+    raise UserError(f'{target} raises {named.line(error)} on images {_shape(images)}{hint}'
+                    ) from error
   if not (isinstance(logits, jax.ShapeDtypeStruct) and logits.shape == (2, num_classes)
           and jnp.issubdtype(logits.dtype, jnp.floating)):
     raise UserError(f'{target} must map images {_shape(images)} to logits float32[2, '

@@ -89,9 +89,10 @@ def check(model, network, image_shape, num_classes, *, target):
                     f'{list(images.shape)}; it must be callable as model(images) or '
                     'model(images, train=True)') from error
   shape = getattr(logits, 'shape', None)
-  if shape is not None and len(shape) != 2:
+  if shape is None or len(shape) != 2:
+    got = f'a {type(logits).__name__}' if shape is None else f'shape {shape}'
     raise UserError(f'{given}, which must give logits [batch, classes], of two images '
-                    f'(2, {num_classes}), got shape {shape}')
+                    f'(2, {num_classes}), got {got}')
   others = sorted({*variables} - {'params', 'batch_stats'})
   if others or not variables.get('params'):
     raise UserError(f"{given}, whose variables must be 'params' and, if there are others, "

@@ -1,6 +1,5 @@
 """Where a stage gets its classifier from: the training of its workdir, or config.weights."""
 
-import functools
 import hashlib
 import json
 import sys
@@ -14,6 +13,7 @@ from robust_jax import workdir as workdirs
 from robust_jax.config import sections
 from robust_jax.errors import UserError
 from robust_jax.models import torch_weights
+from robust_jax.terminal import say_once
 from robust_jax.types import LogitsFn
 from robust_jax.workdir import checkpoint
 
@@ -279,7 +279,7 @@ def _normalisation(run, loaded):
   if loaded is None or {run.data.mean, run.data.std} != {None}:
     _check_normalisation(run, loaded)
     if loaded is None and {run.data.mean, run.data.std} == {None}:
-      _say_once(f'{run.config["weights"]} says nothing of the normalisation of its images; that of '
+      say_once(f'{run.config["weights"]} says nothing of the normalisation of its images; that of '
                 f'{run.data.name} is used, mean {dataset.mean}, std {dataset.std} '
                 '(config.data.mean, config.data.std)')
     return {'mean': dataset.mean, 'std': dataset.std}
@@ -287,11 +287,6 @@ def _normalisation(run, loaded):
     _check_normalisation(run, loaded)
   mean, std = (tuple(values) if np.ndim(values) else values for values in loaded)
   return {'mean': mean, 'std': std}
-
-
-@functools.cache
-def _say_once(line):
-  print(line, flush=True)
 
 
 def _sha256(path):
