@@ -4,6 +4,7 @@ import ast
 import functools
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ class CommandLine(NamedTuple):
 def parse(argv):
   """Parses the command line.
 
-  Without --config, the workdir's own config is used; without --workdir, the default one.
+  Without --config, an existing workdir's own config is used, or else the default one.
 
   Args:
     argv: list of words, the program's name first.
@@ -96,9 +97,9 @@ def parse(argv):
   configured = given is not None
   if not configured:
     saved = folder and (Path(folder) / 'config.json').is_file()
-    if folder and not saved and '--jobs' not in argv:
-      raise UserError(f'--config is missing, as --workdir is {folder}, which has no run whose '
-                      'config could be used')
+    if folder and not saved and '--jobs' not in argv:  # Its name may be spelt otherwise.
+      print(f'warning: --workdir is {folder}, which has no run, and there is no --config: that of '
+            f'{DEFAULT_CONFIG} is taken', file=sys.stderr)
     given = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
   for word, following in zip(argv, [*argv[1:], '']):
     field, equals, value = word.lstrip('-').partition('=')

@@ -139,12 +139,16 @@ def test_a_flag_that_is_spelt_otherwise_has_a_hint(word, hint):
     ('--config.train.batch_size=100.5', "batch_size must be an integer, got '100.5'"),
     ('--config.epsilon=small', "epsilon must be a number, got 'small'"),
     ('--config.model.name=mine/net.py:Net', "did you mean 'mine.net:Net'"),
-    ('--config.model.name=mine.Net', "one of your own is 'mine:Net'"),
-    ('--workdir=nosuch', '--config is missing.*nosuch')])
+    ('--config.model.name=mine.Net', "one of your own is 'mine:Net'")])
 def test_mistakes_of_a_first_hour(word, message):
   with pytest.raises(UserError, match=message):
-    given = flags.parse(['launch', *(['--config=digits'] * word.startswith('--config')), word])
-    sections.resolve(given.config)
+    parse('--config=digits', word)
+
+
+def test_a_workdir_that_is_not_there_is_remarked(capsys):
+  flags.parse(['launch', '--workdir=nosuch'])
+  line, = capsys.readouterr().err.splitlines()
+  assert 'nosuch' in line and 'configs/smoothadv_digits.py' in line
 
 
 def test_a_field_named_as_a_word_of_python_is_none():

@@ -70,6 +70,9 @@ def key_figures(run: Contents) -> list[Figure]:
       smoothed += f'; {percent(unsure)} undecided count as wrong'
     undefined = analysis.undefined_images(attack)
     doubt = f'; no finite gradient on {undefined:,}' if undefined else ''
+    trained = _trained_against(run)
+    if trained and not np.isclose(attack.epsilons[shown], trained, rtol=1e-3):
+      doubt += f'; trained against ε = {pages.epsilon(trained)}'
     figures.append(Figure(
         f'{attack_name(attack)} accuracy, {attack_norm(attack)} '.rstrip() +
         f' ε = {pages.epsilon(attack.epsilons[shown])}',
@@ -348,18 +351,21 @@ def _attack_settings(attack):
   return {name: value for name, value in settings.items() if not name.startswith('smoothed')}
 
 
-def _shown_radius(run):
-  """The place, in the epsilons of the attack, of what training was against, else of the largest."""
-  epsilons, method = run.attack.epsilons, run.config.get('method', {})
+def _trained_against(run):
+  """The radius of the attacks in training; None where there were none, or in another norm."""
+  method = run.config.get('method', {})
   trained = method.get('epsilon')
   trained = run.config.get('epsilon') if trained is None and 'epsilon' in method else trained
   norms = [attack.get('norm', 'l2') for attack in (method.get('attack', {}),
                                                    run.attack.header.get('attack', {}))]
-  if trained and 'train' in run.stages and norms[0] == norms[1]:
-    near = np.flatnonzero(np.isclose(epsilons, trained, rtol=1e-3))
-    if len(near):
-      return int(near[0])
-  return int(np.argmax(epsilons))
+  return trained if trained and 'train' in run.stages and norms[0] == norms[1] else None
+
+
+def _shown_radius(run):
+  """The place, in the epsilons of the attack, of what training was against, else of the largest."""
+  epsilons, trained = run.attack.epsilons, _trained_against(run)
+  near = np.flatnonzero(np.isclose(epsilons, trained, rtol=1e-3)) if trained else []
+  return int(near[0]) if len(near) else int(np.argmax(epsilons))
 
 
 def attack_norm(attack) -> str:

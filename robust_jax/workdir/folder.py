@@ -127,9 +127,9 @@ def in_use(workdir):
   path = Path(workdir) / LOCK
   if not path.exists():
     return False
-  with open(path, 'a', encoding='utf-8') as file:
+  with open(path, encoding='utf-8') as file:  # Whoever looks may not be allowed to write.
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
       return True
   return False
