@@ -42,7 +42,9 @@ def check_environment(devices):
   own = workdir.environment(devices)
   found = {
       'the device': own['device'], 'the processor': platform.machine(),
-      'XLA_FLAGS': [flag for flag in own['flags'].split() if not flag.startswith('--xla_dump')],
+      # The number of simulated devices follows from each machine's cores, and is compared itself.
+      'XLA_FLAGS': sorted(flag for flag in own['flags'].split() if not flag.startswith(
+          ('--xla_dump', '--xla_force_host_platform_device_count'))),
       'LIBTPU_INIT_ARGS': os.environ.get('LIBTPU_INIT_ARGS', ''),
       'jax_default_matmul_precision': own['matmul_precision'],
       'jax_default_prng_impl': jax.config.jax_default_prng_impl,
@@ -90,8 +92,9 @@ def _describe(number, first, other):
 
 
 def _code():
-  """The sum of the package's files."""
+  """The sum of the project's files."""
   total = hashlib.sha256()
-  for path in sorted(Path(robust_jax.__file__).parent.rglob('*.py')):
-    total.update(path.read_bytes())
+  for folder in (Path(robust_jax.__file__).parent, Path(__file__).parent):
+    for path in sorted(folder.rglob('*.py')):
+      total.update(path.read_bytes())
   return total.hexdigest()[:16]

@@ -377,12 +377,16 @@ def _unknown_flag(name, config):
 _MEANT = {'lr': 'config.schedule.learning_rate', 'learning_rate': 'config.schedule.learning_rate',
           'epochs': 'config.train.num_epochs', 'arch': 'config.model.name',
           'dataset': 'config.data.name', 'eps': 'config.epsilon', 'noise_sd': 'config.sigma',
-          'attack.eps': 'config.evaluation.epsilons',
           'attack.epsilon': 'config.evaluation.epsilons',
-          'attack.steps': 'config.attack.num_steps', 'config.norm': 'config.attack.norm',
+          'config.attack.eps': 'config.evaluation.epsilons',
+          'config.attack.steps': 'config.attack.num_steps', 'config.norm': 'config.attack.norm',
           'config.method.attack.epsilon': 'config.epsilon',
+          'config.method.attack.eps': 'config.epsilon',
+          'config.method.attack.steps': 'config.method.attack.num_steps',
           'N': 'config.certify.n', 'N0': 'config.certify.n0',
-          'skip': 'config.certify_images.stride', 'max': 'config.certify_images.num_images'}
+          'skip': 'config.certify_images.stride', 'max': 'config.certify_images.num_images',
+          'config.evaluation.skip': 'config.evaluation.stride',
+          'config.evaluation.max': 'config.evaluation.num_images'}
 
 
 def _unknown_field(error, argv):

@@ -82,5 +82,6 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
       if stage in wanted and not (stage in stages.OF_ONE_PROCESS and processes.index()):
         stages.run_stage(stage, run, folder)
       checkpoint.in_sight(folder, f'after {stage}')  # Later stages read it.
+    processes.barrier('stages')  # The lock is kept until none of them reads any more.
     if 'sandwich' in wanted:
       check_crossings(folder)

@@ -30,7 +30,7 @@ Which parts of it:
                         report; the default is train,attack,certify,sandwich,report, or what the
                         study of a sweep needs
   --redo=A,B,...        of train, attack, certify, sandwich, report, those to run anew; old
-                        results move to previous/
+                        results move to previous/; not with several processes
   --sweep               every point of the config file's sweep() or, with --config.FIELD=A,B,...,
                         of all combinations, each in its own folder of DIR, and a comparison
   --profile=N           trace N training steps, after the first ten, into WORKDIR/profile
@@ -40,7 +40,7 @@ difference; 5 if an attack is inside a certificate; 75 if interrupted (the same 
 1 if a run of a sweep failed.
 
 Examples:
-  python -m launch --workdir=runs/demo
+  python -m launch --config=digits:smoothadv --workdir=runs/demo
   python -m launch --config=configs/mnist.py:pgd --workdir=runs/pgd --config.epsilon=0.2
   python -m launch --config=digits:trades --workdir=runs/seeds --sweep --config.seed=0,1,2
 """

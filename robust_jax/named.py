@@ -29,7 +29,8 @@ def load(target, field):
     raise UserError(f"{field} must be 'package.module:name', got {target!r}")
   given = f'{field} is {target!r}'
   if module_name.endswith('.py'):
-    meant = f'{module_name.removesuffix(".py").strip("./").replace("/", ".")}:{name}'
+    parts = Path(module_name).with_suffix('').parts
+    meant = f'{".".join(parts[-1:] if Path(module_name).is_absolute() else parts)}:{name}'
     raise UserError(f'{given}, which must be a module and not its file; did you mean {meant!r}?')
   try:
     module = importlib.import_module(module_name)

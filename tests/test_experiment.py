@@ -129,6 +129,9 @@ def test_the_help_has_fields_with_values_ranges_and_meaning(wanted, has, lacks, 
     ('--N=100', '--config.certify.n'), ('--config.eps=1', 'config.epsilon'),
     ('--config.norm=linf', 'config.attack.norm'),
     ('--config.attack.steps=3', 'config.attack.num_steps'),
+    ('--config.method.attack.steps=3', 'config.method.attack.num_steps'),
+    ('--config.method.attack.eps=3', 'config.epsilon'),
+    ('--config.evaluation.max=3', 'config.evaluation.num_images'),
 ])
 def test_a_flag_that_is_spelt_otherwise_has_a_hint(word, hint):
   with pytest.raises(UserError, match=f"{word.lstrip('-').partition('=')[0]}.*did you mean {hint}"):

@@ -239,6 +239,14 @@ def test_there_is_nobody_to_meet(tmp_path):
   assert status == 2 and '--distributed' in text.strip().splitlines()[-1]
 
 
+def test_where_nobody_listens_the_coordinator_is_named(monkeypatch):
+  monkeypatch.setattr(processes, '_MEETING', 0)
+  for host in ('nosuch.invalid', '127.0.0.1'):
+    at = f'{host}:{free_port()}'
+    with pytest.raises(errors.NotMetError, match=f'^--coordinator is {at}: nobody answers'):
+      processes._reach(at, f'--coordinator is {at}')
+
+
 def test_rows_of_the_processes_one_after_the_other_are_the_batch():
   dataset = data.load('digits', 'train')
   read = lambda **kwargs: next(batches.train_batches(dataset, batch_size=12, seed=0, num_steps=3,
@@ -278,6 +286,7 @@ def test_other_versions_are_refused(monkeypatch):
 
 @pytest.mark.parametrize('name', ['XLA_FLAGS', 'jax_default_matmul_precision', 'ROBUST_JAX_CPU'])
 def test_other_settings_are_refused(monkeypatch, name):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=3 --xla_b --xla_a=1')
   as_process_0_of(monkeypatch, [lambda own: own, lambda own: {**own, name: 'another'}])
   with pytest.raises(errors.UserError, match=f'^{name} must .*another in process 2'):
     agreement.check_environment(jax.devices())
@@ -293,6 +302,7 @@ def test_other_code_is_refused(monkeypatch):
 def test_files_of_process_0_that_show_late_are_waited_for(monkeypatch, tmp_path):
   """A copy has what process 0 had told of, not what the folder shows at first."""
   (tmp_path / workdir.LOCK).write_text('process 0')
+  (tmp_path / 'slurm.out').write_text('grows')  # No file of the run's.
   (tmp_path / 'stages.json').write_text('old')
   new = {'stages.json': hashlib.sha256(b'new').hexdigest()}
   monkeypatch.setattr(processes, 'index', lambda: 1)
@@ -312,6 +322,7 @@ def test_files_of_process_0_that_show_late_are_waited_for(monkeypatch, tmp_path)
 
 def test_checkpoints_that_never_show_are_an_error(monkeypatch, tmp_path):
   monkeypatch.setattr(processes, 'index', lambda: 1)
+  monkeypatch.setattr(processes, 'count', lambda: 2)
   monkeypatch.setattr(processes, '_SHOWING', 0)
   monkeypatch.setattr(processes, 'of_first', lambda topic, find: {'8': 'sums'})
   with pytest.raises(errors.UserError, match=r'has steps \[\] on .* in process 0 \[8\]'):

@@ -248,7 +248,7 @@ def test_another_certificate_has_a_workdir_of_its_own(stage, tmp_path):
 def test_a_workdir_is_used_by_one_run(tmp_path):
   folder = tmp_path / 'new'
   with workdir.locked(folder):
-    words = [sys.executable, '-m', 'launch', f'--workdir={folder}']
+    words = [sys.executable, '-m', 'launch', '--config=digits:pgd', f'--workdir={folder}']
     second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
   assert second.returncode == 2
   assert f'{folder}, which is in use (process ' in second.stderr

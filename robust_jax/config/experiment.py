@@ -158,7 +158,7 @@ class Run:
       settings, images = getattr(self, section), self.test_data.num_examples
       every = range(0, images, settings.stride)
       chosen = len(every)
-      if stage in wanted and (few := self._missed_classes(every[:settings.num_images or None])):
+      if stage in wanted and (few := self._missed_classes(every, settings.num_images)):
         lines.append(f'the images of config.{section} are of {few} of {self.test_data.num_classes} '
                      f'classes; a larger config.{section}.stride spreads them over the split')
       if stage in wanted and chosen < settings.num_images:
@@ -178,17 +178,17 @@ class Run:
             f'images, of which there are {images}: an epoch is one step, and the rows left over '
             'count for nothing'] if images < rows else []
 
-  def _missed_classes(self, indices):
-    """How many classes some images are of, where others are left out because of the split's order.
+  def _missed_classes(self, every, number):
+    """How many classes the first `number` of `every` image are of, if others come behind them.
 
-    None where none are. Those of folders are sorted by class.
+    None where none do, as far as labels that are in memory say. Folders are sorted by class.
     """
-    if len(indices) < 3 or self.test_data.num_classes < 2:
+    labels, chosen = self.test_data.labels, every[:number or None]
+    if not isinstance(labels, np.ndarray) or len(chosen) < 3 or len(chosen) == len(every):
       return None
-    labels = np.asarray(self.test_data.labels)
-    there, chosen = len(np.unique(labels)), len(np.unique(labels[np.asarray(indices)]))
+    there, found = len(np.unique(labels)), len(np.unique(labels[np.asarray(chosen)]))
     is_sorted = bool(np.all(np.diff(labels) >= 0))
-    return chosen if chosen < min(there, len(indices)) and (is_sorted or chosen == 1) else None
+    return found if found < min(there, len(chosen)) and (is_sorted or found == 1) else None
 
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""

@@ -155,7 +155,8 @@ def read(path, split, *, needs_labels=True, resolve=lambda split, splits: split)
   path = Path(path).expanduser()
   if not path.is_file():
     raise UserError(f'{path} must be a .npz file of arrays {_LAYOUT}, as python -m '
-                    'robust_jax.data prepare writes it; it does not exist')
+                    'robust_jax.data prepare writes it; it does not exist in '
+                    f'{path.absolute().parent}')
   if not zipfile.is_zipfile(path):
     raise UserError(f'{path} must be a .npz file of arrays; it is something else, or cut off')
   try:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -24,10 +25,13 @@ from jax._src.distributed import global_state  # The store: no public module of 
 
 from robust_jax.errors import TRY_AGAIN, NotMetError, UserError
 
-# Seconds: until the processes have met; until one that gives no sign of life is taken for dead;
-# between looks at what the others tell; that process 0, who has the store, leaves the others; until
-# a file of another machine shows, of whose folder NFS may keep what it knows for 60.
-_MEETING, HEARTBEAT, _LOOK, _LAST, _SHOWING = 120, 15, 0.5, 3, 90
+# In seconds.
+_MEETING = 120  # Until the processes have met.
+_PATIENCE = 5  # Until it is said that others are waited for.
+HEARTBEAT = 15  # Until a process that gives no sign of life is taken for dead.
+_LOOK = 0.5  # Between looks at what the others tell.
+_LAST = 3  # That process 0, who has the store, leaves the others.
+_SHOWING = 90  # Until a file of another machine shows; NFS may keep a folder's names for 60.
 # Of a message: the longest wait, since others may compile before they come to it.
 _WAIT_MS = 3_600_000
 
@@ -48,7 +52,7 @@ class _Watch:
     self.phase = 'begin'
     self.stderr = None
     self.step_timeout, self.steps = 0, 0
-    self.is_watched, self.last = False, None
+    self.is_watched, self.last, self.held = False, None, 0.
     self.folder = None
     self.stopped = threading.Event()
 
@@ -87,14 +91,22 @@ def begin(meeting: Meeting):
   jax.config.update('jax_enable_preemption_service', False)
   at = (f'--coordinator is {meeting.coordinator}' if meeting.coordinator else
         '--distributed is given')
+  waits = threading.Timer(_PATIENCE, lambda: _say(
+      f'waiting for the other processes ({at}), for {_MEETING} s at most'))
+  waits.daemon = True
+  waits.start()
   # A handler of Python's would be called when they have met.
   handlers = {number: signal.signal(number, signal.SIG_DFL)
               for number in (signal.SIGTERM, signal.SIGINT)}
   try:
+    if meeting.coordinator and meeting.process_id:
+      _reach(meeting.coordinator, at)
     jax.distributed.initialize(
         meeting.coordinator, meeting.num_processes, meeting.process_id,
         cluster_detection_method='deactivate' if meeting.coordinator else None,
         initialization_timeout=_MEETING, heartbeat_timeout_seconds=HEARTBEAT)
+  except NotMetError:
+    raise
   except Exception as error:  # Of jax's many clusters: any of many.
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     if not meeting.coordinator and 'should be defined' in reason or 'must be defined' in reason:
@@ -104,6 +116,7 @@ def begin(meeting: Meeting):
       raise NotMetError(f'{at}: the processes have not met within {_MEETING} s') from error
     raise UserError(f'{at}: {reason}') from error
   finally:
+    waits.cancel()
     for number, handler in handlers.items():
       signal.signal(number, handler)
   _watch.phase = 'run'
@@ -111,6 +124,22 @@ def begin(meeting: Meeting):
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - as long as the program
     sys.stderr = sys.stdout
   threading.Thread(target=_look_after_others, daemon=True).start()
+
+
+def _reach(coordinator, at):
+  """Waits until process 0 listens: jax, which would end by SIGABRT, knows no host's name."""
+  host, _, port = coordinator.rpartition(':')
+  deadline = time.monotonic() + _MEETING
+  while True:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), timeout=_PATIENCE).close()
+    except OSError as error:  # Its name may not be known yet, either.
+      if time.monotonic() > deadline:
+        raise NotMetError(f'{at}: nobody answers there within {_MEETING} s '
+                          f'({error.strerror or error})') from error
+      time.sleep(_LOOK)
+    else:
+      return
 
 
 def name():
@@ -219,7 +248,7 @@ def unhurried():
 
 @contextlib.contextmanager
 def temporary_folder():
-  """A context with a new folder that is deleted however this process ends, but for SIGKILL."""
+  """A context with a new folder, deleted however this process ends, unless the system ends it."""
   with tempfile.TemporaryDirectory(prefix='robust_jax-') as folder:
     _watch.folder = folder
     yield Path(folder)
@@ -256,7 +285,8 @@ def _leave(status):
 
 def _delete_folder():
   if _watch.folder:
-    shutil.rmtree(_watch.folder, ignore_errors=True)
+    with contextlib.suppress(Exception):
+      shutil.rmtree(_watch.folder)
 
 
 def _say(line):
@@ -272,7 +302,8 @@ def _end_on_abort():
   """
   def handle(number):
     if _watch.phase == 'begin':
-      _say('error: the processes have not met: one has ended, or two have the same --process_id')
+      _say(f'error: the processes have not met: not all have come within {_MEETING} s, one has '
+           'ended, or two have the same --process_id')
       os._exit(NotMetError.exit_status)
     _say(f'interrupted: {name()} ends, as another one was lost, or it crashed itself (above); the '
          'same command goes on')
@@ -303,10 +334,9 @@ def _look_for_stuck():
   if not _watch.step_timeout or last is None:
     return
   if any(posted('writes').values()):
-    _watch.last = time.monotonic()
-    return
+    _watch.held = time.monotonic()
   post('steps', _watch.steps)
-  if time.monotonic() - last > _watch.step_timeout:
+  if time.monotonic() - max(last, _watch.held) > _watch.step_timeout:
     steps = posted('steps')
     behind = [str(number) for number, step in steps.items() if step < max(steps.values())]
     message = (f'no step for {_watch.step_timeout} s (--step_timeout)'

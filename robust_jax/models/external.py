@@ -68,9 +68,9 @@ def check(logits_fn, image_shape, num_classes, *, target='the function'):
   try:
     logits = jax.eval_shape(logits_fn, images)
   except Exception as error:  # Anything may happen in a user's function.
-    # Of a tracer where an array of another library belongs: jax's errors are TypeErrors too.
+    # Of a tracer that is taken for an array of another library.
     hint = ('; it must be traceable by JAX: of jax.numpy, not of NumPy or PyTorch'
-            if isinstance(error, TypeError) else '')
+            if isinstance(error, (TypeError, IndexError)) or 'Tracer' in str(error) else '')
     raise UserError(f'{target} raises {named.line(error)} on images {_shape(images)}{hint}'
                     ) from error
   if not (isinstance(logits, jax.ShapeDtypeStruct) and logits.shape == (2, num_classes)

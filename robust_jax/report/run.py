@@ -358,7 +358,8 @@ def _trained_against(run):
   trained = run.config.get('epsilon') if trained is None and 'epsilon' in method else trained
   norms = [attack.get('norm', 'l2') for attack in (method.get('attack', {}),
                                                    run.attack.header.get('attack', {}))]
-  return trained if trained and 'train' in run.stages and norms[0] == norms[1] else None
+  return (trained if trained and 'attack' in method and 'train' in run.stages
+          and norms[0] == norms[1] else None)
 
 
 def _shown_radius(run):

@@ -64,6 +64,11 @@ def run_stage(stage, run, workdir):
 
   A training whose last checkpoint is damaged is not done: it goes on from the one before.
   """
+  if processes.count() > 1 and stage not in ('train', *OF_ONE_PROCESS):
+    processes.check_same(f'classifier of {stage}', weights.load(run, workdir).origin,
+                         lambda number, first, other: (
+                             f'{stage}: all processes must have the same classifier, process '
+                             f'{number} has {other}, process 0 {first}'))
   if stage not in KEPT:
     with monitoring.heartbeat(stage):
       STAGES[stage](run, workdir)

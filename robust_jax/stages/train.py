@@ -74,7 +74,8 @@ def _way_on(run, workdir, checkpoints):
     yield
   except NonFiniteLossError as error:
     if checkpoints:
-      checkpoint.wait(checkpoints)
+      with processes.unhurried():
+        checkpoint.wait(checkpoints)
     processes.barrier('bad loss')  # The end of another process would end this one while it saves.
     step = checkpoint.latest_step(workdir)
     if step is None:

@@ -281,15 +281,15 @@ def read(workdir, step):
   return _leaves(saved.state), saved.about
 
 
-def fingerprint(path, step=None):
-  """Which weights a workdir or file has: the sums of a checkpoint, or its own; str.
+def fingerprint(path):
+  """Which weights a workdir or file has: the sums of its newest checkpoint, or its own; str.
 
-  None where there is none. `step`: of which checkpoint; of the newest if None.
+  None where there is none.
   """
   path = Path(path)
   if path.is_file():
     return _sha256_file(path)
-  step = latest_step(path) if step is None else step
+  step = latest_step(path)
   sums = _folder(path, step) / _FILE_SUMS if step is not None else None
   return sums.read_text() if sums and sums.is_file() else None
 
@@ -314,8 +314,12 @@ def in_sight(workdir, topic):
   Raises:
     UserError: they do not show.
   """
+  if processes.count() == 1:
+    return
+
   def sums():
-    return {str(step): fingerprint(workdir, step) for step in _steps(workdir)}
+    return {str(step): _sha256_file(path) for step in _steps(workdir)
+            if (path := _folder(workdir, step) / _FILE_SUMS).is_file()}
 
   told = processes.of_first(topic, sums)
   if processes.lasting(lambda: sums() != told):

@@ -39,7 +39,7 @@ import numpy as np
 
 from robust_jax import __version__, models, named
 from robust_jax.devices import processes
-from robust_jax.errors import UserError
+from robust_jax.errors import NonFiniteLossError, UserError
 from robust_jax.workdir.records import read_json, write_json
 
 LOCK = '.lock'
@@ -156,13 +156,16 @@ def copied(workdir):
 
   def differs():
     try:
-      return (path / LOCK).read_text(encoding='utf-8') != holder or _sums(path) != sums
+      own = _sums(path)
+      wrong = [name for name in sums | own if own.get(name) != sums.get(name)]
+      return wrong or (path / LOCK).read_text(encoding='utf-8') != holder and [LOCK]
     except OSError:
-      return True
+      return [LOCK]
 
-  if processes.lasting(differs):
-    raise UserError(f'--workdir must be one folder that all processes see, got {workdir}, which on '
-                    f'{platform.node()} is another one than that of process 0 ({holder.strip()})')
+  if wrong := processes.lasting(differs):
+    raise UserError(f'--workdir must be one folder that all processes see, got {workdir}, whose '
+                    f'{wrong[0]} on {platform.node()} is another one than that of process 0 '
+                    f'({holder.strip()})')
   with processes.temporary_folder() as copy:
     for name in sums:
       shutil.copy(path / name, copy)
@@ -170,14 +173,19 @@ def copied(workdir):
     processes.barrier('workdir')
     try:
       yield copy
-    except UserError as error:  # Nobody knows the copy.
+    except (UserError, NonFiniteLossError) as error:  # Nobody knows the copy.
       raise type(error)(str(error).replace(str(copy), str(workdir))) from error
 
 
 def _sums(workdir):
-  """{name: sha256} of the files that are not in folders, but for the lock."""
-  return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-          for path in sorted(Path(workdir).iterdir()) if path.is_file() and path.name != LOCK}
+  """{name: sha256} of the files that stages write and read."""
+  found = {}
+  for name in ('config.json', 'run.json', 'stages.json',
+               *itertools.chain.from_iterable(OUTPUTS.values())):
+    if (path := Path(workdir) / name).is_file():
+      with path.open('rb') as file:
+        found[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return found
 
 
 def describe(run, workdir, words):
