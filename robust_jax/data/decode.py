@@ -90,8 +90,9 @@ def resized_crop(image, shape, draws, mirrored):
   left, top, width, height = crop_box(*image.size, draws)
   # Crop first: Pillow's resize(box=...) would mix in pixels from outside of the box.
   crop = image.crop((left, top, left + width, top + height))
-  resized = to_array(crop.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
-  return resized[:, ::-1] if mirrored else resized
+  resized = crop.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+  # By Pillow: NumPy takes ten times as long to copy what goes backwards.
+  return to_array(resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else resized)
 
 
 def crop_box(width, height, draws):
