@@ -1,6 +1,7 @@
 """How many of ImageNet's JPEGs one core decodes and cuts in a second, in several ways, in turns.
 
   python -m benchmarks.jpeg [--width=500 --height=375 --number=64 --rounds=7]
+  python -m benchmarks.jpeg --data-dir=DIR --rates=100,200,400
 
 'pillow' is what robust_jax.data does. 'draft' has Pillow decode at 1/2, 1/4 or 1/8 where what is
 kept still has the pixels that are asked for. 'simplejpeg' and 'opencv', which requirements.txt has
@@ -8,20 +9,27 @@ not, take part where they are installed: simplejpeg decodes, whole or ('simplejp
 few eighths as will do, and Pillow cuts; OpenCV does both, with INTER_AREA where it shrinks. None
 of them decodes a part of an image. Time is the processor's, of one thread. The difference from
 'pillow' is the mean over pixels, in levels of 255.
+
+With --data-dir, which has an imagenet2012 (`python tests/tiny_imagenet.py DIR --num_train=512
+--sizes 375 500` writes one): the share of time that training waits for input, `input_wait` of
+metrics.jsonl, beside an accelerator that takes so many images a second: a step is a sleep.
 """
 
 import argparse
 import importlib.util
 import io
 import statistics
+import tempfile
 import time
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from benchmarks.process import take_turns
-from robust_jax import backend
+from robust_jax import backend, data
 from robust_jax.data import decode
+from robust_jax.stages.metrics import Metrics
 
 SIZE = 224
 
@@ -132,13 +140,34 @@ def measure(images, draws, rounds):
   return {name: (rates[name], differences[name]) for name in ways}
 
 
+def waiting(data_dir, rate, *, batch_size=64, num_steps=40):
+  """The record of metrics.jsonl of steps that take batch_size / rate seconds each."""
+  dataset = data.load('imagenet2012', 'train', data_dir=data_dir, image_size=SIZE)
+  batches = data.train_batches(dataset, batch_size=batch_size, seed=0, num_steps=num_steps,
+                               augment='resized_crop')
+  with tempfile.TemporaryDirectory() as workdir:
+    metrics = Metrics(workdir, 0, None)
+    for _ in metrics.timed(batches):
+      time.sleep(batch_size / rate)
+      metrics.add({'count': jnp.full((), batch_size)})
+    return metrics.flush(num_steps, 0.)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   for name, value in (('width', 500), ('height', 375), ('number', 64), ('rounds', 7)):
     parser.add_argument(f'--{name}', type=int, default=value)
+  parser.add_argument('--data-dir')
+  parser.add_argument('--rates', default='100,200,400', help='images a second')
   args = parser.parse_args()
   backend.tune()  # As a run: malloc keeps its memory.
+  if args.data_dir:
+    for rate in map(float, args.rates.split(',')):
+      record = waiting(args.data_dir, rate)
+      print(f'{rate:g} images/s: {record["images_per_second"]:,.0f} images/s, input_wait '
+            f'{record["input_wait"]:.0%}', flush=True)
+    return
   rng = np.random.default_rng(0)
   images = [made_up(rng, args.width, args.height) for _ in range(args.number)]
   print(f'{args.number} images of {args.width}x{args.height}, {np.mean([*map(len, images)]):,.0f} '

@@ -604,6 +604,8 @@ def test_a_resized_crop_is_a_part_of_the_image(channels, mirrored):
   expected = resized(part, 20, 16)[:, ::-1] if mirrored else resized(part, 20, 16)
   assert found.shape == (20, 16, channels) and found.dtype == np.uint8
   assert np.abs(found - expected).max() <= 1.01
+  other = decode.resized_crop(image, (20, 16), draws, not mirrored)
+  np.testing.assert_array_equal(other, found[:, ::-1])
 
 
 # Training batches.

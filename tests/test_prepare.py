@@ -11,11 +11,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from scipy.io import savemat
 
 from robust_jax import data
 from robust_jax.data import __main__ as command
-from robust_jax.data import archives, prepare
+from robust_jax.data import archives, imagenet, imagenet_resized, prepare
 from robust_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -112,7 +113,7 @@ def mnist(form='gz'):
     for kind, array in (('images-idx3', IMAGES[split][..., 0]),
                         ('labels-idx1', LABELS[split].astype(np.uint8))):
       files[f'{name}-{kind}-ubyte'] = idx(array)
-  return {f'{name}.gz': gzip.compress(content) for name, content in files.items()
+  return {f'{name}.gz': gzip.compress(content, mtime=0) for name, content in files.items()
           } if form == 'gz' else files
 
 
@@ -362,3 +363,94 @@ def test_real_images_come_back_as_they_were(name, shape, test_data_dir, tmp_path
   assert found.image_shape == shape and found.class_names == test.class_names
   assert (found.mean, found.std) == (test.mean, test.std)
   assert 'tensorflow' not in sys.modules
+
+
+# ImageNet of few pixels.
+
+SMALL = {f'train_data_batch_{number}': RNG.integers(0, 256, (2, 8, 8, 3), np.uint8)
+         for number in range(1, 11)} | {'val_data': RNG.integers(0, 256, (5, 8, 8, 3), np.uint8)}
+SMALL_LABELS = {name: [*RNG.integers(1, 1000, len(images) - 1, endpoint=True), 1000]
+                for name, images in SMALL.items()}
+
+
+def small_imagenet(form, names=tuple(SMALL)):
+  """{name: content} of files of the archives; sorted, so that ten comes before two."""
+  files = {}
+  for name in sorted(names):
+    rows = np.ascontiguousarray(SMALL[name].transpose(0, 3, 1, 2)).reshape(-1, 192)
+    if form == 'pickle':
+      files[name] = pickled({b'data': rows, b'mean': np.zeros(192),
+                             b'labels': [int(label) for label in SMALL_LABELS[name]]})
+    else:
+      file = io.BytesIO()
+      np.savez(file, data=rows, labels=np.array(SMALL_LABELS[name]), mean=np.zeros(192))
+      files[f'{name}.npz'] = file.getvalue()
+  return files
+
+
+@pytest.fixture
+def few(monkeypatch):
+  monkeypatch.setattr(imagenet_resized, 'NUM_IMAGES', {'train': 20, 'validation': 5})
+
+
+@pytest.mark.parametrize('form, place', [
+    ('pickle', 'archives'), ('npz', 'archives'), ('pickle', 'unpacked'), ('npz', 'unpacked')])
+def test_small_imagenet_from_its_archives(form, place, few, tmp_path):
+  source = tmp_path / 'raw'
+  if place == 'unpacked':
+    write(source / 'some', small_imagenet(form))
+  else:
+    source.mkdir()
+    end = '_npz' if form == 'npz' else ''
+    train = [*SMALL][:-1]
+    write_zip(source / f'Imagenet8_train_part1{end}.zip', small_imagenet(form, train[:5]))
+    write_zip(source / f'Imagenet8_train_part2{end}.zip', small_imagenet(form, train[5:]))
+    write_zip(source / f'Imagenet8_val{end}.zip', small_imagenet(form, ['val_data']))
+    write_zip(source / 'Imagenet16_val.zip', {'val_data': b'of another size'})
+  name = 'imagenet_resized/8x8'
+  said = prepare.prepare(name, source, tmp_path / 'data')
+  assert '20 train and 5 validation images' in said
+  loaded = {split: data.load(name, split, data_dir=str(tmp_path / 'data'))
+            for split in ('train', 'test')}
+  for split, files in (('train', [*SMALL][:-1]), ('test', ['val_data'])):
+    np.testing.assert_array_equal(loaded[split].images, np.concatenate([*map(SMALL.get, files)]))
+    np.testing.assert_array_equal(
+        loaded[split].labels, np.concatenate([*map(SMALL_LABELS.get, files)]) - 1)
+  # The classes of map_clsloc.txt of the authors, which are ImageNet's in another order.
+  assert loaded['test'].class_names[:2] == ('n02119789', 'n02100735')
+  assert {*loaded['test'].class_names} == {*imagenet.names()}
+  theirs = tfds.data_source(name, split='validation', data_dir=tmp_path / 'data', download=False)
+  for image, label, example in zip(SMALL['val_data'], SMALL_LABELS['val_data'], theirs):
+    np.testing.assert_array_equal(example['image'], image)
+    assert example['label'] == label - 1
+  with pytest.raises(UserError, match='is there already'):
+    prepare.prepare(name, source, tmp_path / 'data')
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'train_data_batch_7': None}, '20 train images of 8x8, got 18; without train_data_batch_7'),
+    ({'val_data': pickled({b'data': np.zeros((5, 192), np.uint8), b'labels': [0, 1, 2, 3, 4]})},
+     r'val_data: labels, less 1: .*0\.\.999, got -1'),
+    ({'val_data': pickled({b'data': np.zeros((5, 768), np.uint8), b'labels': [1] * 5})},
+     r'val_data: images .*192\], got uint8 of shape \(5, 768\)'),
+    ({'val_data': pickled({b'data': np.zeros((5, 192), np.uint8), b'labels': [1] * 4})},
+     'val_data: labels must be 5'),
+    ({'val_data': pickled({b'data': np.zeros((4, 192), np.uint8), b'labels': [1] * 4})},
+     '5 validation images of 8x8, got 4'),
+    ({'val_data': pickled({b'data': Evil(print, 'evil'), b'labels': [1]})}, 'asks for .*print'),
+    ({'val_data': b'PK\3\4 cut off'}, 'val_data: cannot be read')])
+def test_damaged_small_imagenet_is_refused(change, message, few, tmp_path, capsys):
+  files = small_imagenet('pickle') | change
+  files = {name: content for name, content in files.items() if content is not None}
+  with pytest.raises(UserError, match=message):
+    prepare.prepare('imagenet_resized/8x8', write(tmp_path / 'raw', files), tmp_path / 'data')
+  assert 'evil' not in capsys.readouterr().out
+  with pytest.raises(UserError, match='prepare imagenet_resized/8x8 --source=FOLDER'):
+    data.load('imagenet_resized/8x8', 'train', data_dir=str(tmp_path / 'data'))
+
+
+def test_small_imagenet_is_not_downloaded(tmp_path):
+  with pytest.raises(UserError, match='--source must be a folder with Imagenet64_train_part1.zip'):
+    prepare.prepare('imagenet_resized/64x64', None, tmp_path)
+  with pytest.raises(UserError, match='--source must be .*gone'):
+    prepare.prepare('imagenet_resized/64x64', tmp_path / 'gone', tmp_path)

@@ -97,4 +97,6 @@ if __name__ == '__main__':
   parser.add_argument('--num_train', type=int, default=200)
   parser.add_argument('--num_validation', type=int, default=50)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--sizes', type=int, nargs=2, default=(40, 90),
+                      help='smallest and largest height and width')
   write(**vars(parser.parse_args()))

@@ -1,7 +1,7 @@
 """Published datasets without TensorFlow: `python -m robust_jax.data prepare NAME`.
 
   prepare    one file NAME.npz, for --config.data.name=NAME.npz, of the files as published;
-             of imagenet2012 the folder DIR/imagenet2012, for --config.data.data_dir=DIR
+             of imagenet2012 and imagenet_resized a folder in DIR, for --config.data.data_dir=DIR
 """
 
 import argparse
@@ -15,7 +15,8 @@ from robust_jax.errors import UserError
 
 EXAMPLES = ('prepare cifar10', 'prepare cifar10 --source=cifar-10-python.tar.gz',
             'prepare mnist --source=~/downloads/mnist --output=data/mnist.npz',
-            'prepare imagenet2012 --source=FOLDER --output=DIR')
+            'prepare imagenet2012 --source=FOLDER --output=DIR',
+            'prepare imagenet_resized/64x64 --source=FOLDER --output=DIR')
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +42,7 @@ def make_parser():
                        help='file or folder of the dataset; downloaded if not given')
   command.add_argument('--output', metavar='FILE', type=os.path.expanduser,
                        help='what is written; NAME.npz in this folder if not given; of '
-                            "imagenet2012 DIR, TFDS's own if not given")
+                            "imagenet2012 and imagenet_resized DIR, TFDS's own if not given")
   return parser
 
 
@@ -54,6 +55,10 @@ def prepare(flags):
 
   imagenet2012 is written as TFDS has it, from a folder with ILSVRC2012_img_train.tar and
   ILSVRC2012_img_val.tar, by all cores. The same command goes on after an interruption.
+
+  imagenet_resized/8x8, 16x16, 32x32 and 64x64 are written from a folder with image-net.org's
+  Imagenet64_train_part1.zip and so on, or the same with _npz, packed or not. Labels and classes
+  are those of TFDS.
   """
   print(preparing.prepare(flags.name, flags.source, flags.output))
 

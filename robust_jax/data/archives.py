@@ -25,7 +25,7 @@ from scipy.io import loadmat
 
 from robust_jax.errors import UserError
 
-_CIFAR_SHAPE = (3, 32, 32)
+_CIFAR_BYTES = 3 * 32 * 32
 
 
 class Layout(NamedTuple):
@@ -88,30 +88,35 @@ def unpickle(content):
   return _ArraysOnly(io.BytesIO(content), encoding='bytes').load()
 
 
-def _cifar_images(rows):
-  """[num_examples, 3072] uint8, red plane first, as [num_examples, 32, 32, 3]."""
-  if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != math.prod(_CIFAR_SHAPE):
-    raise UserError(f'images must be uint8 of shape [num_examples, 3072], got {rows.dtype} of '
-                    f'shape {rows.shape}')
-  return rows.reshape(-1, *_CIFAR_SHAPE).transpose(0, 2, 3, 1)
+def from_planes(rows, size=32):
+  """[num_examples, 3 * size**2] uint8, red plane first, as [num_examples, size, size, 3].
+
+  Raises:
+    UserError: rows of another shape or dtype.
+  """
+  if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * size**2:
+    raise UserError(f'images must be uint8 of shape [num_examples, {3 * size**2}], got '
+                    f'{rows.dtype} of shape {rows.shape}')
+  return rows.reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
 
 
 def _cifar_python(label):
   """Reader of the Python version; `label` is the key of the labels."""
 
   def read(contents):
-    batches = [_text_keys(unpickle(content)) for content in contents]
-    return (_cifar_images(np.concatenate([batch['data'] for batch in batches])),
+    batches = [text_keys(unpickle(content)) for content in contents]
+    return (from_planes(np.concatenate([batch['data'] for batch in batches])),
             np.concatenate([np.asarray(batch[label]) for batch in batches]))
 
   return read
 
 
 def _python_names(key):
-  return lambda content: [_text(name) for name in _text_keys(unpickle(content))[key]]
+  return lambda content: [_text(name) for name in text_keys(unpickle(content))[key]]
 
 
-def _text_keys(values):
+def text_keys(values):
+  """A dict of `unpickle` with keys of text."""
   return {_text(name): value for name, value in values.items()}
 
 
@@ -123,13 +128,13 @@ def _cifar_binary(num_labels):
   """Reader of the binary version: records of so many labels, the last one counts, and an image."""
 
   def read(contents):
-    size = num_labels + math.prod(_CIFAR_SHAPE)
+    size = num_labels + _CIFAR_BYTES
     whole = b''.join(contents)
     if any(len(content) % size for content in contents):
       raise UserError(f'its files must be records of {size} bytes, got '
                       f'{", ".join(str(len(content)) for content in contents)} bytes')
     records = np.frombuffer(whole, np.uint8).reshape(-1, size)
-    return _cifar_images(records[:, num_labels:]), records[:, num_labels - 1]
+    return from_planes(records[:, num_labels:]), records[:, num_labels - 1]
 
   return read
 
@@ -141,7 +146,7 @@ def _lines(content):
 def _cifar_matlab(label):
   def read(contents):
     batches = [loadmat(io.BytesIO(content)) for content in contents]
-    return (_cifar_images(np.concatenate([batch['data'] for batch in batches])),
+    return (from_planes(np.concatenate([batch['data'] for batch in batches])),
             np.concatenate([batch[label] for batch in batches])[:, 0])
 
   return read
@@ -233,7 +238,7 @@ def read(name, paths):
   wanted = {file for layout in LAYOUTS[name] for file in layout.files}
   found = {}
   for path in paths:
-    for file, content in _contents(path, wanted):
+    for file, content in contents(path, wanted):
       found.setdefault(file, content)
   missing = [[file for file in layout.files if file not in found] for layout in LAYOUTS[name]]
   layout, absent = min(zip(LAYOUTS[name], missing), key=lambda pair: len(pair[1]))
@@ -243,11 +248,11 @@ def read(name, paths):
                     f'{", ".join(absent)}')
   arrays = {}
   for split, files in (('train', layout.train), ('test', layout.test)):
-    images, labels = _parsed(layout.read, [found[file] for file in files], place, files)
+    images, labels = parsed(layout.read, [found[file] for file in files], place, files)
     arrays |= {f'{split}_images': images, f'{split}_labels': labels}
   names = layout.class_names
   if layout.meta:
-    names = _parsed(lambda contents: names(*contents), [found[layout.meta]], place, [layout.meta])
+    names = parsed(lambda contents: names(*contents), [found[layout.meta]], place, [layout.meta])
   return arrays | {'class_names': np.array(names)}
 
 
@@ -257,8 +262,12 @@ def md5(path):
     return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _parsed(read, contents, place, files):
-  """What `read` makes of the contents that the functions `contents` give."""
+def parsed(read, contents, place, files):
+  """What `read` makes of the contents that the functions `contents` give.
+
+  Raises:
+    UserError: whatever `read` raises, in a line that names `place` and `files`.
+  """
   try:
     return read([content() for content in contents])
   except Exception as error:  # Of pickle, zlib and SciPy, or a key that is not there.
@@ -272,7 +281,7 @@ def _unreadable(place, error):
   return UserError(f'{place}: {line}')
 
 
-def _contents(path, wanted):
+def contents(path, wanted):
   """Iterates over (name, function that gives the bytes) of the wanted files at a path."""
   if os.path.isdir(path):
     for folder, folders, names in os.walk(path):

@@ -24,7 +24,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from robust_jax.data import archives, decode, imagenet
+from robust_jax.data import archives, decode, imagenet, tfds_files
 from robust_jax.errors import UserError
 
 NAME, VERSION = 'imagenet2012', '5.1.0'
@@ -223,21 +223,9 @@ def _as_jpeg(encoded):
 
 
 def _write_info(folder, members):
-  info = tfds.core.DatasetInfo(
-      builder=DatasetIdentity(NAME, tfds.core.Version(VERSION), str(folder), ''),
-      features=tfds.features.FeaturesDict({
-          'image': tfds.features.Image(encoding_format='jpeg'),
-          'label': tfds.features.ClassLabel(names=[*imagenet.names()]),
-          'file_name': tfds.features.Text()}),
-      supervised_keys=('image', 'label'), homepage='https://image-net.org/')
-  info.set_file_format('array_record')
-  splits = []
-  for split in members:
-    shards = [(name, len(part)) for name, part in _shards(split, members[split])]
-    splits.append(tfds.core.SplitInfo(
-        name=split, shard_lengths=[number for _, number in shards],
-        num_bytes=sum((folder / name).stat().st_size for name, _ in shards),
-        filename_template=tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=NAME, split=split, filetype_suffix='array_record')))
-  info.set_splits(tfds.core.SplitDict(splits))
-  info.write_to_directory(folder)
+  identity = DatasetIdentity(NAME, tfds.core.Version(VERSION), str(folder), '')
+  tfds_files.write_info(folder, identity, {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(names=[*imagenet.names()]),
+      'file_name': tfds.features.Text(),
+  }, {split: [len(part) for _, part in _shards(split, members[split])] for split in members})

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from robust_jax.data import archives, arrays, datasets, imagenet_tars
+from robust_jax.data import archives, arrays, datasets, imagenet_resized, imagenet_tars
 from robust_jax.errors import UserError
 
 _TORONTO = 'https://www.cs.toronto.edu/~kriz/'
@@ -41,7 +41,7 @@ _MD5 = {
 }
 _TIMEOUT = 30
 _IMAGENET = [split.tar for split in imagenet_tars.SPLITS.values()]
-NAMES = (*DOWNLOADS, imagenet_tars.NAME)
+NAMES = (*DOWNLOADS, imagenet_tars.NAME, *imagenet_resized.NAMES)
 
 
 def prepare(name, source=None, output=None):
@@ -51,7 +51,7 @@ def prepare(name, source=None, output=None):
     name: one of `NAMES`.
     source: a file or archive as it was published, or a folder that has it, packed or not (see
       `archives`), or a .npz with arrays as Keras names them; None: it is downloaded. Of
-      ImageNet a folder that has its two tar files.
+      ImageNet a folder that has its two tar files, or the archives of it downsampled.
     output: the file .npz; NAME.npz in this folder if None. Of ImageNet the folder of prepared TFDS
       datasets; TFDS's own if None.
 
@@ -68,6 +68,11 @@ def prepare(name, source=None, output=None):
                       'image-net.org; they cannot be downloaded without an account')
     return imagenet_tars.prepare(*(Path(source) / tar for tar in _IMAGENET),
                                  output or tfds.core.constants.DATA_DIR)
+  if name in imagenet_resized.NAMES:
+    if source is None:
+      raise UserError('--source must be a folder with Imagenet64_train_part1.zip and so on, from '
+                      'image-net.org; they cannot be downloaded without an account')
+    return imagenet_resized.prepare(name, source, output or tfds.core.constants.DATA_DIR)
   output = Path(f'{name}.npz' if output is None else output).expanduser()
   if output.suffix != '.npz' or output.exists() or not output.parent.is_dir():
     raise UserError(f'--output must be a new file .npz in a folder that exists, got {output}')

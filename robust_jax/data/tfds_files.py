@@ -59,6 +59,10 @@ def find(name, data_dir, known=(), published=()):
       raise UserError(f'{where}; python -m robust_jax.data prepare imagenet2012 --source=FOLDER '
                       f'--output={data_dir} writes it from ILSVRC2012_img_train.tar and '
                       'ILSVRC2012_img_val.tar in FOLDER; no TensorFlow is needed')
+    if dataset == 'imagenet_resized':
+      raise UserError(f'{where}; python -m robust_jax.data prepare {name} --source=FOLDER '
+                      f'--output={data_dir} writes it from the archives of image-net.org in '
+                      'FOLDER; no TensorFlow is needed')
     raise UserError(
       f'{where}; prepare it in an environment that also has tensorflow and importlib_resources, '
       'with python -c "import '
@@ -99,6 +103,31 @@ def _folders(folder):
 def unreadable(place, error):
   """The UserError for what is at `place`, on which TFDS or array_record has raised `error`."""
   return UserError(f'{place} cannot be read: {" ".join(str(error).split())}')
+
+
+def write_info(folder, identity, features, lengths):
+  """Writes what describes the array_record files of images and classes in a folder.
+
+  Args:
+    folder: pathlib.Path.
+    identity: tfds.core.dataset_info.DatasetIdentity, name and version of the dataset.
+    features: {name: feature} of an example, 'image' and 'label' among them.
+    lengths: {split: the number of examples in each of its files}.
+  """
+  info = tfds.core.DatasetInfo(
+      builder=identity, features=tfds.features.FeaturesDict(features),
+      supervised_keys=('image', 'label'), homepage='https://image-net.org/')
+  info.set_file_format('array_record')
+  splits = []
+  for split, numbers in lengths.items():
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=identity.name, split=split, filetype_suffix='array_record')
+    splits.append(tfds.core.SplitInfo(
+        name=split, shard_lengths=numbers, filename_template=template,
+        num_bytes=sum(path.stat().st_size for path in folder.glob(
+            f'{identity.name}-{split}.array_record-*'))))
+  info.set_splits(tfds.core.SplitDict(splits))
+  info.write_to_directory(folder)
 
 
 class TfdsSplit:
