@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_imagenet
 from flax import traverse_util
 
 from benchmarks import __main__ as benchmark
-from benchmarks import flops, hardware, ours, process, results, table, worker
+from benchmarks import flops, hardware, jpeg, memory, ours, process, results, table, worker
 from benchmarks.work import CONTESTANTS, DEFAULT_CONTESTANTS, MODELS, TASKS, Contestant, Work, plan
+from configs import digits
 from robust_jax import models
+from robust_jax.config import experiment, sections
 from robust_jax.cpu import onednn
+from robust_jax.data import decode
 
 ROOT = Path(__file__).parents[1]
 OURS = CONTESTANTS['cpu']['ours']
@@ -323,3 +327,44 @@ def test_libraries_find_the_same_images(library, torch_weights):
   work, weights = small_work('pgd10'), torch_weights('lenet')
   np.testing.assert_allclose(checks(work, weights, library)['adversarial'],
                              checks(work, weights, 'torch')['adversarial'], atol=1e-6)
+
+
+# JPEGs.
+
+
+@pytest.mark.parametrize('scale, most', [(1, 0.), (2, 4.)])
+def test_jpegs_are_cut_to_the_same_images(scale, most):
+  """Of 500x375 pixels Pillow's draft never has enough at half the size; of twice that it may."""
+  rng = np.random.default_rng(0)
+  images = [jpeg.made_up(rng, 500 * scale, 375 * scale) for _ in range(3)]
+  assert 80_000 < len(images[0]) / scale**2 < 130_000
+  for draws in (rng.random((3, decode.CROP_TRIES, 4)), [None] * 3):
+    found = jpeg.measure(images, draws, rounds=1)
+    assert {'pillow', 'draft'} <= {*found}
+    assert found['pillow'][1] == 0 and found['draft'][1] <= most
+    assert (found['draft'][1] > 0) == (scale > 1)
+    assert all(len(rates) == 1 and rates[0] > 0 for rates, _ in found.values())
+
+
+def test_a_fast_accelerator_waits_for_jpegs_and_a_slow_one_does_not(tmp_path):
+  tiny_imagenet.write(tmp_path, num_train=16, num_validation=2)
+  slow, fast = (jpeg.waiting(tmp_path, rate, batch_size=8, num_steps=5) for rate in (20., 1e6))
+  assert slow['input_wait'] < 0.3 < 0.7 < fast['input_wait'] and slow['images_per_second'] <= 20
+
+
+# Memory.
+
+
+def test_memory_of_a_step_is_of_images_times_noises(tmp_path):
+  def memory_of(rows, noises):
+    config = digits.get_config('smoothadv')
+    config.data.data_dir, config.method.num_noise = str(tmp_path), noises
+    return memory.step_memory(
+        experiment.build(sections.resolve(config), jax.devices()[:1]), rows)
+
+  few, many, noisy = memory_of(16, 1), memory_of(64, 1), memory_of(16, 4)
+  # 8x8 pixels, label, index and mask of each image.
+  assert many['in'] - few['in'] == 48 * 4 * (64 + 3)
+  assert few['in'] == noisy['in'] and few['out'] == many['out'] > few['in'] / 2
+  assert 3 < many['temporary'] / few['temporary'] < 5
+  assert abs(noisy['temporary'] / many['temporary'] - 1) < 0.1

@@ -17,8 +17,9 @@ from robust_jax.types import Batch
 
 CROP_PADDING = 4
 Augmentation = Literal['none', 'crop', 'crop_flip', 'resized_crop']
-# One thread reads ahead; large images are decoded by more (`lazy.in_threads`).
-_READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+# Two threads read ahead, so that the threads which decode large images (`lazy.in_threads`) have the
+# next batch to go on with while the last images of one are waited for, and it is divided by 255.
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 def steps_per_epoch(dataset, batch_size):
