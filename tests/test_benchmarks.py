@@ -362,9 +362,8 @@ def test_memory_of_a_step_is_of_images_times_noises(tmp_path):
     return memory.step_memory(
         experiment.build(sections.resolve(config), jax.devices()[:1]), rows)
 
-  few, many, noisy = memory_of(16, 1), memory_of(64, 1), memory_of(16, 4)
+  many, noisy = memory_of(64, 1), memory_of(16, 4)
   # 8x8 pixels, label, index and mask of each image.
-  assert many['in'] - few['in'] == 48 * 4 * (64 + 3)
-  assert few['in'] == noisy['in'] and few['out'] == many['out'] > few['in'] / 2
-  assert 3 < many['temporary'] / few['temporary'] < 5
+  assert many['in'] - noisy['in'] == 48 * 4 * (64 + 3)
+  assert many['out'] == noisy['out'] > noisy['in'] / 2
   assert abs(noisy['temporary'] / many['temporary'] - 1) < 0.1
