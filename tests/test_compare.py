@@ -455,6 +455,14 @@ def test_runs_have_the_names_of_their_folders(names, label):
   assert len({group.label for group in groups.group([*runs, again])}) == 2
 
 
+def test_the_seeds_of_a_sweep_have_the_name_of_its_folder_where_theirs_is_taken():
+  config = {'method': {'name': 'smoothadv'}, 'sigma': 0.5}
+  runs = [contents.Contents(contents.Path(f'runs/seeds/00{seed}'), {**config, 'seed': seed}, {}, {},
+                            {}, swept=True) for seed in range(3)]
+  other = contents.Contents(contents.Path('runs/smoothadv'), {**config, 'sigma': 1.}, {}, {}, {})
+  assert [group.label for group in groups.group([*runs, other])] == ['seeds', 'smoothadv']
+
+
 # The page and the command.
 
 

@@ -160,7 +160,8 @@ def plot(flags):
     write_bytes(output, charts.render(charts.draw(chart), kind))
   except OSError as error:
     raise UserError(f'--output: {output} cannot be written ({error.strerror})') from error
-  print(f'{len(found)} logs{f" in {folder}" if folder else ""}: {flags.output}')
+  print(f'{len(found)} log{"s" * (len(found) > 1)}{f" in {folder}" if folder else ""}: '
+        f'{flags.output}')
 
 
 def runs(flags):

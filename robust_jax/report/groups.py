@@ -47,7 +47,9 @@ def group(runs) -> list[Group]:
   labels = [_common_name(same) for same in members]
   for i, label in zip(swept, of_sweeps):
     labels[i] = label
-  names = folder_names([same[0].path for same in members])
+  # A sweep's points are numbers: the sweep's folder says more.
+  names = folder_names([same[0].path.resolve().parent if len(same) > 1 and same[0].swept
+                        else same[0].path for same in members])
   labels = [name if not label or labels.count(label) > 1 else label
             for label, name in zip(labels, names)]
   return [Group(*parts) for parts in zip(labels, members, configs)]
