@@ -288,3 +288,8 @@ def test_a_class_that_no_image_has_is_said(tmp_path, capsys):
   assert dataset.num_classes == 4
   message = capsys.readouterr().err
   assert 'mine.npz' in message and 'label 0' in message and message.count('\n') == 1
+
+
+def test_the_length_of_a_dataset_is_that_of_its_examples():
+  dataset = data.from_arrays(BYTES, LABELS)
+  assert len(dataset) == dataset.num_examples == len(BYTES)

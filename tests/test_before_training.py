@@ -1,5 +1,6 @@
 """What cannot be trained is refused before anything is written that claims the workdir."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -79,7 +80,8 @@ def test_tangents_of_joined_images_are_refused():
   for images in (lazy.concatenate(dataset.images, dataset.images[:5]),
                  data.load('digits', 'test', in_memory_bytes=0).images):
     with pytest.raises(UserError, match='config.data.tangents=2 .*digits'):
-      data.load_tangents(dataset._replace(images=images), 8, num_directions=2, num_neighbors=5)
+      data.load_tangents(dataclasses.replace(dataset, images=images), 8, num_directions=2,
+                         num_neighbors=5)
 
 
 def test_tangents_of_images_that_are_decoded_on_the_way(tmp_path):

@@ -201,7 +201,7 @@ def test_floating_point_images_are_taken_as_they_are_among_others(floats_first):
   first, second = dataset(12), dataset(8, seed=1)
   floats = np.random.default_rng(9).random((12, 4, 4, 1), np.float32)
   expected = np.concatenate([floats, second.images / np.float32(255)])
-  mixed = [first._replace(images=floats), second]
+  mixed = [dataclasses.replace(first, images=floats), second]
   if not floats_first:
     mixed, expected = mixed[::-1], np.roll(expected, 8, axis=0)
   mixed = data.extra.mix(*mixed, share=0.5, weight=1.)

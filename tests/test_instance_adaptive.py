@@ -1,5 +1,6 @@
 """Radii of each example: the rule against NumPy, order, padding, devices, resume, the report."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -322,7 +323,7 @@ def test_radii_are_taken_over_for_the_same_examples_alone(trained, tmp_path, cap
   fewer = build(f'--config.weights={trained}', '--config.data.train_split=train[:50%]')
   other = build(f'--config.weights={trained}')
   labels = np.roll(other.train_data.labels, 1)
-  object.__setattr__(other, 'train_data', other.train_data._replace(labels=labels))
+  object.__setattr__(other, 'train_data', dataclasses.replace(other.train_data, labels=labels))
   new = build(f'--config.weights={trained}', '--config.new_head=True')
   for run, num, why in (
       (fewer, 721, r"1442 examples of 'digits' \(labels \w+\), .* 721 examples"),

@@ -1,5 +1,6 @@
 """Radii, steps and noise of a config that can only be meant in grey levels do not run."""
 
+import dataclasses
 import re
 
 import jax
@@ -120,20 +121,26 @@ def test_images_of_one_class_are_remarked(monkeypatch):
               '--config.evaluation.stride=1')
   assert not run.remarks({'attack'})
   test = run.test_data
-  monkeypatch.setitem(run.__dict__, 'test_data', test._replace(labels=sorted_labels(test)))
+  monkeypatch.setitem(run.__dict__, 'test_data', sorted_by_class(test))
   line, = run.remarks({'attack'})
   assert 'config.evaluation' in line and '1 of 10' in line
   run = build('--config=digits:smoothadv', '--config.evaluation.num_images=50',
               '--config.evaluation.stride=1')
-  monkeypatch.setitem(run.__dict__, 'test_data', test._replace(labels=sorted_labels(test)))
+  monkeypatch.setitem(run.__dict__, 'test_data', sorted_by_class(test))
   line, = run.remarks({'attack'})
   assert '2 of 10' in line and 'stride' in line
   # All of the split are behind the stride; a class is too rare for it.
   every = build('--config=digits:smoothadv', '--config.evaluation.num_images=0',
                 '--config.evaluation.stride=60')
-  monkeypatch.setitem(every.__dict__, 'test_data', test._replace(labels=sorted_labels(test)))
+  monkeypatch.setitem(every.__dict__, 'test_data', sorted_by_class(test))
   assert not every.remarks({'attack'})
 
 
-def sorted_labels(dataset):
-  return np.sort(dataset.labels[:])
+def sorted_by_class(dataset):
+  return dataclasses.replace(dataset, labels=np.sort(dataset.labels[:]))
+
+
+def test_the_radius_of_another_training_is_not_remarked():
+  words = ['--config=digits:pgd', '--config.epsilon=0.03']
+  assert any('config.evaluation.epsilons' in line for line in build(*words).remarks({'attack'}))
+  assert not build(*words, '--config.weights=runs/other').remarks({'attack'})

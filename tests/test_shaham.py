@@ -1,6 +1,7 @@
 """The experiment of Shaham et al. on digits: the set, the tables and the curves, made again."""
 
 import csv
+import dataclasses
 import json
 import sys
 
@@ -133,7 +134,7 @@ def test_published_rows_and_standardised_radii(result, monkeypatch):
   nets = result[2]
   nets = [net._replace(run=experiment.dataclasses.replace(
       net.run, data=net.run.data._replace(name='mnist'),
-      test_data=net.run.test_data._replace(std=(0.25,)))) for net in nets]
+      test_data=dataclasses.replace(net.run.test_data, std=(0.25,)))) for net in nets]
   table = shaham.accuracy_table(nets, batches(nets), adversarial_set(nets))
   assert table.columns[-2:] == ['published test %', 'published A %']
   assert table.rows[3][-2:] == ['99.33', '79.96'] and table.rows[0][-1] == '0.00'

@@ -55,7 +55,7 @@ class _Run(SimpleNamespace):
 
 SETTINGS = sections.EvaluationSettings(epsilons=EPSILONS, stride=1, gallery=3, batch_size=8)
 RUN = _Run(
-    evaluation=SETTINGS, attack=None, attacked_sigma=0., devices=jax.devices()[:2],
+    evaluation=SETTINGS, attack=None, attacked_sigma=0., trainable=False, devices=jax.devices()[:2],
     extra=SimpleNamespace(share=0.), key=lambda use: jax.random.key(0), shard=(0, 1),
     test_data=data.Dataset(
         name='cifar10', split='test', images=IMAGES, labels=LABELS, class_names=tuple('abcde'),

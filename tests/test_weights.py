@@ -325,7 +325,8 @@ def test_pytorch_weights_with_another_head(resnet8, capsys):
   own = dict(mean=(0.4, 0.5, 0.6), data__mean=(0.4, 0.5, 0.6), data__std=(0.25, 0.5, 0.2))
   path = GOLDEN / 'torch_zip.pth'
   run = resnet8(3, **own, new_head=True)
-  run = dataclasses.replace(run, test_data=run.test_data._replace(std=own['data__std']))
+  run = dataclasses.replace(
+      run, test_data=dataclasses.replace(run.test_data, std=own['data__std']))
   found = weights.initial_variables(run)
   assert 'last layer of 5 classes; a new one of 3' in capsys.readouterr().out
   whole = torch_weights.load(path, resnet.ResNet(3, (1, 1, 1), width=4), (8, 8, 3)).variables
@@ -359,7 +360,8 @@ def test_weights_without_a_normalisation_have_the_datasets_and_say_so(resnet8, t
   safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()
                                if name.startswith('1.')}, file)
   run, images = resnet8(weights=str(file), mean=(0.4, 0.5, 0.6)), seeded.images((2, 8, 8, 3))
-  run = dataclasses.replace(run, test_data=run.test_data._replace(std=(0.25, 0.5, 0.2)))
+  run = dataclasses.replace(
+      run, test_data=dataclasses.replace(run.test_data, std=(0.25, 0.5, 0.2)))
   expected = json.loads((GOLDEN / 'torch_resnet8.json').read_text())
   for _ in range(2):
     found = weights.load(run, tmp_path).logits_fn(images)
@@ -404,7 +406,8 @@ def test_classes_in_another_order_are_said(order, message, resnet8, capsys):
   run = resnet8(labels=np.arange(200) % 5)
   images = run.test_data.images.copy()
   images[:, 0, 0, 0] = np.arange(200) % 5  # Each image shows its class.
-  run = dataclasses.replace(run, test_data=run.test_data._replace(images=images))
+  run = dataclasses.replace(
+      run, test_data=dataclasses.replace(run.test_data, images=images))
   weights.check_classes(run, jax.tree_util.Partial(
       lambda x: jax.nn.one_hot(jnp.array(order)[(x[:, 0, 0, 0] * 255 + 0.5).astype(int)], 5)))
   found = capsys.readouterr().err

@@ -108,7 +108,7 @@ def autoattack(key, logits_fn, images, labels, *, epsilon, norm: threat_models.N
       points below what the attacks by gradients have left.
     'optimises': logits_fn differentiates something; attacks by gradients may miss the way through.
     'few_classes': with fewer than four classes the losses of 'apgd-t', with two those of
-      'apgd-dlr', are differences of logits, and there are fewer targets than the version has.
+      'apgd-dlr', are differences of logits. With fewer than ten, every other class is a target.
 
   Args:
     key: one key or [batch] keys.
@@ -385,9 +385,6 @@ def examine(logits_fn, images, suite, *, random=False) -> dict[str, str]:
   if few < 4 and 'apgd-t' in used or few < 3 and 'apgd-dlr' in used:
     flags['few_classes'] = (f'few_classes: with {few} classes the DLR losses are differences of '
                             'logits')
-  elif few < 10 and used & {'apgd-t', 'fab-t'}:
-    flags['few_classes'] = (f'few_classes: with {few} classes there are {few - 1} targets, where '
-                            'the version has more')
   return flags
 
 

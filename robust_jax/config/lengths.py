@@ -44,13 +44,19 @@ def _beyond_ddn(run):
           ] if reach < largest else []
 
 
+def trained_radius(run):
+  """What training defends against in the norm of the attack stage; None where there is no such."""
+  attack = run.config['attack']
+  if (not run.trainable or not run.training_epsilon or attack['name'] == 'none'
+      or _norm(run.components['method'].get('attack', {})) != _norm(attack)):
+    return None
+  return run.training_epsilon
+
+
 def _not_evaluated(run):
   """A line where no attack is as long as those that training defends against."""
-  method, attack = run.components['method'], run.config['attack']
-  epsilon, radii = run.training_epsilon, run.config['evaluation']['epsilons']
-  if (not run.trainable or not epsilon or attack['name'] == 'none'
-      or _norm(method.get('attack', {})) != _norm(attack)
-      or any(math.isclose(epsilon, radius, rel_tol=1e-3) for radius in radii)):
+  epsilon, radii = trained_radius(run), run.config['evaluation']['epsilons']
+  if not epsilon or any(math.isclose(epsilon, radius, rel_tol=1e-3) for radius in radii):
     return []
   return [f'training is against epsilon {epsilon:.4g}, which is not among '
           f'config.evaluation.epsilons, {tuple(radii)}']
@@ -63,7 +69,11 @@ def remarks(run, wanted):
     run: a Run.
     wanted: names of the stages that are to run.
   """
-  found = _not_evaluated(run) + _beyond_ddn(run) if 'attack' in wanted else []
+  found = []
+  if 'attack' in wanted:
+    # Of config.weights that are only judged the training is another run's.
+    trains = 'train' in wanted or not run.config['weights']
+    found = (_not_evaluated(run) if trains else []) + _beyond_ddn(run)
   return found + [f'config.{field} is {value:g} in l2, in units in which pixels are in [0, 1]'
           + _meant(value, _UNUSUAL_L2)
           for field, value, norm, _ in _lengths(run)

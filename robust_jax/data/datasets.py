@@ -1,5 +1,6 @@
 """Datasets: TFDS's array_record files, folders of images or arrays, without TensorFlow."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -33,8 +34,9 @@ class Mixture(NamedTuple):
   weight: float
 
 
-class Dataset(NamedTuple):
-  """One split of a dataset.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+  """One split of a dataset; its length is the number of examples.
 
   Attributes:
     name: as TFDS names the dataset, 'folder', or the name of a file .npz without its folder.
@@ -59,9 +61,12 @@ class Dataset(NamedTuple):
   std: float | tuple[float, ...]
   mixture: Mixture | None = None
 
+  def __len__(self):
+    return len(self.images)
+
   @property
   def num_examples(self):
-    return len(self.images)
+    return len(self)
 
   @property
   def num_classes(self):

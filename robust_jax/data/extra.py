@@ -3,6 +3,7 @@
 They may be pseudo-labelled or generated images; `share` is the fraction of a batch that they make.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def load(name, *, split='train', labels=None, data_dir=None, image_size=None, ch
   arrays.check_lengths(images, values, f'{place}: its labels')
   if isinstance(values, np.ndarray):  # Others are a dataset's own, read with its images.
     values = arrays.as_labels(values, like.num_classes, place)
-  return like._replace(name=name, split=split, images=images, labels=values)
+  return dataclasses.replace(like, name=name, split=split, images=images, labels=values)
 
 
 def _check_classes(name, dataset, labels, like):
@@ -126,7 +127,8 @@ def mix(dataset, extra, *, share, weight):
   images = [dataset.images, extra.images]
   if images[0].dtype != images[1].dtype:
     images = [_scaled(each) for each in images]
-  return dataset._replace(
+  return dataclasses.replace(
+      dataset,
       images=lazy.concatenate(*images),
       labels=lazy.concatenate(dataset.labels, extra.labels),
       mixture=datasets.Mixture(extra.num_examples, share, weight))

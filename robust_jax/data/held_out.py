@@ -1,5 +1,7 @@
 """A part of the training images that is not trained on, by which a network is chosen."""
 
+import dataclasses
+
 import numpy as np
 
 from robust_jax.data import lazy
@@ -29,6 +31,6 @@ def hold_out(dataset, share):
                     f'{total} training images that leaves some, got {share:g}')
   order = np.random.default_rng(total).permutation(total)
   rest, held_out = np.sort(order[int(count):]), np.sort(order[:int(count)])
-  return tuple(dataset._replace(images=lazy.part(dataset.images, indices),
-                                labels=lazy.part(dataset.labels, indices))
+  return tuple(dataclasses.replace(dataset, images=lazy.part(dataset.images, indices),
+                                   labels=lazy.part(dataset.labels, indices))
                for indices in (rest, held_out))

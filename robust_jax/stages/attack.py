@@ -10,6 +10,7 @@ import numpy as np
 
 from robust_jax import analysis, attacks, certification, keys, losses, smoothing
 from robust_jax.attacks import threat_models
+from robust_jax.config import lengths
 from robust_jax.devices import parallel
 from robust_jax.errors import UserError
 from robust_jax.models import external
@@ -191,17 +192,22 @@ def _confidence(run, logits_fn, images, index):
 
 
 def _save_gallery(workdir, run, logits_fn, chunk, clean, attacked, predicted):
-  """Some images of the first chunk at the middle radius; those that the attack broke first."""
-  middle = len(attacked) // 2
-  broken = (clean == chunk.labels) & (predicted[:, middle] != chunk.labels)
+  """Some images of the first chunk; those that the attack broke first.
+
+  At the radius of training if it is among the attack's, else at the middle one.
+  """
+  radii, trained = run.evaluation.epsilons, lengths.trained_radius(run)
+  same = np.flatnonzero(np.isclose(radii, trained, rtol=1e-3)) if trained else []
+  at = int(same[0]) if len(same) else len(radii) // 2
+  broken = (clean == chunk.labels) & (predicted[:, at] != chunk.labels)
   order = np.argsort(~broken, kind='stable')
   order = order[chunk.mask[order] > 0][:run.evaluation.gallery]
-  index, images, adversarial = chunk.index[order], chunk.images[order], attacked[middle][order]
+  index, images, adversarial = chunk.index[order], chunk.images[order], attacked[at][order]
   file = io.BytesIO()
   np.savez_compressed(
       file, index=index, images=images, adversarial=adversarial, labels=chunk.labels[order],
-      clean=clean[order], predicted=predicted[order, middle],
+      clean=clean[order], predicted=predicted[order, at],
       clean_confidence=_confidence(run, logits_fn, images, index),
       confidence=_confidence(run, logits_fn, adversarial, index),
-      epsilon=run.evaluation.epsilons[middle], norm=run.config['attack'].get('norm', ''))
+      epsilon=radii[at], norm=run.config['attack'].get('norm', ''))
   records.write_bytes(Path(workdir) / 'gallery.npz', file.getvalue())

@@ -217,7 +217,7 @@ def _load_judged(workdir):
   if path and Path(path).is_dir():
     network, variables, trained = load(path)
     return network, variables, {**info, **{name: trained[name] for name in (
-        'mean', 'std', 'training_noise', 'examples', 'sha256')}}
+        'mean', 'std', 'training_noise', 'epsilon', 'examples', 'sha256')}}
   model = models.create(num_classes=info['num_classes'], **info['model'])
   variables = {'params': {}, 'batch_stats': {}}
   if path:
