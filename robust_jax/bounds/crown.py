@@ -1,0 +1,191 @@
+"""CROWN: bounds of margins by lines below and above every nonlinear function."""
+
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from robust_jax import inputs, smoothing
+from robust_jax.bounds import linear, propagate
+from robust_jax.bounds.ibp import checked_rows, folded
+from robust_jax.bounds.rules import Interval, Nonlinear, stacked
+from robust_jax.types import Count, Positive
+
+Method = Literal['crown', 'crown_ibp', 'alpha', 'ibp']
+Norm = Literal['linf', 'l2', 'l1']
+
+
+def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=None,
+          method: Method = 'crown', num_steps: Count = 20, step_size: Positive = 0.1,
+          chunk: Count = 256):
+  """Lower bounds of z_y - z_j for every class j, over all images within epsilon of each.
+
+  From the last layer to the first, <c, z> is bounded by a linear function of each layer's input:
+  affine primitives by their transposes, the others by a line below and one above, between bounds of
+  their inputs. At the image, the linear function's minimum over the ball within [0, 1] is the
+  bound. Never less than that of `ibp`. Every bound is lowered by its rounding error (see `rules`).
+
+  Args:
+    logits_fn: images [batch, ...] -> logits [batch, classes], traceable by JAX, deterministic, and
+      of each image by itself: each is bounded as a batch of its own.
+    images: [batch, ...] in [0, 1], float.
+    epsilon: radius in pixel units, scalar or [batch].
+    norm: of the ball, which is cut to [0, 1] per pixel.
+    labels: [batch] int, for rows z_y - z_j; the row j = y is 0.
+    spec: instead of labels, rows c of <c, z>: [rows, classes] or [batch, rows, classes].
+    method: what the bounds of inner layers are: 'crown', bounds of this kind; 'crown_ibp',
+      intervals, differentiable and at the cost of a few passes; 'alpha', as 'crown', and then the
+      slopes of lines through kinks, as ReLU's lower one, are optimised for every row. 'ibp':
+      intervals throughout, with the rows folded into the last layers.
+    num_steps: of Adam, of 'alpha'.
+    step_size: of Adam; slopes are between 0 and 1.
+    chunk: entries of an inner layer that are bounded at once, for each image: time for memory.
+
+  Returns:
+    [batch, rows] float32; -inf where there is no bound. Under jit, labels out of range and
+    radii that are negative or not finite have bounds of -inf.
+
+  Raises:
+    ValueError: an argument out of range; or logits_fn has a primitive without a rule, draws random
+      numbers, or computes in less than float32.
+
+  Reference:
+    Zhang et al., Efficient Neural Network Robustness Certification with General Activation
+    Functions, 2018; Zhang et al., Towards Stable and Efficient Training of Verifiably Robust
+    Neural Networks, 2020 (CROWN-IBP); Xu et al., Fast and Complete: Enabling Complete Neural
+    Network Verification with Rapid and Massively Parallel Incomplete Verifiers, 2021 (alpha).
+  """
+  if method not in get_args(Method):
+    raise ValueError(f'method must be one of {", ".join(get_args(Method))}, got {method!r}')
+  if (labels is None) == (spec is None):
+    raise ValueError(f'labels or spec must be given, one of them, got '
+                     f'{"neither" if spec is None else "both"}')
+  for name, value in (('num_steps', num_steps), ('chunk', chunk)):
+    inputs.check(name, value, np.asarray(value) >= 1, 'at least 1')
+  inputs.check('step_size', step_size, np.asarray(step_size) > 0, 'above 0')
+  some = jnp.zeros(len(images), int) if labels is None else labels
+  images, some, epsilon, _ = inputs.attacked(smoothing.victim(logits_fn), images, some,
+                                             epsilon=epsilon, norm=norm)
+  images = jnp.asarray(images)
+  classes = inputs.num_classes(logits_fn, images)
+  if spec is None:
+    unit = jnp.eye(classes)
+    spec = unit[jnp.asarray(some)][:, None] - unit
+  rows = checked_rows(spec, len(images), classes)
+  propagate.check_alone(logits_fn, images)
+  return propagate.compiled(
+      _crown, logits_fn, images, jnp.broadcast_to(epsilon, (len(images),)), rows, norm=norm,
+      method=method, num_steps=int(num_steps), step_size=float(step_size), chunk=int(chunk))
+
+
+def certified(lower, labels):
+  """Whether every other class is below the label's: [batch] bool.
+
+  Args:
+    lower: from `crown` with these labels.
+    labels: [batch] int.
+  """
+  other = jnp.arange(lower.shape[1]) != jnp.asarray(labels)[:, None]
+  return jnp.all((lower > 0) | ~other, axis=1)
+
+
+def _crown(logits_fn, images, epsilon, rows, **settings):
+  graph = propagate.trace(logits_fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+  return jax.vmap(lambda *of_one: _bound(graph, *of_one, **settings))(
+      images[:, None], epsilon, rows)
+
+
+def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, chunk):
+  """[rows] of one image [1, ...]."""
+  box = propagate.box(image, epsilon)
+  at_image = linear.at_ball(image, box, epsilon, norm)
+  loose, known = _loose(graph, norm) if method in ('crown', 'alpha') else set(), {}
+
+  def tighten(slot, intervals):
+    if slot not in loose:
+      return intervals[slot]
+    loose.remove(slot)
+    # Steps are numbered as their outputs are.
+    linear.prepare(graph.steps[:slot.number], intervals, known)
+    bound = lambda seed: linear.lower(graph, intervals, known, slot, seed, at_image=at_image)
+    found, rough = _entries(bound, slot, chunk), intervals[slot]
+    return Interval(jnp.maximum(found.lower, rough.lower), jnp.minimum(found.upper, rough.upper))
+
+  intervals = propagate.intervals(graph, box, tighten)
+  linear.prepare(graph.steps, intervals, known)
+  seeds = rows.reshape(-1, *graph.output.shape)
+  rough = folded(graph, intervals, known, seeds)
+  if method == 'ibp':
+    return rough
+
+  def bounds(shares):
+    """[rows], of shares [rows, ...] of slots."""
+    def of_row(seed, shares):
+      others = {slot: step for slot, step in known.items() if slot not in shares}
+      steps = linear.prepare(graph.steps, intervals, others, shares)
+      return linear.lower(graph, intervals, steps, graph.output, seed, at_image=at_image)
+    return jax.vmap(of_row)(seeds, shares)
+
+  best = jnp.maximum(rough, bounds({}))
+  if method != 'alpha':
+    return best
+  shares = {}
+  for step in graph.steps:
+    if isinstance(step.rule, Nonlinear) and step.rule.share:
+      usual = step.rule.share(stacked(step.rule, [intervals[x] for x in step.inputs]))
+      shares[step.output] = jnp.broadcast_to(usual, (len(seeds), *usual.shape))
+  optimiser = optax.adam(step_size)
+
+  def improve(state, _):
+    shares, memory, best = state
+    found, pull = jax.vjp(bounds, shares)
+    gradient, = pull(-jnp.ones_like(found))
+    update, memory = optimiser.update(jax.tree.map(jnp.nan_to_num, gradient), memory)
+    shares = jax.tree.map(lambda x, by: jnp.clip(x + by, 0, 1), shares, update)
+    return (shares, memory, jnp.maximum(best, found)), None
+
+  (shares, _, best), _ = lax.scan(improve, (shares, optimiser.init(shares), best), None, num_steps)
+  return jnp.maximum(best, bounds(shares))
+
+
+def _entries(bound, slot, chunk):
+  """Interval of a slot, of bound: seed -> lower bound of <seed, slot>, an entry at a time."""
+  size = math.prod(slot.shape)
+
+  def end(place):
+    """The lower bound of an entry or, from `size` on, minus the upper one."""
+    seed = jax.nn.one_hot(place % size, size, dtype=slot.dtype).reshape(slot.shape)
+    return bound(jnp.where(place < size, seed, -seed))
+
+  places = jnp.arange(2 * size)
+  found = (jax.vmap(end)(places) if 2 * size <= chunk
+           else lax.map(end, places, batch_size=chunk))
+  return Interval(found[:size].reshape(slot.shape), -found[size:].reshape(slot.shape))
+
+
+def _loose(graph, norm):
+  """Inputs of nonlinear steps whose intervals, of those before, may not be the best ones.
+
+  They are the best for what one affine function makes of a box, and for what moves or scales its
+  entries or takes a function of each. A box is the image in linf; and the entries that come out of
+  nonlinear functions, but these depend on each other, which lines see and intervals do not.
+  """
+  box, best, rough = 0, 1, 2
+  state, loose = {graph.input: box if norm == 'linf' else best}, set()
+  for step in graph.steps:
+    worst = max(state[x] for x in step.inputs)
+    if isinstance(step.rule, Nonlinear):
+      for slot in step.inputs:
+        if state[slot] == rough:
+          loose.add(slot)
+          state[slot] = best
+      state[step.output] = best
+    elif len(step.inputs) > 1 or step.rule.terms > 1:
+      state[step.output] = best if worst == box and len(step.inputs) == 1 else rough
+    else:
+      state[step.output] = max(worst, best) if step.rule.fan else worst
+  return loose

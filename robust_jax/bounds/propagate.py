@@ -1,0 +1,211 @@
+"""From a function to the steps in which bounds go through it: a walk over its jaxpr."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from robust_jax import inputs, smoothing
+from robust_jax.bounds import rules
+from robust_jax.bounds.rules import Affine, Comparison, Nonlinear, Slot
+
+_RANDOM = ('random_bits', 'threefry2x32', 'rng_bit_generator', 'rng_uniform', 'random_gamma')
+# Primitives that are functions of their own jaxpr, and the parameter that has it.
+_CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'core_call': 'call_jaxpr',
+          'remat2': 'jaxpr', 'remat': 'jaxpr', 'checkpoint': 'jaxpr',
+          'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
+
+
+class Step(NamedTuple):
+  """output = rule(inputs)."""
+
+  rule: Affine | Nonlinear
+  inputs: tuple[Slot, ...]
+  output: Slot
+
+
+class Graph(NamedTuple):
+  """A function of one image, as steps in the order of evaluation; `input` and `output` are Slots.
+  """
+
+  steps: list[Step]
+  input: Slot
+  output: Slot
+
+
+def trace(logits_fn, image):
+  """The Graph of images [1, ...] -> logits [1, classes].
+
+  What does not depend on the image is computed as it is.
+
+  Args:
+    logits_fn: images -> logits, a function that JAX can trace and that draws nothing.
+    image: jax.ShapeDtypeStruct [1, ...].
+
+  Raises:
+    ValueError: there is no rule for a primitive; random numbers; less than float32; or logits that
+      do not depend on the image.
+  """
+  closed = jax.make_jaxpr(logits_fn)(image)
+  graph = _Walk(image)
+  output, = graph.walk(closed.jaxpr, closed.consts, [graph.input])
+  if not isinstance(output, Slot):
+    raise ValueError('logits_fn must depend on the images, got a constant')
+  return Graph(graph.steps, graph.input, output)
+
+
+class _Walk:
+  """Steps as they are found; called as `emit` by the rules."""
+
+  def __init__(self, image):
+    self.steps = []
+    self.input = Slot(0, image.shape, image.dtype)
+    # {slot: (slot x, slope, shift)} of what is slope x + shift.
+    self._lines = {}
+
+  def __call__(self, rule, slots):
+    number = len(self.steps) + 1
+    inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in slots]
+    whole = rule.apply if isinstance(rule, Affine) else lambda *x: rule.stack(*x)[0]
+    out = jax.eval_shape(whole, *inputs)
+    slot = Slot(number, out.shape, out.dtype)
+    self.steps.append(Step(rule, tuple(slots), slot))
+    return slot
+
+  def line(self, value, slot):
+    """(slope, shift) of a value that is slope * slot + shift elementwise; None of any other."""
+    if not isinstance(value, Slot):
+      return 0., value
+    if value == slot:
+      return 1., 0.
+    of, slope, shift = self._lines.get(value, (None, None, None))
+    return (slope, shift) if of == slot else None
+
+  def walk(self, jaxpr, consts, arguments):
+    """Values of a jaxpr's outputs, of those of its arguments."""
+    values = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, arguments))
+    for eqn in jaxpr.eqns:
+      inputs = [np.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else values[x]
+                for x in eqn.invars]
+      values.update(zip(eqn.outvars, self._outputs(eqn, inputs)))
+    return [np.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else values[x]
+            for x in jaxpr.outvars]
+
+  def _outputs(self, eqn, inputs):
+    name = eqn.primitive.name
+    if name in _RANDOM:
+      raise ValueError(f'logits_fn must be deterministic to be bounded, but draws random numbers '
+                       f'({name})')
+    bounded = [x for x in inputs if isinstance(x, (Slot, Comparison))]
+    if name in _CALLS:
+      inner = eqn.params[_CALLS[name]]
+      if found := len(bounded) == len(inputs) == 1 and _compound(eqn.params.get('name'), inner):
+        return [self(found, inputs)]
+      # That of remat is not closed.
+      return self.walk(getattr(inner, 'jaxpr', inner), getattr(inner, 'consts', ()), inputs)
+    if not bounded:
+      params = eqn.primitive.get_bind_params(eqn.params)
+      # Versions of jax differ in whether there are functions as well.
+      functions, params = params if isinstance(params, tuple) else ((), params)
+      out = eqn.primitive.bind(*functions, *inputs, **params)
+      return out if eqn.primitive.multiple_results else [out]
+    for x in eqn.outvars:
+      if jnp.issubdtype(x.aval.dtype, jnp.floating) and x.aval.dtype.itemsize < 4:
+        raise ValueError(f'logits_fn must compute in float32 to be bounded, got {x.aval.dtype} '
+                         f'({name})')
+    if name == 'optimization_barrier':
+      return inputs
+    try:
+      if name not in rules.RULES or (name != 'select_n' and len(bounded) > sum(
+          isinstance(x, Slot) for x in bounded)):
+        raise rules.Uncovered(', '.join(str(x.aval) for x in eqn.invars))
+      out = rules.RULES[name](inputs, eqn.params, eqn.primitive, self)
+    except rules.Uncovered as error:
+      raise ValueError(f'logits_fn has no bounds: the primitive {name} is not covered for {error}; '
+                       f'those that are: {", ".join(rules.RULES)}') from None
+    self._note_line(name, inputs, out)
+    return [out]
+
+  def _note_line(self, name, inputs, out):
+    slots = [x for x in inputs if isinstance(x, Slot)]
+    if len(slots) != 1 or not isinstance(out, Slot) or out.shape != slots[0].shape:
+      return
+    constant = next((x for x in inputs if not isinstance(x, Slot)), None)
+    of, slope, shift = self._lines.get(slots[0], (slots[0], 1., 0.))
+    if name == 'neg':
+      self._lines[out] = of, -slope, -shift
+    elif name == 'mul':
+      self._lines[out] = of, slope * constant, shift * constant
+    elif name in ('add', 'add_any'):
+      self._lines[out] = of, slope, shift + constant
+
+
+def _compound(name, inner):
+  """The curve of a function of jax.nn, if `inner` is its jaxpr."""
+  if name not in rules.COMPOUNDS:
+    return None
+  function, curve = rules.COMPOUNDS[name]
+  image, = inner.in_avals
+  eqn = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(image.shape, image.dtype)).eqns[0]
+  same = eqn.params.get('name') == name and str(eqn.params['jaxpr']) == str(inner)
+  return curve if same else None
+
+
+def compiled(function, logits_fn, *arrays, **settings):
+  """function(logits_fn, *arrays, **settings), compiled.
+
+  Once for all calls with a `jax.tree_util.Partial` of one function and arrays of the same shapes;
+  anew at each call with another function, which may read what changes between calls.
+  """
+  if isinstance(logits_fn, jax.tree_util.Partial):
+    return _kept(function, tuple(settings.items()))(logits_fn, *arrays)
+  return jax.jit(functools.partial(function, **settings))(smoothing.as_pytree(logits_fn), *arrays)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(function, settings):
+  return jax.jit(functools.partial(function, **dict(settings)))
+
+
+def check_alone(logits_fn, images):
+  """Raises ValueError if the logits of images depend on the others of their batch."""
+  apart = compiled(_apart, logits_fn, images) if len(images) > 1 else 0.
+  if inputs.concrete(apart) and apart > 1e-3:
+    raise ValueError('logits_fn must compute the logits of each image by itself, but they change '
+                     f'by {float(apart):.2g} of the largest with the others of its batch')
+
+
+def _apart(logits_fn, images):
+  together = logits_fn(images)
+  alone = jax.vmap(lambda image: logits_fn(image[None])[0])(images)
+  return jnp.max(jnp.abs(together - alone)) / (1e-6 + jnp.max(jnp.abs(together)))
+
+
+def intervals(graph, box, tighten=None):
+  """Interval of every slot, {slot: Interval}.
+
+  Args:
+    graph: from `trace`.
+    box: Interval of the image [1, ...].
+    tighten: (slot, intervals) -> Interval, called for every input of a nonlinear step.
+  """
+  found = {graph.input: box}
+  for step in graph.steps:
+    if isinstance(step.rule, Affine):
+      found[step.output] = rules.affine_interval(step.rule, [found[x] for x in step.inputs])
+      continue
+    if tighten:
+      for slot in step.inputs:
+        found[slot] = tighten(slot, found)
+    found[step.output] = step.rule.hull(rules.stacked(step.rule, [found[x] for x in step.inputs]))
+  return found
+
+
+def box(image, epsilon):
+  """The Interval of [0, 1] within epsilon of each pixel, outward by the rounding of the sums."""
+  off = 2 * np.finfo(np.float32).eps
+  return rules.interval(jnp.maximum(image - epsilon - off, jnp.minimum(image, 0)),
+                        jnp.minimum(image + epsilon + off, jnp.maximum(image, 1)))
