@@ -184,8 +184,10 @@ def _loose(graph, norm):
           loose.add(slot)
           state[slot] = best
       state[step.output] = best
-    elif len(step.inputs) > 1 or step.rule.terms > 1:
-      state[step.output] = best if worst == box and len(step.inputs) == 1 else rough
-    else:
+    elif len(step.inputs) == 1 and step.rule.terms <= 1:
       state[step.output] = max(worst, best) if step.rule.fan else worst
+    elif step.rule.terms == 0:  # A concatenation.
+      state[step.output] = max(worst, best)
+    else:
+      state[step.output] = best if worst == box and len(step.inputs) == 1 else rough
   return loose

@@ -63,7 +63,7 @@ class _Walk:
   def __init__(self, image):
     self.steps = []
     self.input = Slot(0, image.shape, image.dtype)
-    # {slot: (slot x, slope, shift)} of what is slope x + shift.
+    # {slot: (slot x, slope, shift)} of what one step makes slope x + shift.
     self._lines = {}
 
   def __call__(self, rule, slots):
@@ -79,10 +79,13 @@ class _Walk:
     """(slope, shift) of a value that is slope * slot + shift elementwise; None of any other."""
     if not isinstance(value, Slot):
       return 0., value
-    if value == slot:
-      return 1., 0.
-    of, slope, shift = self._lines.get(value, (None, None, None))
-    return (slope, shift) if of == slot else None
+    slope, shift = 1., 0.
+    while value != slot:
+      if value not in self._lines:
+        return None
+      value, inner_slope, inner_shift = self._lines[value]
+      slope, shift = slope * inner_slope, slope * inner_shift + shift
+    return slope, shift
 
   def walk(self, jaxpr, consts, arguments):
     """Values of a jaxpr's outputs, of those of its arguments."""
@@ -133,14 +136,14 @@ class _Walk:
     slots = [x for x in inputs if isinstance(x, Slot)]
     if len(slots) != 1 or not isinstance(out, Slot) or out.shape != slots[0].shape:
       return
-    constant = next((x for x in inputs if not isinstance(x, Slot)), None)
-    of, slope, shift = self._lines.get(slots[0], (slots[0], 1., 0.))
-    if name == 'neg':
-      self._lines[out] = of, -slope, -shift
-    elif name == 'mul':
-      self._lines[out] = of, slope * constant, shift * constant
-    elif name in ('add', 'add_any'):
-      self._lines[out] = of, slope, shift + constant
+    x, *_ = slots
+    constant = next((value for value in inputs if value is not x), 0.)
+    line = {'neg': (-1., 0.), 'mul': (constant, 0.), 'add': (1., constant),
+            'sub': (1., -constant) if inputs[0] is x else (-1., constant)}.get(name)
+    if name == 'div':
+      line = 1 / constant, 0.
+    if line:
+      self._lines[out] = x, *line
 
 
 def _compound(name, inner):

@@ -295,10 +295,6 @@ def _window_size(x, params):
   return math.prod(params['window_dimensions'])
 
 
-def _length(x, params):
-  return x.shape[params['axis']]
-
-
 def _convert(inputs, params, primitive, emit):
   if not jnp.issubdtype(params['new_dtype'], jnp.floating):
     raise Uncovered(f'conversion to {params["new_dtype"]}')
@@ -347,12 +343,10 @@ def curve(function, bottom, shape):
       found = slope, jnp.minimum(*ends), tangent, touching
     else:
       # Between two points, a curve is off its chord by at most shape * distance^2 / 8.
-      low, high = jnp.minimum(*ends), jnp.maximum(*ends)
-      for part in range(1, _PARTS):
-        value = above_line(slope, lower + part / _PARTS * width)
-        low, high = jnp.minimum(low, value), jnp.maximum(high, value)
+      parts = np.linspace(0, 1, _PARTS + 1, dtype=np.float32).reshape(-1, *[1] * width.ndim)
+      values = above_line(slope, lower + parts * width)
       off = shape * jnp.square(width / _PARTS) / 8
-      found = slope, low - off, slope, high + off
+      found = slope, values.min(0) - off, slope, values.max(0) + off
     lower_slope, low, upper_slope, high = found
     steepest = jnp.maximum(jnp.abs(lower_slope), jnp.abs(upper_slope))
     off = (_CURVE_ERROR * (1 + jnp.maximum(jnp.abs(flat.lower), jnp.abs(flat.upper)))
@@ -625,7 +619,7 @@ def _same(inputs, params, primitive, emit):
 
 _increasing = -np.inf
 _STRUCTURAL = ('reshape', 'transpose', 'squeeze', 'expand_dims', 'concatenate', 'pad', 'slice',
-               'dynamic_slice', 'rev')
+               'dynamic_slice', 'rev', 'stack')
 RULES = {
   **dict.fromkeys(_STRUCTURAL, _structural),
   **dict.fromkeys(('copy', 'copy_p', 'optimization_barrier'), _same),
@@ -643,7 +637,6 @@ RULES = {
   'robust_jax_conv': _product(_conv_sizes),
   'reduce_sum': _sum(_axes_size),
   'reduce_window_sum': _sum(_window_size, _window_size),
-  'cumsum': _sum(_length, _length),
   'max': _extremum(1),
   'min': _extremum(-1),
   'clamp': _clamp,

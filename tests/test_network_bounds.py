@@ -1,0 +1,381 @@
+"""Bounds of networks against closed forms, linear programs, and points that try to cross them."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from scipy import optimize
+
+from robust_jax import bounds
+from robust_jax.attacks import pgd, threat_models
+from robust_jax.bounds import linear, propagate, rules
+
+SHAPE, CLASSES = (6, 6, 2), 3
+EPSILON = jnp.array([0., 0.01, 0.05, 0.3])
+# Radii of about the same strength in other norms.
+SCALE = {'linf': 1., 'l2': 4., 'l1': 10.}
+
+
+def weights(seed=0, scale=1.):
+  """name, shape -> the same random array each time, of about the size of an initialisation."""
+  def get(number, *shape):
+    draw = np.random.default_rng([seed, number]).normal(size=shape)
+    return (scale * draw / np.sqrt(max(np.prod(shape[:-1]), 1))).astype(np.float32)
+  return get
+
+
+def head(x, get):
+  return x.reshape(len(x), -1) @ get(90, x[0].size, CLASSES) + get(91, CLASSES)
+
+
+def dense(activation):
+  def net(x, get):
+    x = x.reshape(len(x), -1) @ get(0, x[0].size, 8) * 2 + get(1, 8)
+    x = activation(x) @ get(2, 8, 7) * 2 + get(3, 7)
+    return head(activation(x), get)
+  return net
+
+
+def conv(x, kernel, stride=1, padding='SAME', groups=1):
+  return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, feature_group_count=groups,
+                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def norm(x, get, number):
+  """BatchNorm with statistics, as Flax writes it."""
+  channels = x.shape[-1]
+  variables = {'batch_stats': {'mean': get(number, channels), 'var': get(number + 1, channels)**2},
+               'params': {'scale': get(number + 2, channels), 'bias': get(number + 3, channels)}}
+  return nn.BatchNorm(use_running_average=True).apply(variables, x)
+
+
+def convolutional(x, get):
+  x = nn.relu(norm(conv(x, get(0, 3, 3, 2, 4), 2, ((1, 0), (2, 1))), get, 10))
+  x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+  return head(nn.avg_pool(nn.relu(conv(x, get(1, 2, 2, 2, 4), groups=2)), (2, 2)), get)
+
+
+def residual(x, get):
+  x = conv((x - 0.4) / 0.3, get(0, 3, 3, 2, 3))
+  x = nn.relu(x + conv(nn.relu(norm(x, get, 10)), get(1, 3, 3, 3, 3)))
+  x = jnp.concatenate([nn.max_pool(x, (2, 2), (2, 2)), jnp.pad(x[:, ::2, ::2], ((0, 0),) * 3 + ((1, 0),))],
+                      axis=-1)
+  return head(jnp.maximum(x[..., :3], -x[..., 3:6]).mean((1, 2)), get)
+
+
+def mixed(x, get):
+  """Primitives that no other network here has."""
+  x = conv(x, get(0, 3, 3, 2, 3), 2)
+  low = jnp.minimum(jnp.abs(x), 0.5 * x**2 + 0.1)
+  high = jnp.clip(x[:, ::-1], -0.3, 0.4) * jnp.where(x < 0.1, -0.2 * x, 2 * x - 0.22)
+  return head(low.max(1) - high.min(1) + (x**3)[:, 1], get)
+
+
+NETS = {
+  'relu': dense(nn.relu), 'leaky': dense(lambda x: nn.leaky_relu(x, 0.1)), 'tanh': dense(jnp.tanh),
+  'sigmoid': dense(nn.sigmoid), 'softplus': dense(nn.softplus), 'swish': dense(nn.swish),
+  'elu': dense(nn.elu), 'gelu': dense(nn.gelu), 'relu6': dense(nn.relu6),
+  'erf': dense(jax.lax.erf), 'convolutional': convolutional, 'residual': residual, 'mixed': mixed}
+
+
+def images(count=4, seed=0):
+  x = np.random.default_rng(seed).uniform(size=(count, *SHAPE)).astype(np.float32)
+  x[0, :2] = np.round(x[0, :2])  # Pixels at the ends of their box.
+  return jnp.asarray(x)
+
+
+def spec(labels):
+  unit = np.eye(CLASSES, dtype=np.float32)
+  return unit[labels][:, None] - unit
+
+
+def compiled(function, *arguments):
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})(*arguments)
+
+
+def random_points(x, epsilon, norm, count=300):
+  """[count, batch, ...] of the balls, most of them at their ends."""
+  draw = np.random.default_rng(3)
+  shape = (count, *x.shape)
+  if norm == 'linf':
+    moved = draw.choice([-1, 0.3, 1], size=shape)
+  else:
+    moved = draw.normal(size=shape) * (draw.uniform(size=shape) < draw.choice([.03, .2, 1], (count,) + (1,) * x.ndim))
+    length = np.linalg.norm(moved.reshape(count, len(x), -1), ord=int(norm[1]), axis=-1)
+    moved /= np.maximum(length, 1e-9)[..., None, None, None]
+  return np.clip(x + moved * np.reshape(epsilon, (-1, 1, 1, 1)), 0, 1).astype(np.float32)
+
+
+def attacked_points(logits_fn, x, epsilon, norm):
+  """[rows, batch, ...] that PGD finds against each row."""
+  model = threat_models.make(norm, epsilon)
+
+  def against(row):
+    objective = lambda x: -logits_fn(x) @ row
+    return pgd(jax.random.key(1), objective, x, model, step_size=epsilon / 4, num_steps=12).images
+
+  return jax.lax.map(against, jnp.concatenate([spec(np.zeros(1, int))[0, 1:], np.eye(CLASSES)]))
+
+
+def crossing(values, lower, upper=None):
+  """How far values [number, batch, rows] are outside of their bounds [batch, rows]."""
+  below = (lower - values).max()
+  return below if upper is None else max(below, (values - upper).max())
+
+
+def double(net, get, x):
+  """Logits in float64: [..., classes]."""
+  with jax.enable_x64(True):
+    flat = jnp.asarray(np.asarray(x, np.float64).reshape(-1, *SHAPE))
+    return np.asarray(net(flat, lambda *key: get(*key).astype(np.float64))).reshape(
+        *x.shape[:-3], CLASSES)
+
+
+def check(name, norm, methods, seed=0):
+  """The largest crossing of all bounds of a network, float32 and float64, and these bounds."""
+  net, get, x = NETS[name], weights(seed), images(seed=seed)
+  logits_fn = jax.tree_util.Partial(lambda x: net(x, get))
+  labels, epsilon = np.zeros(len(x), int), EPSILON * SCALE[norm]
+
+  def all_bounds(x, epsilon, tried):
+    found = {method: bounds.crown(logits_fn, x, epsilon, norm=norm, labels=labels, method=method,
+                                  num_steps=3) for method in methods}
+    box = propagate.box(x, epsilon.reshape(-1, 1, 1, 1))
+    tried = jnp.concatenate([tried, attacked_points(logits_fn, x, epsilon, norm), x[None]])
+    return found, bounds.ibp(logits_fn, *box), tried, jax.lax.map(logits_fn, tried)
+
+  found, (low, high), tried, logits = compiled(all_bounds, x, epsilon,
+                                               random_points(x, epsilon, norm))
+  worst = -np.inf
+  for values in (np.asarray(logits, np.float64), double(net, get, tried)):
+    margins = np.einsum('brc,nbc->nbr', spec(labels), values)
+    worst = max(worst, crossing(values, low, high),
+                *(crossing(margins, lower) for lower in found.values()))
+  return worst, {method: np.asarray(lower) for method, lower in found.items()}, (low, high)
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow) if name in ('sigmoid', 'elu', 'relu6', 'erf', 'gelu')
+    else name for name in NETS])
+def test_no_point_crosses(name):
+  norm = list(SCALE)[list(NETS).index(name) % 3]
+  worst, found, (low, high) = check(name, norm, ('crown',))
+  assert worst <= 0
+  # At epsilon 0 there is only rounding, of which the bounds make little.
+  assert (high - low)[0].max() < 2e-3
+  np.testing.assert_array_equal(found['crown'][:, 0], 0)  # The row of the label.
+
+
+def test_bounds_of_linear_networks_are_exact():
+  get, x = weights(2), images(seed=2)
+  net = jax.tree_util.Partial(lambda x: head((x - 0.3) / 0.7, get))
+  labels = np.array([0, 1, 2, 1])
+  rows = np.einsum('brc,nc->brn', spec(labels), np.asarray(get(90, 72, CLASSES), np.float64)) / 0.7
+  flat = np.asarray(x, np.float64).reshape(4, -1)
+  at_image = np.einsum('brc,bc->br', spec(labels), double(
+      lambda x, get: head((x - 0.3) / 0.7, get), get, x))
+  for norm in SCALE:
+    epsilon = np.asarray(EPSILON) * SCALE[norm] * 2  # The box is met.
+    exact = np.array([[value - gain(row, image, size, norm) for value, row in zip(*of_image)]
+                      for *of_image, image, size in zip(at_image, rows, flat, epsilon)])
+    for method in ('crown_ibp', 'crown'):
+      found = bounds.crown(net, x, epsilon, norm=norm, labels=labels, method=method)
+      assert (found <= exact).all()
+      np.testing.assert_allclose(found, exact, atol=2e-3 if norm == 'l2' else 3e-4)
+
+
+def gain(row, image, epsilon, norm):
+  """max <-row, d> over norm(d) <= epsilon, 0 <= image + d <= 1, in float64."""
+  size, room = np.abs(row), np.where(row > 0, image, 1 - image)
+  if norm == 'linf':
+    return size @ np.minimum(room, epsilon)
+  if norm == 'l1':
+    order = np.argsort(-size)
+    before = np.cumsum(room[order]) - room[order]
+    return size[order] @ np.clip(epsilon - before, 0, room[order])
+  moved = lambda step: np.minimum(step * size, room)
+  if not size.any() or np.linalg.norm(room) <= epsilon:
+    return size @ room
+  step = optimize.brentq(lambda step: np.linalg.norm(moved(step)) - epsilon, 0, 1e6)
+  return size @ moved(step)
+
+
+def two_layers(seed=0, width=5):
+  """Weights of 3 pixels -> width -> width -> 2."""
+  draw = np.random.default_rng(seed)
+  shapes = [(3, width), (width,), (width, width), (width,), (width, 2), (2,)]
+  return [draw.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def of_two_layers(w, x):
+  return nn.relu(nn.relu(x @ w[0] + w[1]) @ w[2] + w[3]) @ w[4] + w[5]
+
+
+def program(w, x, epsilon, inner, *, exact):
+  """min z_0 - z_1 by HiGHS, each ReLU replaced by its triangle between `inner` bounds, or exact.
+
+  Variables: image, pre-activations and activations of both layers, and binaries of the ReLUs.
+  """
+  width = len(w[1])
+  sizes = [3, width, width, width, width, 2 * width]
+  at = np.cumsum([0, *sizes])
+  constraints, total = [], at[-1]
+  part = lambda number: slice(at[number], at[number + 1])
+
+  def require(blocks, low, high):
+    matrix = np.zeros((len(low), total))
+    for columns, values in blocks:
+      matrix[:, columns] = values
+    constraints.append(optimize.LinearConstraint(matrix, low, high))
+
+  one = np.eye(width)
+  for layer in (0, 1):
+    before, after = part(1 + 2 * layer), part(2 + 2 * layer)
+    source, kernel, bias = part(2 * layer), w[2 * layer], w[2 * layer + 1]
+    require([(before, one), (source, -kernel.T.astype(float))], bias, bias)
+    require([(after, one), (before, -one)], np.zeros(width), np.full(width, np.inf))
+    low, high = (np.asarray(end, float).ravel() for end in inner[layer])
+    binary = slice(at[5] + layer * width, at[5] + (layer + 1) * width)
+    # after <= high * on, after <= before - low * (1 - on); relaxed, that is the triangle.
+    require([(after, one), (binary, -np.diag(np.maximum(high, 0)))], np.full(width, -np.inf),
+            np.zeros(width))
+    require([(after, one), (before, -one), (binary, -np.diag(np.minimum(low, 0)))],
+            np.full(width, -np.inf), -np.minimum(low, 0))
+  lower, upper = np.full(total, -np.inf), np.full(total, np.inf)
+  lower[:3], upper[:3] = np.maximum(x - epsilon, 0), np.minimum(x + epsilon, 1)
+  lower[part(2)] = lower[part(4)] = 0
+  lower[at[5]:], upper[at[5]:] = 0, 1
+  cost = np.zeros(total)
+  cost[part(4)] = (w[4][:, 0] - w[4][:, 1]).astype(float)
+  kinds = np.where(np.arange(total) >= at[5], int(exact), 0)
+  found = optimize.milp(cost, constraints=constraints, integrality=kinds,
+                        bounds=optimize.Bounds(lower, upper))
+  return found.fun + float(w[5][0] - w[5][1])
+
+
+def test_bounds_are_below_the_linear_program_and_that_is_below_the_exact_minimum():
+  names = ('ibp', 'crown_ibp', 'crown', 'alpha')
+
+  def all_bounds(w, x, epsilon):
+    net = jax.tree_util.Partial(of_two_layers, w)
+    return [bounds.crown(net, x, epsilon, labels=np.zeros(2, int), method=method, num_steps=40)[:, 1]
+            for method in names]
+
+  run = jax.jit(all_bounds, compiler_options={'xla_backend_optimization_level': 0})
+  for seed, epsilon in ((0, 0.05), (1, 0.1), (2, 0.2), (3, 0.4)):
+    w = two_layers(seed)
+    x = np.random.default_rng(seed).uniform(size=(2, 3)).astype(np.float32)
+    for number, image in enumerate(x):
+      found = {name: float(lower[number]) for name, lower in zip(names, run(w, x, epsilon))}
+      inner = inner_bounds(w, image[None], epsilon)
+      relaxed, least = (program(w, image, epsilon, inner, exact=exact) for exact in (False, True))
+      assert found['ibp'] <= found['crown_ibp'] <= relaxed + 1e-6 <= least + 2e-6
+      assert found['crown_ibp'] <= found['crown'] <= found['alpha'] <= least
+      grid = np.stack(np.meshgrid(*[np.linspace(max(c - epsilon, 0), min(c + epsilon, 1), 21)
+                                    for c in image]), axis=-1).reshape(-1, 3)
+      z = np.asarray(of_two_layers(w, grid))
+      assert least <= (z[:, 0] - z[:, 1]).min() + 1e-5
+
+
+def inner_bounds(w, x, epsilon):
+  """Intervals of the inputs of both ReLUs."""
+  graph = propagate.trace(lambda x: of_two_layers(w, x), jax.ShapeDtypeStruct(x.shape, x.dtype))
+  found = propagate.intervals(graph, propagate.box(x, epsilon))
+  return [found[step.inputs[0]] for step in graph.steps if isinstance(step.rule, rules.Nonlinear)]
+
+
+def test_one_hidden_layer_in_one_dimension_is_as_close_as_lines_allow():
+  """f(x) = sum_i v_i relu(w_i x + b_i): the minimum over all kinks and ends is exact."""
+  draw = np.random.default_rng(0)
+  w, b, v = draw.normal(size=(3, 6)).astype(np.float32)
+  net = jax.tree_util.Partial(lambda x: jnp.stack([nn.relu(x * w + b) @ v, 0 * x[:, 0]], axis=1))
+  x, epsilon = np.float32([[0.2], [0.5], [0.8]]), np.float32([0.02, 0.2, 1.])
+  found = bounds.crown(net, x, epsilon, labels=np.zeros(3, int), method='alpha', num_steps=50)[:, 1]
+  for centre, size, lower in zip(x[:, 0], epsilon, found):
+    ends = np.clip([centre - size, centre + size], 0, 1)
+    places = np.clip(np.concatenate([ends, -b / w]), *ends)
+    least = (np.maximum(places[:, None] * w + b, 0) @ v).min()
+    assert lower <= least
+    if size == epsilon[0]:  # Hardly a kink within.
+      np.testing.assert_allclose(lower, least, atol=0.02)
+
+
+# What would be wrong, planted: (name, where, what replaces it).
+
+
+def wrong_lines(x, *args, sign=-1):
+  found = rules_kink(0., (0., 0.), (1., 0.)).lines(x)
+  return found._replace(upper_slope=sign * found.upper_slope)
+
+
+rules_kink = rules.kink
+
+
+def plant_slope(monkeypatch):
+  def kink(*args, **settings):
+    right = rules_kink(*args, **settings)
+    return right._replace(lines=wrong_lines)
+  monkeypatch.setattr(rules, 'kink', kink)
+
+
+def plant_level(monkeypatch):
+  """The upper line of ReLU goes through the origin."""
+  def kink(*args, **settings):
+    right = rules_kink(*args, **settings)
+
+    def lines(x, share=None):
+      found = right.lines(x)
+      return found._replace(upper_shift=jnp.zeros_like(found.upper_shift))
+    return right._replace(lines=lines)
+  monkeypatch.setattr(rules, 'kink', kink)
+
+
+def plant_scale(monkeypatch):
+  """BatchNorm's factors have no sign."""
+  right = rules.RULES['mul']
+
+  def mul(inputs, params, primitive, emit):
+    return right([x if isinstance(x, rules.Slot) else jnp.abs(x) for x in inputs], params,
+                 primitive, emit)
+  monkeypatch.setitem(rules.RULES, 'mul', mul)
+
+
+def plant_spread(monkeypatch):
+  """The radius of a convolution's input goes through the kernel, not its absolute value."""
+  right = rules.RULES['conv_general_dilated']
+  monkeypatch.setitem(rules.RULES, 'conv_general_dilated', lambda inputs, params, primitive, emit:
+                      right(inputs, params, primitive, lambda rule, slots: emit(
+                          rule._replace(spread=rule.apply), slots)))
+
+
+def plant_padding(monkeypatch):
+  """Windows of a max-pool end at the edge of the image."""
+  right = rules.RULES['reduce_window_max']
+
+  def pool(inputs, params, primitive, emit):
+    padding = tuple((low + high, 0) for low, high in params['padding'])
+    return right(inputs, params | {'padding': padding}, primitive, emit)
+  monkeypatch.setitem(rules.RULES, 'reduce_window_max', pool)
+
+
+@pytest.mark.parametrize(('plant', 'name'), [
+    (plant_slope, 'relu'), (plant_level, 'relu'), (plant_scale, 'residual'),
+    (plant_spread, 'convolutional'), (plant_padding, 'convolutional')])
+def test_planted_mistakes_are_seen(plant, name, monkeypatch):
+  plant(monkeypatch)
+  worst, *_ = check(name, 'linf', ('crown_ibp',))
+  assert worst > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(1, 4))
+@pytest.mark.parametrize('name', NETS)
+def test_no_point_crosses_any_bound_of_more_networks(name, seed):
+  for norm in SCALE:
+    worst, found, _ = check(name, norm, ('ibp', 'crown_ibp', 'crown', 'alpha'), seed)
+    assert worst <= 0
+    assert (found['crown_ibp'] >= found['ibp'] - 1e-6).all()
+    assert (found['crown'] >= found['ibp'] - 1e-6).all()
+    assert (found['alpha'] >= found['crown'] - 1e-6).all()
