@@ -1,6 +1,8 @@
 """Bounds of networks against closed forms, linear programs, and points that try to cross them."""
 
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +10,18 @@ import pytest
 from flax import linen as nn
 from scipy import optimize
 
-from robust_jax import bounds
+from robust_jax import bounds, models
 from robust_jax.attacks import pgd, threat_models
-from robust_jax.bounds import linear, propagate, rules
+from robust_jax.bounds import propagate, rules
 
 SHAPE, CLASSES = (6, 6, 2), 3
 EPSILON = jnp.array([0., 0.01, 0.05, 0.3])
 # Radii of about the same strength in other norms.
 SCALE = {'linf': 1., 'l2': 4., 'l1': 10.}
+
+
+def slow(*arguments):
+  return pytest.param(*arguments, marks=pytest.mark.slow)
 
 
 def weights(seed=0, scale=1.):
@@ -38,9 +44,19 @@ def dense(activation):
   return net
 
 
+def activations(x, get):
+  """One layer of each."""
+  x = x.reshape(len(x), -1) @ get(0, x[0].size, 6) * 2
+  for number, activation in enumerate((lambda x: nn.leaky_relu(x, 0.1), jnp.tanh, nn.softplus,
+                                       nn.swish, nn.sigmoid), start=1):
+    x = activation(x) @ get(number, 6, 6) * 2
+  return head(x, get)
+
+
 def conv(x, kernel, stride=1, padding='SAME', groups=1):
-  return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, feature_group_count=groups,
-                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding,
+                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+                                      feature_group_count=groups)
 
 
 def norm(x, get, number):
@@ -60,8 +76,8 @@ def convolutional(x, get):
 def residual(x, get):
   x = conv((x - 0.4) / 0.3, get(0, 3, 3, 2, 3))
   x = nn.relu(x + conv(nn.relu(norm(x, get, 10)), get(1, 3, 3, 3, 3)))
-  x = jnp.concatenate([nn.max_pool(x, (2, 2), (2, 2)), jnp.pad(x[:, ::2, ::2], ((0, 0),) * 3 + ((1, 0),))],
-                      axis=-1)
+  shortcut = jnp.pad(x[:, ::2, ::2], ((0, 0),) * 3 + ((1, 0),))
+  x = jnp.concatenate([nn.max_pool(x, (2, 2), (2, 2)), shortcut], axis=-1)
   return head(jnp.maximum(x[..., :3], -x[..., 3:6]).mean((1, 2)), get)
 
 
@@ -77,7 +93,9 @@ NETS = {
   'relu': dense(nn.relu), 'leaky': dense(lambda x: nn.leaky_relu(x, 0.1)), 'tanh': dense(jnp.tanh),
   'sigmoid': dense(nn.sigmoid), 'softplus': dense(nn.softplus), 'swish': dense(nn.swish),
   'elu': dense(nn.elu), 'gelu': dense(nn.gelu), 'relu6': dense(nn.relu6),
-  'erf': dense(jax.lax.erf), 'convolutional': convolutional, 'residual': residual, 'mixed': mixed}
+  'erf': dense(jax.lax.erf), 'convolutional': convolutional, 'residual': residual, 'mixed': mixed,
+  'activations': activations}
+QUICK = ('convolutional', 'mixed', 'activations')
 
 
 def images(count=4, seed=0):
@@ -102,7 +120,8 @@ def random_points(x, epsilon, norm, count=300):
   if norm == 'linf':
     moved = draw.choice([-1, 0.3, 1], size=shape)
   else:
-    moved = draw.normal(size=shape) * (draw.uniform(size=shape) < draw.choice([.03, .2, 1], (count,) + (1,) * x.ndim))
+    share = draw.choice([.03, .2, 1], (count,) + (1,) * x.ndim)
+    moved = draw.normal(size=shape) * (draw.uniform(size=shape) < share)
     length = np.linalg.norm(moved.reshape(count, len(x), -1), ord=int(norm[1]), axis=-1)
     moved /= np.maximum(length, 1e-9)[..., None, None, None]
   return np.clip(x + moved * np.reshape(epsilon, (-1, 1, 1, 1)), 0, 1).astype(np.float32)
@@ -133,7 +152,7 @@ def double(net, get, x):
         *x.shape[:-3], CLASSES)
 
 
-def check(name, norm, methods, seed=0):
+def check(name, norm, methods, seed=0, attack=True):
   """The largest crossing of all bounds of a network, float32 and float64, and these bounds."""
   net, get, x = NETS[name], weights(seed), images(seed=seed)
   logits_fn = jax.tree_util.Partial(lambda x: net(x, get))
@@ -143,7 +162,8 @@ def check(name, norm, methods, seed=0):
     found = {method: bounds.crown(logits_fn, x, epsilon, norm=norm, labels=labels, method=method,
                                   num_steps=3) for method in methods}
     box = propagate.box(x, epsilon.reshape(-1, 1, 1, 1))
-    tried = jnp.concatenate([tried, attacked_points(logits_fn, x, epsilon, norm), x[None]])
+    found_points = attacked_points(logits_fn, x, epsilon, norm) if attack else tried[:0]
+    tried = jnp.concatenate([tried, found_points, x[None]])
     return found, bounds.ibp(logits_fn, *box), tried, jax.lax.map(logits_fn, tried)
 
   found, (low, high), tried, logits = compiled(all_bounds, x, epsilon,
@@ -157,15 +177,16 @@ def check(name, norm, methods, seed=0):
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow) if name in ('sigmoid', 'elu', 'relu6', 'erf', 'gelu')
-    else name for name in NETS])
+    name if name in QUICK else slow(name) for name in NETS])
 def test_no_point_crosses(name):
   norm = list(SCALE)[list(NETS).index(name) % 3]
-  worst, found, (low, high) = check(name, norm, ('crown',))
+  attack = name not in ('mixed', 'activations')  # Which the slow test below attacks.
+  method = 'crown_ibp' if name == 'activations' else 'crown'
+  worst, found, (low, high) = check(name, norm, (method,), attack=attack)
   assert worst <= 0
   # At epsilon 0 there is only rounding, of which the bounds make little.
   assert (high - low)[0].max() < 2e-3
-  np.testing.assert_array_equal(found['crown'][:, 0], 0)  # The row of the label.
+  np.testing.assert_array_equal(found[method][:, 0], 0)  # The row of the label.
 
 
 def test_bounds_of_linear_networks_are_exact():
@@ -180,10 +201,9 @@ def test_bounds_of_linear_networks_are_exact():
     epsilon = np.asarray(EPSILON) * SCALE[norm] * 2  # The box is met.
     exact = np.array([[value - gain(row, image, size, norm) for value, row in zip(*of_image)]
                       for *of_image, image, size in zip(at_image, rows, flat, epsilon)])
-    for method in ('crown_ibp', 'crown'):
-      found = bounds.crown(net, x, epsilon, norm=norm, labels=labels, method=method)
-      assert (found <= exact).all()
-      np.testing.assert_allclose(found, exact, atol=2e-3 if norm == 'l2' else 3e-4)
+    found = compiled(functools.partial(bounds.crown, net, norm=norm, labels=labels), x, epsilon)
+    assert (found <= exact).all()
+    np.testing.assert_allclose(found, exact, atol=2e-3 if norm == 'l2' else 3e-4)
 
 
 def gain(row, image, epsilon, norm):
@@ -256,11 +276,11 @@ def program(w, x, epsilon, inner, *, exact):
 
 
 def test_bounds_are_below_the_linear_program_and_that_is_below_the_exact_minimum():
-  names = ('ibp', 'crown_ibp', 'crown', 'alpha')
+  names = ('ibp', 'crown_ibp', 'crown')
 
   def all_bounds(w, x, epsilon):
     net = jax.tree_util.Partial(of_two_layers, w)
-    return [bounds.crown(net, x, epsilon, labels=np.zeros(2, int), method=method, num_steps=40)[:, 1]
+    return [bounds.crown(net, x, epsilon, labels=np.zeros(2, int), method=method)[:, 1]
             for method in names]
 
   run = jax.jit(all_bounds, compiler_options={'xla_backend_optimization_level': 0})
@@ -272,7 +292,7 @@ def test_bounds_are_below_the_linear_program_and_that_is_below_the_exact_minimum
       inner = inner_bounds(w, image[None], epsilon)
       relaxed, least = (program(w, image, epsilon, inner, exact=exact) for exact in (False, True))
       assert found['ibp'] <= found['crown_ibp'] <= relaxed + 1e-6 <= least + 2e-6
-      assert found['crown_ibp'] <= found['crown'] <= found['alpha'] <= least
+      assert found['crown_ibp'] <= found['crown'] <= least
       grid = np.stack(np.meshgrid(*[np.linspace(max(c - epsilon, 0), min(c + epsilon, 1), 21)
                                     for c in image]), axis=-1).reshape(-1, 3)
       z = np.asarray(of_two_layers(w, grid))
@@ -292,7 +312,8 @@ def test_one_hidden_layer_in_one_dimension_is_as_close_as_lines_allow():
   w, b, v = draw.normal(size=(3, 6)).astype(np.float32)
   net = jax.tree_util.Partial(lambda x: jnp.stack([nn.relu(x * w + b) @ v, 0 * x[:, 0]], axis=1))
   x, epsilon = np.float32([[0.2], [0.5], [0.8]]), np.float32([0.02, 0.2, 1.])
-  found = bounds.crown(net, x, epsilon, labels=np.zeros(3, int), method='alpha', num_steps=50)[:, 1]
+  found = compiled(lambda x: bounds.crown(net, x, epsilon, labels=np.zeros(3, int), num_steps=50,
+                                          method='alpha'), x)[:, 1]
   for centre, size, lower in zip(x[:, 0], epsilon, found):
     ends = np.clip([centre - size, centre + size], 0, 1)
     places = np.clip(np.concatenate([ends, -b / w]), *ends)
@@ -321,13 +342,13 @@ def plant_slope(monkeypatch):
 
 
 def plant_level(monkeypatch):
-  """The upper line of ReLU goes through the origin."""
+  """The upper line of ReLU is lowered instead of raised."""
   def kink(*args, **settings):
     right = rules_kink(*args, **settings)
 
     def lines(x, share=None):
       found = right.lines(x)
-      return found._replace(upper_shift=jnp.zeros_like(found.upper_shift))
+      return found._replace(upper_shift=-found.upper_shift)
     return right._replace(lines=lines)
   monkeypatch.setattr(rules, 'kink', kink)
 
@@ -360,13 +381,196 @@ def plant_padding(monkeypatch):
   monkeypatch.setitem(rules.RULES, 'reduce_window_max', pool)
 
 
-@pytest.mark.parametrize(('plant', 'name'), [
-    (plant_slope, 'relu'), (plant_level, 'relu'), (plant_scale, 'residual'),
-    (plant_spread, 'convolutional'), (plant_padding, 'convolutional')])
-def test_planted_mistakes_are_seen(plant, name, monkeypatch):
+@pytest.mark.parametrize(('plant', 'name', 'methods'), [
+    (plant_slope, 'relu', ['crown_ibp']), (plant_level, 'relu', ['crown_ibp']),
+    (plant_scale, 'residual', []), (plant_spread, 'residual', []),
+    (plant_padding, 'convolutional', [])])
+def test_planted_mistakes_are_seen(plant, name, methods, monkeypatch):
   plant(monkeypatch)
-  worst, *_ = check(name, 'linf', ('crown_ibp',))
+  worst, *_ = check(name, 'linf', methods, attack=False)
   assert worst > 1e-4
+
+
+def normed(x):
+  """A network with a remat and a custom derivative."""
+  return head(jax.checkpoint(twice)(nn.relu(x)), weights(7))
+
+
+@jax.custom_vjp
+def twice(x):
+  return 2 * x
+
+
+twice.defvjp(lambda x: (twice(x), None), lambda _, cotangent: (cotangent,))
+
+
+@pytest.mark.parametrize('norm', [slow('linf'), 'l2', slow('l1')])
+def test_gradients_are_finite_and_of_the_bounds_also_at_epsilon_0(norm):
+  x, labels = images(), np.zeros(4, int)
+
+  def total(w, epsilon):
+    net = jax.tree_util.Partial(lambda w, x: normed(x * w), w)
+    box = propagate.box(x, epsilon.reshape(-1, 1, 1, 1))
+    lower = bounds.crown(net, x, epsilon, norm=norm, labels=labels, method='crown_ibp')
+    return lower.sum() + sum((end**2).sum() for end in bounds.ibp(net, *box))
+
+  gradient = jax.jit(jax.value_and_grad(total, (0, 1)),
+                     compiler_options={'xla_backend_optimization_level': 0})
+  for w, epsilon in ((1.3, EPSILON), (0.7, jnp.zeros(4))):
+    _, (of_w, of_epsilon) = gradient(jnp.float32(w), epsilon)
+    assert np.isfinite(of_w) and np.isfinite(of_epsilon).all() and of_w != 0
+  ends = [gradient(jnp.float32(1.3 + step), EPSILON)[0] for step in (-1e-2, 1e-2)]
+  np.testing.assert_allclose(gradient(jnp.float32(1.3), EPSILON)[1][0],
+                             (ends[1] - ends[0]) / 2e-2, rtol=0.02)
+
+
+def test_rows_that_are_folded_are_as_close_as_the_last_layer_allows():
+  """Of a linear network, the interval of <c, z> is exact, and that of z is not of use to it."""
+  x, get = images(), weights(3)
+  net = jax.tree_util.Partial(lambda x: head(x, get))
+  same = np.float32([[1, -1, 0], [0, 0, 0]])
+  low, high = bounds.ibp(net, x - 0.1, x + 0.1, spec=same)
+  kernel = get(90, 72, CLASSES).astype(np.float64)
+  middle = double(lambda x, get: head(x, get), get, x) @ same.T
+  radius = 0.1 * np.abs(kernel @ same.T).sum(0)
+  np.testing.assert_allclose(low, middle - radius, atol=2e-4)
+  np.testing.assert_allclose(high, middle + radius, atol=2e-4)
+  assert (low <= middle - radius + 1e-7).all() and (high >= middle + radius - 1e-7).all()
+
+
+@pytest.mark.parametrize('curve, ends', [
+    (rules.COMPOUNDS['silu'], (-30, 30)), (rules.COMPOUNDS['softplus'], (-80, 80)),
+    (rules.COMPOUNDS['elu'], (-30, 30))] + [
+    ((function, rules.RULES[name]([], {'y': 3}, None, lambda rule, slots: rule)), ends)
+    for name, function, ends in (
+        ('tanh', jnp.tanh, (-20, 20)), ('logistic', nn.sigmoid, (-40, 40)),
+        ('erf', jax.lax.erf, (-5, 5)), ('exp', jnp.exp, (-20, 10)), ('log', jnp.log, (1e-3, 9)),
+        ('log1p', jnp.log1p, (-0.99, 9)), ('expm1', jnp.expm1, (-20, 5)),
+        ('sqrt', jnp.sqrt, (0, 9)), ('rsqrt', jax.lax.rsqrt, (1e-2, 9)),
+        ('square', jnp.square, (-4, 4)), ('abs', jnp.abs, (-4, 4)),
+        ('integer_pow', lambda x: x**3, (-3, 3)))])
+def test_lines_and_hulls_of_curves_hold_on_a_grid(curve, ends):
+  function, rule = curve
+  draw = np.random.default_rng(0)
+  lower, upper = np.sort(draw.uniform(*ends, size=(2, 300)).astype(np.float32), axis=0)
+  upper[::3] = lower[::3] + (upper[::3] - lower[::3]) * 1e-4  # Narrow ones.
+  upper[0] = lower[0]
+  x = rules.Interval(lower[None], upper[None])
+  hull, lines = rule.hull(x), rule.lines(x)
+  with jax.enable_x64(True):
+    places = lower + np.linspace(0, 1, 2001)[:, None] * (upper.astype(np.float64) - lower)
+    values = np.asarray(function(jnp.asarray(places)))
+  assert (values >= hull.lower).all() and (values <= hull.upper).all()
+  assert (values >= np.float64(lines.lower_slope) * places + lines.lower_shift).all()
+  assert (values <= np.float64(lines.upper_slope) * places + lines.upper_shift).all()
+
+
+def test_slots_of_one_value_share_the_walk_and_constants_are_computed():
+  """x - x is 0 for lines, which see that both are one, and not for intervals."""
+  x = images()
+  net = jax.tree_util.Partial(lambda x: head(x - jnp.flip(jnp.flip(x, 1), 1), weights()))
+  lower = bounds.crown(net, x, 0.1, labels=np.zeros(4, int), method='crown_ibp')
+  at_zero = np.asarray(net(0 * x))
+  np.testing.assert_allclose(lower, at_zero[:, :1] - at_zero, atol=1e-4)
+
+
+def of_models():
+  return [('mlp', dict(hidden=(8,)), (6, 6, 1)), ('cnn', dict(widths=(2,), dense=4), (6, 6, 1)),
+          slow('wide_resnet', dict(depth=10, width=1, activation='swish'), (8, 8, 3)),
+          slow('densenet', dict(depth=7, growth=2), (8, 8, 3)),
+          slow('resnet20', {}, (8, 8, 3)), slow('shaham_cnn', {}, (22, 22, 1))]
+
+
+@pytest.mark.parametrize(('name', 'settings', 'shape'), of_models())
+def test_models_are_bounded_in_the_layers_of_this_device_and_in_plain_ones(
+    name, settings, shape, monkeypatch):
+  model = models.create(name, 3, **settings)
+  variables = models.init(jax.random.key(0), model, shape)
+  variables = jax.tree.map(lambda x: x + 0.1 * np.random.default_rng(1).random(x.shape), variables)
+  variables = jax.tree.map(lambda x: x.astype(jnp.float32), variables)
+  x = jnp.asarray(np.random.default_rng(0).random((2, *shape), np.float32))
+  logits_fn = models.logits_fn(model, variables, mean=0.4, std=0.3)
+  low, high = compiled(lambda x: bounds.ibp(logits_fn, x, x), x)
+  monkeypatch.setenv('ROBUST_JAX_CPU', 'plain')
+  plain = model.apply(variables, (x - 0.4) / 0.3, train=False)
+  assert (low <= plain).all() and (plain <= high).all()
+  assert (low <= logits_fn(x)).all() and (logits_fn(x) <= high).all()
+  assert (high - low).max() < 0.1 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+    (dict(labels=None), 'labels or spec must be given, one of them, got neither'),
+    (dict(spec=np.eye(CLASSES)), 'labels or spec must be given, one of them, got both'),
+    (dict(labels=np.array([0, 1, 2, 3])), r'labels must be in \[0, 2\], got 3'),
+    (dict(epsilon=-0.1), 'epsilon must be finite and at least 0, got -0.1'),
+    (dict(epsilon=np.nan), 'epsilon must be finite and at least 0, got nan'),
+    (dict(epsilon=1.5), 'epsilon must be at most 1 in linf'),
+    (dict(norm='l3'), "norm must be one of linf, l2, l1, got 'l3'"),
+    (dict(method='best'), "method must be one of crown, crown_ibp, alpha, ibp, got 'best'"),
+    (dict(num_steps=0), 'num_steps must be at least 1, got 0'),
+    (dict(step_size=0.), 'step_size must be above 0, got 0.0'),
+    (dict(labels=None, spec=np.eye(4)), r'spec must have shape \(rows, 3\) or \(4, rows, 3\)'),
+    (dict(labels=None, spec=np.full((3, 3), np.inf)), 'spec must be finite, got'),
+    (dict(images=np.zeros((4, *SHAPE), np.uint8)), 'images must be floating point'),
+    (dict(images=np.full((4, *SHAPE), 2.)), r'images must be in \[0, 1\]')])
+def test_arguments_out_of_range_are_named(change, says):
+  arguments = dict(images=images(), epsilon=0.1, labels=np.zeros(4, int)) | change
+  with pytest.raises(ValueError, match=says) as error:
+    bounds.crown(lambda x: head(x, weights()), **arguments)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('net', 'says'), [
+    (lambda x: head(x, weights()) + jax.random.normal(jax.random.key(0), (len(x), CLASSES)),
+     'deterministic to be bounded, but draws random numbers'),
+    (lambda x: jnp.sort(head(x, weights()), 1), 'the primitive sort is not covered for float32'),
+    (lambda x: head(x, weights()) / x.sum((1, 2, 3))[:, None],
+     'a divisor that depends on the image'),
+    (lambda x: head(x.astype(jnp.bfloat16).astype(jnp.float32), weights()),
+     'must compute in float32 to be bounded, got bfloat16'),
+    (lambda x: head(jnp.where((x > 0.1) & (x < 0.2), x, 0), weights()), 'the primitive and is not'),
+    (lambda x: jnp.ones((len(x), CLASSES)), 'must depend on the images'),
+    (lambda x: head(x - x.mean(0), weights()), 'of each image by itself'),
+    (lambda x: head(x, weights())[0], 'logits_fn must return floating point logits')])
+def test_networks_without_bounds_are_refused_in_one_line(net, says):
+  for call in (lambda: bounds.ibp(net, images(), images()),
+               lambda: bounds.crown(net, images(), 0.1, labels=np.zeros(4, int))):
+    with pytest.raises(ValueError, match=says) as error:
+      call()
+    assert '\n' not in str(error.value)
+
+
+def test_ibp_refuses_ends_in_the_wrong_order_and_says_nothing_of_them_under_jit():
+  net, x = jax.tree_util.Partial(lambda x: head(x, weights())), images()
+  with pytest.raises(ValueError, match='upper must be finite and at least lower, got'):
+    bounds.ibp(net, x, x - 0.1)
+  with pytest.raises(ValueError, match='upper must have the shape of lower'):
+    bounds.ibp(net, x, x[:2])
+  wrong = x.at[1, 0, 0, 0].add(-0.1)
+  low, high = compiled(lambda low, high: bounds.ibp(net, low, high), x, wrong)
+  assert (np.isneginf(low).all(1) == [False, True, False, False]).all()
+  assert (np.isposinf(high).all(1) == [False, True, False, False]).all()
+  labels, epsilon = np.array([0, 3, 0, 0]), np.float32([0.1, 0.1, -1, np.nan])
+  lower = compiled(lambda labels, epsilon: bounds.crown(net, x, epsilon, labels=labels), labels,
+                   epsilon)
+  assert not bounds.certified(lower, np.array([0, 2, 0, 0]))[1:].any()
+  assert (lower[1:] == -np.inf).any(1).all() and np.isfinite(lower[0]).all()
+
+
+def test_certified_looks_at_all_classes_but_the_label():
+  lower = jnp.array([[0., 1., 2.], [0., 1., 0.], [1., 0., -1.], [3., 0., 1.]])
+  np.testing.assert_array_equal(bounds.certified(lower, np.array([0, 0, 1, 1])),
+                                [True, False, False, True])
+
+
+def test_chunks_and_batches_change_only_rounding():
+  net, labels = jax.tree_util.Partial(of_two_layers, two_layers()), np.zeros(4, int)
+  x = np.random.default_rng(0).uniform(size=(4, 3)).astype(np.float32)
+  whole = compiled(lambda x: bounds.crown(net, x, EPSILON, labels=labels), x)
+  part = jax.jit(lambda x, epsilon: bounds.crown(net, x, epsilon, labels=labels[:1], chunk=3),
+                 compiler_options={'xla_backend_optimization_level': 0})
+  parts = [part(x[i:i + 1], EPSILON[i]) for i in range(4)]
+  np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
 
 
 @pytest.mark.slow

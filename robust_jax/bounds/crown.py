@@ -76,10 +76,11 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
     unit = jnp.eye(classes)
     spec = unit[jnp.asarray(some)][:, None] - unit
   rows = checked_rows(spec, len(images), classes)
-  propagate.check_alone(logits_fn, images)
-  return propagate.compiled(
+  lower = propagate.compiled(
       _crown, logits_fn, images, jnp.broadcast_to(epsilon, (len(images),)), rows, norm=norm,
       method=method, num_steps=int(num_steps), step_size=float(step_size), chunk=int(chunk))
+  propagate.check_alone(logits_fn, images)
+  return lower
 
 
 def certified(lower, labels):

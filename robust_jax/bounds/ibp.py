@@ -45,8 +45,9 @@ def ibp(logits_fn, lower, upper, *, spec=None):
   lower, upper = jnp.where(ordered, lower, -jnp.inf), jnp.where(ordered, upper, jnp.inf)
   classes = inputs.num_classes(logits_fn, lower)
   rows = None if spec is None else checked_rows(spec, len(lower), classes)
+  found = propagate.compiled(_ibp, logits_fn, lower, upper, rows)
   propagate.check_alone(logits_fn, lower)
-  return propagate.compiled(_ibp, logits_fn, lower, upper, rows)
+  return found
 
 
 def _ibp(logits_fn, lower, upper, rows):
