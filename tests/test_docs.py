@@ -9,7 +9,7 @@ from types import FunctionType
 import pytest
 
 from launch import flags
-from robust_jax import analysis, attacks, certification, data, models, report, training
+from robust_jax import analysis, attacks, bounds, certification, data, models, report, training
 from robust_jax.training import methods
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def test_commands_are_understood(command, monkeypatch, tmp_path):
     assert flags.parse(words).stages
 
 
-@pytest.mark.parametrize('package', [analysis, attacks, certification, data, models, report,
+@pytest.mark.parametrize('package', [analysis, attacks, bounds, certification, data, models, report,
                                      training, methods], ids=lambda package: package.__name__)
 def test_every_public_function_has_its_place_in_the_documentation(package):
   pages = ''.join(page.read_text(encoding='utf-8') for page in ROOT.glob('docs/api/*.md'))

@@ -478,7 +478,7 @@ def of_models():
   return [('mlp', dict(hidden=(8,)), (6, 6, 1)), ('cnn', dict(widths=(2,), dense=4), (6, 6, 1)),
           slow('wide_resnet', dict(depth=10, width=1, activation='swish'), (8, 8, 3)),
           slow('densenet', dict(depth=7, growth=2), (8, 8, 3)),
-          slow('resnet20', {}, (8, 8, 3)), slow('shaham_cnn', {}, (22, 22, 1))]
+          slow('shaham_cnn', {}, (22, 22, 1))]
 
 
 @pytest.mark.parametrize(('name', 'settings', 'shape'), of_models())
@@ -557,6 +557,13 @@ def test_ibp_refuses_ends_in_the_wrong_order_and_says_nothing_of_them_under_jit(
   assert (lower[1:] == -np.inf).any(1).all() and np.isfinite(lower[0]).all()
 
 
+def test_what_cancels_in_the_pieces_of_a_kink_widens_it():
+  net = jax.tree_util.Partial(lambda x: head(jnp.where(x > 0.5, (x + 1e6) - 1e6, 0.5), weights()))
+  low, high = bounds.ibp(net, images(), images())
+  for values in (net(images()), double(lambda x, get: net(x), None, images())):
+    assert (low <= values).all() and (values <= high).all()
+
+
 def test_certified_looks_at_all_classes_but_the_label():
   lower = jnp.array([[0., 1., 2.], [0., 1., 0.], [1., 0., -1.], [3., 0., 1.]])
   np.testing.assert_array_equal(bounds.certified(lower, np.array([0, 0, 1, 1])),
@@ -574,12 +581,11 @@ def test_chunks_and_batches_change_only_rounding():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(1, 4))
 @pytest.mark.parametrize('name', NETS)
-def test_no_point_crosses_any_bound_of_more_networks(name, seed):
-  for norm in SCALE:
-    worst, found, _ = check(name, norm, ('ibp', 'crown_ibp', 'crown', 'alpha'), seed)
+def test_no_point_crosses_any_bound_in_other_norms(name):
+  for shift in (1, 2):
+    norm = list(SCALE)[(list(NETS).index(name) + shift) % 3]
+    worst, found, _ = check(name, norm, ('ibp', 'crown_ibp', 'alpha'), seed=shift)
     assert worst <= 0
     assert (found['crown_ibp'] >= found['ibp'] - 1e-6).all()
-    assert (found['crown'] >= found['ibp'] - 1e-6).all()
-    assert (found['alpha'] >= found['crown'] - 1e-6).all()
+    assert (found['alpha'] >= found['crown_ibp'] - 1e-6).all()

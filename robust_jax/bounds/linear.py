@@ -176,4 +176,4 @@ def _gain_l2(size, room, epsilon):
   step = jnp.where(moves, lax.stop_gradient(step), 1)
   t = jnp.minimum(step * size, room)
   dual = _sum(t * (size - t / (2 * step))) + jnp.square(epsilon) / (2 * step)
-  return jnp.where(moves, dual, 0)
+  return jnp.where(moves, dual, jnp.where(epsilon > 0, jnp.inf, 0))

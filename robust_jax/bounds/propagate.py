@@ -76,16 +76,22 @@ class _Walk:
     return slot
 
   def line(self, value, slot):
-    """(slope, shift) of a value that is slope * slot + shift elementwise; None of any other."""
+    """(slope, shift, sum of abs of what shift is the sum of) of slope * slot + shift, elementwise.
+
+    None of any other value, or after more than four steps, which round.
+    """
     if not isinstance(value, Slot):
-      return 0., value
-    slope, shift = 1., 0.
-    while value != slot:
+      return 0., value, jnp.abs(value)
+    slope, shift, size = 1., 0., 0.
+    for _ in range(5):
+      if value == slot:
+        return slope, shift, size
       if value not in self._lines:
         return None
       value, inner_slope, inner_shift = self._lines[value]
-      slope, shift = slope * inner_slope, slope * inner_shift + shift
-    return slope, shift
+      shift, size = shift + slope * inner_shift, size + jnp.abs(slope * inner_shift)
+      slope = slope * inner_slope
+    return None
 
   def walk(self, jaxpr, consts, arguments):
     """Values of a jaxpr's outputs, of those of its arguments."""

@@ -308,7 +308,7 @@ def _single(x):
   return x[None]
 
 
-def curve(function, bottom, shape):
+def curve(function, bottom, shape, growth=0.):
   """A function that falls up to `bottom` and rises from there.
 
   Args:
@@ -316,13 +316,16 @@ def curve(function, bottom, shape):
     bottom: -inf if it rises everywhere, inf if it falls everywhere.
     shape: 'convex', 'concave', or the Lipschitz constant of its derivative; None if it is not
       known, whose lines are horizontal.
+    growth: of its rounding error with abs(x).
   """
+  def rounding(value, x):
+    return _CURVE_ERROR * (1 + jnp.abs(value) + growth * x.size[0])
+
   def hull(x):
     lower, upper = x.lower[0], x.upper[0]
     low = function(jnp.clip(bottom, lower, upper))
     high = jnp.maximum(function(lower), function(upper))
-    return interval(low - _CURVE_ERROR * (1 + jnp.abs(low)),
-                    high + _CURVE_ERROR * (1 + jnp.abs(high)))
+    return interval(low - rounding(low, x), high + rounding(high, x))
 
   def lines(x):
     flat = hull(x)
@@ -349,8 +352,7 @@ def curve(function, bottom, shape):
       found = slope, values.min(0) - off, slope, values.max(0) + off
     lower_slope, low, upper_slope, high = found
     steepest = jnp.maximum(jnp.abs(lower_slope), jnp.abs(upper_slope))
-    off = (_CURVE_ERROR * (1 + jnp.maximum(jnp.abs(flat.lower), jnp.abs(flat.upper)))
-           + _MORE * ROUNDING * steepest * x.size[0])
+    off = rounding(flat.size, x) + _MORE * ROUNDING * steepest * x.size[0]
     # Of a wide interval, horizontal lines may be the better ones.
     better = flat.upper - flat.lower <= high - low
     pick = lambda line, level: jnp.where(better, level, line)
@@ -365,12 +367,18 @@ def _flat(x, hull):
   return Lines(zero, hull.lower, zero, hull.upper)
 
 
-def kink(at, below, above, *, exact=False):
-  """below[0] x + below[1] for x < at, above[0] x + above[1] for x > at, either of them at `at`.
+def kink(at, below, above):
+  """slope x + shift for x < at, another for x > at, either of them at `at`.
 
-  `exact` if float32 does not round it.
+  Args:
+    at: of the shape of x, or a number.
+    below: (slope, shift, size for the rounding of shift), or, of what float32 does not round,
+      (slope, shift).
+    above: likewise.
   """
-  (slope0, shift0), (slope1, shift1) = below, above
+  exact = len(below) == 2
+  (slope0, shift0, size0), (slope1, shift1, size1) = (
+      (*line, jnp.abs(line[1])) if exact else line for line in (below, above))
 
   def extremes(x, slope):
     """The least and the largest f(x) - slope x: at an end, or on either side of the kink."""
@@ -390,7 +398,7 @@ def kink(at, below, above, *, exact=False):
 
   def off(x):
     steepest = jnp.maximum(jnp.abs(slope0), jnp.abs(slope1))
-    return _MORE * ROUNDING * (steepest * x.size[0] + jnp.abs(shift0) + jnp.abs(shift1))
+    return _MORE * ROUNDING * (steepest * x.size[0] + size0 + size1)
 
   def hull(x):
     least, largest = extremes((x.lower[0], x.upper[0]), 0.)
@@ -426,7 +434,7 @@ def _curve(function, bottom, shape):
 
 def _integer_pow(inputs, params, primitive, emit):
   power = params['y']
-  if power < 0:
+  if not 0 <= power <= 8:  # Of larger ones, rounding is more than `_CURVE_ERROR`.
     raise Uncovered(f'the power {power}')
   function = lambda x: lax.integer_pow(x, power)
   return emit(curve(function, 0., 'convex') if power % 2 == 0 else curve(function, -np.inf, None),
@@ -434,7 +442,7 @@ def _integer_pow(inputs, params, primitive, emit):
 
 
 def _abs(inputs, params, primitive, emit):
-  return emit(kink(0., (-1., 0.), (1., 0.), exact=True), inputs)
+  return emit(kink(0., (-1., 0.), (1., 0.)), inputs)
 
 
 def _extremum(sign):
@@ -450,7 +458,7 @@ def _extremum(sign):
       raise Uncovered(f'{slots[0].shape} and a constant of {np.shape(level)}')
     level = jnp.broadcast_to(level, shape)
     pieces = [(0., level), (1., 0.)]
-    return emit(kink(level, *pieces[::sign], exact=True), slots)
+    return emit(kink(level, *pieces[::sign]), slots)
   return rule
 
 
@@ -667,6 +675,6 @@ RULES = {
 # Functions of jax.nn that are several primitives, and tighter as one curve.
 COMPOUNDS = {
   'softplus': (jax.nn.softplus, curve(jax.nn.softplus, _increasing, 'convex')),
-  'silu': (jax.nn.silu, curve(jax.nn.silu, -1.2784645, 0.5)),
+  'silu': (jax.nn.silu, curve(jax.nn.silu, -1.2784645, 0.5, growth=1.)),
   'elu': (jax.nn.elu, curve(jax.nn.elu, _increasing, 1.0)),
 }
