@@ -142,14 +142,21 @@ class _Walk:
     slots = [x for x in inputs if isinstance(x, Slot)]
     if len(slots) != 1 or not isinstance(out, Slot) or out.shape != slots[0].shape:
       return
-    x, *_ = slots
-    constant = next((value for value in inputs if value is not x), 0.)
-    line = {'neg': (-1., 0.), 'mul': (constant, 0.), 'add': (1., constant),
-            'sub': (1., -constant) if inputs[0] is x else (-1., constant)}.get(name)
-    if name == 'div':
+    x, = slots
+    constant = next((value for value in inputs if value is not x), None)
+    if name == 'neg':
+      line = -1., 0.
+    elif name == 'mul':
+      line = constant, 0.
+    elif name == 'div':
       line = 1 / constant, 0.
-    if line:
-      self._lines[out] = x, *line
+    elif name == 'add':
+      line = 1., constant
+    elif name == 'sub':
+      line = (1., -constant) if inputs[0] is x else (-1., constant)
+    else:
+      return
+    self._lines[out] = x, *line
 
 
 def _compound(name, inner):
@@ -170,12 +177,14 @@ def compiled(function, logits_fn, *arrays, **settings):
   anew at each call with another function, which may read what changes between calls.
   """
   if isinstance(logits_fn, jax.tree_util.Partial):
-    return _kept(function, tuple(settings.items()))(logits_fn, *arrays)
+    structure = jax.tree.structure(logits_fn)
+    return _kept(function, structure, tuple(settings.items()))(logits_fn, *arrays)
   return jax.jit(functools.partial(function, **settings))(smoothing.as_pytree(logits_fn), *arrays)
 
 
 @functools.lru_cache(maxsize=32)
-def _kept(function, settings):
+def _kept(function, structure, settings):
+  del structure  # It holds logits_fn; apart, so that each is dropped with what was compiled.
   return jax.jit(functools.partial(function, **dict(settings)))
 
 
