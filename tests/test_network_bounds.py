@@ -383,7 +383,7 @@ def plant_padding(monkeypatch):
 
 
 @pytest.mark.parametrize(('plant', 'name', 'methods'), [
-    (plant_slope, 'relu', ['crown_ibp']), (plant_level, 'relu', ['crown_ibp']),
+    (plant_slope, 'relu', ['crown_ibp']), slow(plant_level, 'relu', ['crown_ibp']),
     slow(plant_scale, 'residual', []), (plant_spread, 'residual', []),
     (plant_padding, 'convolutional', [])])
 def test_planted_mistakes_are_seen(plant, name, methods, monkeypatch):
