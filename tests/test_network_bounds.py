@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import lax
 from scipy import optimize
 
 from robust_jax import bounds, models
@@ -591,3 +592,42 @@ def test_no_point_crosses_any_bound_in_other_norms(name):
     assert worst <= 0
     assert (found['crown_ibp'] >= found['ibp'] - 1e-6).all()
     assert (found['alpha'] >= found['crown_ibp'] - 1e-6).all()
+
+
+def against(score, level):
+  """Two logits of an image of one pixel: score(x), and a level."""
+  return lambda x: jnp.stack([score(x.reshape(len(x))), jnp.full(len(x), level)], axis=-1)
+
+
+@pytest.mark.parametrize('score, level', [
+    (lambda x: jnp.where(jnp.isfinite(jnp.exp(200 * x)), x, -5.), 0.),  # Of 0.6, exp is inf.
+    (lambda x: jnp.where(jnp.isfinite(x * 1e38 * 10), x, -1.), 0.),
+    (lambda x: jnp.where(jnp.isnan(lax.rsqrt(x - 0.5)), 0., lax.rsqrt(x - 0.5)), 0.5),
+    (lambda x: jax.nn.relu(lax.rsqrt(x - 0.5)), 0.5)])
+@pytest.mark.parametrize('method', ['ibp', 'crown_ibp', 'crown'])
+def test_what_is_not_finite_proves_nothing(score, level, method):
+  image = jnp.full((1, 1, 1, 1), 0.6)
+  lower = bounds.crown(against(score, level), image, 0.2, labels=jnp.array([0]), method=method)
+  assert lower[0, 1] == -np.inf and not bounds.certified(lower, jnp.array([0])).any()
+
+
+@pytest.mark.parametrize('epsilon', [-1., np.nan])
+def test_padding_is_no_entry_of_a_window_whose_entries_are_unknown(epsilon):
+  pool = lambda x: lax.reduce_window(x - 0.7, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1),
+                                     ((0, 0), (1, 1), (1, 1), (0, 0)))
+  net = against(lambda x: pool(x.reshape(-1, 1, 1, 1)).reshape(len(x)), -0.5)
+  lower = jax.jit(lambda images, epsilon: bounds.crown(
+      net, images, epsilon, labels=jnp.array([0])))(jnp.full((1, 1, 1, 1), 0.5), epsilon)
+  assert lower[0, 1] == -np.inf
+
+
+def test_coarser_products_and_integers_are_not_covered():
+  image = jnp.full((1, 1, 1, 1), 0.5)
+  coarse = lambda x: lax.dot_general(
+      x.reshape(1, 1), jnp.ones((1, 2)), (((1,), (0,)), ((), ())),
+      precision=lax.DotAlgorithmPreset.BF16_BF16_F32)
+  wraps = lambda x: (-jnp.where(x.reshape(1, 1) > 0.45, jnp.uint8(200), jnp.uint8(100)) * jnp.ones(
+      (1, 2), jnp.uint8)).astype(float)
+  for net, said in ((coarse, 'BF16_BF16_F32'), (wraps, 'uint8')):
+    with pytest.raises(ValueError, match=f'not covered for .*{said}'):
+      bounds.crown(net, image, 0.1, labels=jnp.array([0]))

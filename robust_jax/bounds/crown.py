@@ -27,7 +27,9 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
   From the last layer to the first, <c, z> is bounded by a linear function of each layer's input:
   affine primitives by their transposes, the others by a line below and one above, between bounds of
   their inputs. At the image, the linear function's minimum over the ball within [0, 1] is the
-  bound. Never less than that of `ibp`. Every bound is lowered by its rounding error (see `rules`).
+  bound. Never less than that of `ibp`. Every bound is lowered by its rounding error (see `rules`),
+  of float32: where a device's default is less, as TF32, it is logits_fn under
+  jax.default_matmul_precision('highest') that is bounded.
 
   Args:
     logits_fn: images [batch, ...] -> logits [batch, classes], traceable by JAX, deterministic, and
@@ -120,8 +122,10 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
   linear.prepare(graph.steps, intervals, known)
   seeds = rows.reshape(-1, *graph.output.shape)
   rough = folded(graph, intervals, known, seeds)
+  is_known = graph.is_known(intervals)
+  known_or_none = lambda bound: jnp.where(is_known, bound, -jnp.inf)
   if method == 'ibp':
-    return rough
+    return known_or_none(rough)
 
   def bounds(shares):
     """[rows], of shares [rows, ...] of slots."""
@@ -133,7 +137,7 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
 
   best = jnp.maximum(rough, bounds({}))
   if method != 'alpha':
-    return best
+    return known_or_none(best)
   shares = {}
   for step in graph.steps:
     if isinstance(step.rule, Nonlinear) and step.rule.share:
@@ -150,7 +154,7 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
     return (shares, memory, jnp.maximum(best, found)), None
 
   (shares, _, best), _ = lax.scan(improve, (shares, optimiser.init(shares), best), None, num_steps)
-  return jnp.maximum(best, bounds(shares))
+  return known_or_none(jnp.maximum(best, bounds(shares)))
 
 
 def _entries(bound, slot, chunk):

@@ -19,7 +19,7 @@ def ibp(logits_fn, lower, upper, *, spec=None):
   Args:
     logits_fn: images [batch, ...] -> logits [batch, classes], traceable by JAX, deterministic, and
       of each image by itself: each is bounded as a batch of its own.
-    lower: [batch, ...] float, the least value of each pixel.
+    lower: [batch, ...] float32, the least value of each pixel; of float64 the nearest float32.
     upper: likewise, the largest.
     spec: rows c, [rows, classes] or [batch, rows, classes]; None for the logits themselves.
 
@@ -55,12 +55,15 @@ def _ibp(logits_fn, lower, upper, rows):
 
   def one(lower, upper, rows):
     intervals = propagate.intervals(graph, rules.interval(lower, upper))
+    is_known = graph.is_known(intervals)
+    or_none = lambda end, none: jnp.where(is_known, end, none)
     if rows is None:
-      return tuple(end[0] for end in intervals[graph.output])
+      low, high = intervals[graph.output]
+      return or_none(low[0], -jnp.inf), or_none(high[0], jnp.inf)
     known = linear.prepare(graph.steps, intervals, {})
     seeds = rows.reshape(-1, *graph.output.shape)
     ends = folded(graph, intervals, known, jnp.concatenate([seeds, -seeds]))
-    return ends[:len(seeds)], -ends[len(seeds):]
+    return or_none(ends[:len(seeds)], -jnp.inf), or_none(-ends[len(seeds):], jnp.inf)
 
   return jax.vmap(one)(lower[:, None], upper[:, None], rows)
 

@@ -28,12 +28,24 @@ class Step(NamedTuple):
 
 
 class Graph(NamedTuple):
-  """A function of one image, as steps in the order of evaluation; `input` and `output` are Slots.
+  """A function of one image.
+
+  Attributes:
+    steps: in the order of evaluation.
+    input: of the image.
+    output: of the logits.
+    finite: slots that were taken to be finite, where the function asks; where their intervals are
+      not, nothing is known of it.
   """
 
   steps: list[Step]
   input: Slot
   output: Slot
+  finite: list[Slot]
+
+  def is_known(self, intervals):
+    """Whether what was taken to be finite is, in intervals of all slots."""
+    return jnp.array([jnp.isfinite(intervals[x].size).all() for x in self.finite], bool).all()
 
 
 def trace(logits_fn, image):
@@ -54,14 +66,14 @@ def trace(logits_fn, image):
   output, = graph.walk(closed.jaxpr, closed.consts, [graph.input])
   if not isinstance(output, Slot):
     raise ValueError('logits_fn must depend on the images, got a constant')
-  return Graph(graph.steps, graph.input, output)
+  return Graph(graph.steps, graph.input, output, graph.finite)
 
 
 class _Walk:
   """Steps as they are found; called as `emit` by the rules."""
 
   def __init__(self, image):
-    self.steps = []
+    self.steps, self.finite = [], []
     self.input = Slot(0, image.shape, image.dtype)
     # {slot: (slot x, slope, shift)} of what one step makes slope x + shift.
     self._lines = {}
@@ -132,6 +144,9 @@ class _Walk:
           isinstance(x, Slot) for x in bounded)):
         raise rules.Uncovered(', '.join(str(x.aval) for x in eqn.invars))
       out = rules.RULES[name](inputs, eqn.params, eqn.primitive, self)
+      for x in eqn.outvars:  # Integers wrap around.
+        if isinstance(out, Slot) and not jnp.issubdtype(x.aval.dtype, jnp.floating):
+          raise rules.Uncovered(x.aval.dtype)
     except rules.Uncovered as error:
       raise ValueError(f'logits_fn has no bounds: the primitive {name} is not covered for {error}; '
                        f'those that are: {", ".join(rules.RULES)}') from None

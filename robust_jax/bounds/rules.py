@@ -254,6 +254,9 @@ def _product(sizes):
     side = int(isinstance(inputs[0], Slot))
     terms, fan = sizes(inputs, side, params)
     if 'precision' in params:
+      given = params['precision']
+      if given not in (None, lax.DotAlgorithmPreset.F32_F32_F32) and not isinstance(given, tuple):
+        raise Uncovered(f'the algorithm {given}')
       params = params | {'precision': (lax.Precision.HIGHEST,) * 2}
     absolute = [x if isinstance(x, Slot) else jnp.abs(x) for x in inputs]
     return emit(Affine(_filled(primitive, params, inputs), _filled(primitive, params, absolute),
@@ -325,6 +328,9 @@ def curve(function, bottom, shape, growth=0.):
     lower, upper = x.lower[0], x.upper[0]
     low = function(jnp.clip(bottom, lower, upper))
     high = jnp.maximum(function(lower), function(upper))
+    # Of an interval that leaves where the function is defined nothing is known.
+    undefined = jnp.isnan(function(lower)) | jnp.isnan(function(upper))
+    low, high = (jnp.where(undefined, jnp.nan, end) for end in (low, high))
     return interval(low - rounding(low, x), high + rounding(high, x))
 
   def lines(x):
@@ -492,15 +498,18 @@ def _largest(stack, sign=1):
 
   def lines(x):
     lower, upper = ends(x)
-    first = jax.nn.one_hot(lower.argmax(0), len(lower), axis=0, dtype=lower.dtype)
+    # Without any lower bound there is no line below; the first entry may be padding.
+    bounded = lower.max(0) > -jnp.inf
+    first = jnp.where(bounded, jax.nn.one_hot(
+        lower.argmax(0), len(lower), axis=0, dtype=lower.dtype), 0)
+    lower_shift = jnp.where(bounded, 0, -jnp.inf)
     # No other entry can exceed the one with the largest lower bound.
     decided = jnp.where(first > 0, -jnp.inf, upper).max(0) <= lower.max(0)
     upper_slope = jnp.where(decided, first, 0)
     upper_shift = jnp.where(decided, 0, upper.max(0))
-    zero = jnp.zeros_like(upper_shift)
     if sign == 1:
-      return Lines(first, zero, upper_slope, upper_shift)
-    return Lines(upper_slope, -upper_shift, first, zero)
+      return Lines(first, lower_shift, upper_slope, upper_shift)
+    return Lines(upper_slope, -upper_shift, first, -lower_shift)
 
   return Nonlinear(stack, hull, lines)
 
@@ -590,12 +599,15 @@ def _not_itself(value):
     x, y = inputs
     if not (isinstance(x, Slot) and x == y):
       raise Uncovered('equality with another value')
+    emit.finite.append(x)
     return jnp.full(x.shape, value)
   return rule
 
 
 def _is_finite(inputs, params, primitive, emit):
-  return jnp.ones(inputs[0].shape, bool)
+  x, = inputs
+  emit.finite.append(x)
+  return jnp.ones(x.shape, bool)
 
 
 def _select(inputs, params, primitive, emit):
