@@ -26,7 +26,7 @@ def check_command(given):
   """
   own = {f'config.{name}': value for name, value in flat(given.config.to_dict()).items()}
   own |= {f'--{name}': str(getattr(given, name))
-          for name in ('workdir', 'stages', 'redo', 'devices', 'shard')}
+          for name in ('workdir', 'stages', 'devices', 'shard')}
   own |= {f'the version of {name}': value for name, value in workdir.versions().items()}
   own['the code of robust_jax (sha256)'] = _code()
   processes.check_same('command', json.loads(json.dumps(own, default=str)), _describe)

@@ -280,8 +280,8 @@ def _normalisation(run, loaded):
     _check_normalisation(run, loaded)
     if loaded is None and {run.data.mean, run.data.std} == {None}:
       say_once(f'{run.config["weights"]} says nothing of the normalisation of its images; that of '
-                f'{run.data.name} is used, mean {dataset.mean}, std {dataset.std} '
-                '(config.data.mean, config.data.std)')
+               f'{run.data.name} is used, mean {dataset.mean}, std {dataset.std} '
+               '(config.data.mean, config.data.std)')
     return {'mean': dataset.mean, 'std': dataset.std}
   if any(np.size(values) not in (1, dataset.image_shape[-1]) for values in loaded):
     _check_normalisation(run, loaded)
