@@ -15,7 +15,7 @@ from robust_jax.bounds.ibp import checked_rows, folded
 from robust_jax.bounds.rules import Interval, Nonlinear, stacked
 from robust_jax.types import Count, Positive
 
-Method = Literal['crown', 'crown_ibp', 'alpha', 'ibp']
+Method = Literal['crown', 'crown_ibp', 'alpha', 'ibp', 'wong_kolter']
 Norm = Literal['linf', 'l2', 'l1']
 
 
@@ -27,9 +27,9 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
   From the last layer to the first, <c, z> is bounded by a linear function of each layer's input:
   affine primitives by their transposes, the others by a line below and one above, between bounds of
   their inputs. At the image, the linear function's minimum over the ball within [0, 1] is the
-  bound. Never less than that of `ibp`. Every bound is lowered by its rounding error (see `rules`),
-  of float32: where a device's default is less, as TF32, it is logits_fn under
-  jax.default_matmul_precision('highest') that is bounded.
+  bound. Never less than that of `ibp`, but for 'wong_kolter'. Every bound is lowered by its
+  rounding error (see `rules`), of float32: where a device's default is less, as TF32, it is
+  logits_fn under jax.default_matmul_precision('highest') that is bounded.
 
   Args:
     logits_fn: images [batch, ...] -> logits [batch, classes], traceable by JAX, deterministic, and
@@ -42,7 +42,10 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
     method: what the bounds of inner layers are: 'crown', bounds of this kind; 'crown_ibp',
       intervals, differentiable and at the cost of a few passes; 'alpha', as 'crown', and then the
       slopes of lines through kinks, as ReLU's lower one, are optimised for every row. 'ibp':
-      intervals throughout, with the rows folded into the last layers.
+      intervals throughout, with the rows folded into the last layers. 'wong_kolter': the dual
+      network of Wong and Kolter, their Algorithm 1 (Weng et al.'s Fast-Lin): as 'crown', but both
+      lines through a ReLU between l < 0 < u have the slope u / (u - l), and no interval is kept
+      where it is closer. Differentiable. Of ReLUs and other kinks alone.
     num_steps: of Adam, of 'alpha'.
     step_size: of Adam; slopes are between 0 and 1.
     chunk: entries of an inner layer that are bounded at once, for each image: time for memory.
@@ -52,14 +55,18 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
     radii that are negative or not finite have bounds of -inf.
 
   Raises:
-    ValueError: an argument out of range; or logits_fn has a primitive without a rule, draws random
-      numbers, or computes in less than float32.
+    ValueError: an argument out of range; or logits_fn has a primitive without a rule, or, for
+      'wong_kolter', a nonlinear one that is no kink; draws random numbers, or computes in less than
+      float32.
 
   Reference:
     Zhang et al., Efficient Neural Network Robustness Certification with General Activation
     Functions, 2018; Zhang et al., Towards Stable and Efficient Training of Verifiably Robust
     Neural Networks, 2020 (CROWN-IBP); Xu et al., Fast and Complete: Enabling Complete Neural
-    Network Verification with Rapid and Massively Parallel Incomplete Verifiers, 2021 (alpha).
+    Network Verification with Rapid and Massively Parallel Incomplete Verifiers, 2021 (alpha);
+    Wong and Kolter, Provable Defenses against Adversarial Examples via the Convex Outer Adversarial
+    Polytope, 2018; Weng et al., Towards Fast Computation of Certified Robustness for ReLU
+    Networks, 2018.
   """
   if method not in get_args(Method):
     raise ValueError(f'method must be one of {", ".join(get_args(Method))}, got {method!r}')
@@ -98,15 +105,29 @@ def certified(lower, labels):
 
 def _crown(logits_fn, images, epsilon, rows, **settings):
   graph = propagate.trace(logits_fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+  if settings['method'] == 'wong_kolter':
+    graph = graph._replace(steps=[_parallel(step) for step in graph.steps])
   return jax.vmap(lambda *of_one: _bound(graph, *of_one, **settings))(
       images[:, None], epsilon, rows)
+
+
+def _parallel(step):
+  """The step with both lines of one slope."""
+  rule = step.rule
+  if not isinstance(rule, Nonlinear):
+    return step
+  if rule.parallel is None:
+    raise ValueError("method must not be 'wong_kolter' for a logits_fn with nonlinear functions "
+                     f'other than ReLU and its like, got {step.name}')
+  return step._replace(rule=rule._replace(
+      lines=lambda x: rule.lines(x, rule.parallel(x)), share=None))
 
 
 def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, chunk):
   """[rows] of one image [1, ...]."""
   box = propagate.box(image, epsilon)
   at_image = linear.at_ball(image, box, epsilon, norm)
-  loose, known = _loose(graph, norm) if method in ('crown', 'alpha') else set(), {}
+  loose, known = set() if method in ('ibp', 'crown_ibp') else _loose(graph, norm), {}
 
   def tighten(slot, intervals):
     if slot not in loose:
@@ -116,6 +137,8 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
     linear.prepare(graph.steps[:slot.number], intervals, known)
     bound = lambda seed: linear.lower(graph, intervals, known, slot, seed, at_image=at_image)
     found, rough = _entries(bound, slot, chunk), intervals[slot]
+    if method == 'wong_kolter':
+      return found
     return Interval(jnp.maximum(found.lower, rough.lower), jnp.minimum(found.upper, rough.upper))
 
   intervals = propagate.intervals(graph, box, tighten)
@@ -135,7 +158,9 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
       return linear.lower(graph, intervals, steps, graph.output, seed, at_image=at_image)
     return jax.vmap(of_row)(seeds, shares)
 
-  best = jnp.maximum(rough, bounds({}))
+  best = bounds({})
+  if method != 'wong_kolter':
+    best = jnp.maximum(best, rough)
   if method != 'alpha':
     return known_or_none(best)
   shares = {}

@@ -150,7 +150,6 @@ def _gain_l1(size, room, epsilon):
   order = jnp.argsort(-size)
   place = jnp.sum(jnp.cumsum(room[order]) < epsilon)
   level = jnp.where(place < len(size), size[order[jnp.minimum(place, len(size) - 1)]], 0)
-  level = lax.stop_gradient(level)
   return epsilon * level + _sum(room * jnp.maximum(size - level, 0))
 
 

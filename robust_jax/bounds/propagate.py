@@ -20,11 +20,12 @@ _CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'core_ca
 
 
 class Step(NamedTuple):
-  """output = rule(inputs)."""
+  """output = rule(inputs), of a primitive, or a function of jax.nn, of this name."""
 
   rule: Affine | Nonlinear
   inputs: tuple[Slot, ...]
   output: Slot
+  name: str
 
 
 class Graph(NamedTuple):
@@ -73,7 +74,7 @@ class _Walk:
   """Steps as they are found; called as `emit` by the rules."""
 
   def __init__(self, image):
-    self.steps, self.finite = [], []
+    self.steps, self.finite, self.name = [], [], None
     self.input = Slot(0, image.shape, image.dtype)
     # {slot: (slot x, slope, shift)} of what one step makes slope x + shift.
     self._lines = {}
@@ -84,7 +85,7 @@ class _Walk:
     whole = rule.apply if isinstance(rule, Affine) else lambda *x: rule.stack(*x)[0]
     out = jax.eval_shape(whole, *inputs)
     slot = Slot(number, out.shape, out.dtype)
-    self.steps.append(Step(rule, tuple(slots), slot))
+    self.steps.append(Step(rule, tuple(slots), slot, self.name))
     return slot
 
   def line(self, value, slot):
@@ -124,6 +125,7 @@ class _Walk:
     if name in _CALLS:
       inner = eqn.params[_CALLS[name]]
       if found := len(bounded) == len(inputs) == 1 and _compound(eqn.params.get('name'), inner):
+        self.name = eqn.params['name']
         return [self(found, inputs)]
       # That of remat is not closed.
       return self.walk(getattr(inner, 'jaxpr', inner), getattr(inner, 'consts', ()), inputs)
@@ -143,6 +145,7 @@ class _Walk:
       if name not in rules.RULES or (name != 'select_n' and len(bounded) > sum(
           isinstance(x, Slot) for x in bounded)):
         raise rules.Uncovered(', '.join(str(x.aval) for x in eqn.invars))
+      self.name = name
       out = rules.RULES[name](inputs, eqn.params, eqn.primitive, self)
       for x in eqn.outvars:  # Integers wrap around.
         if isinstance(out, Slot) and not jnp.issubdtype(x.aval.dtype, jnp.floating):

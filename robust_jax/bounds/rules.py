@@ -109,12 +109,14 @@ class Nonlinear(NamedTuple):
       between its two limits.
     share: Interval of the stack -> the usual choice of that, in [0, 1]; None of a function whose
       lines leave no choice.
+    parallel: Interval of the stack -> the choice by which both lines have one slope; likewise.
   """
 
   stack: Callable
   hull: Callable
   lines: Callable
   share: Callable | None = None
+  parallel: Callable | None = None
 
 
 def interval(lower, upper):
@@ -431,7 +433,7 @@ def kink(at, below, above):
     _, high = extremes((lower, upper), upper_slope)
     return Lines(lower_slope[None], low - off(x), upper_slope[None], high + off(x))
 
-  return Nonlinear(_single, hull, lines, usual)
+  return Nonlinear(_single, hull, lines, usual, part_above)
 
 
 def _curve(function, bottom, shape):
