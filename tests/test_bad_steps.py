@@ -290,3 +290,13 @@ def test_a_log_file_has_a_sign_of_life(capfd):
   assert [line.split(':')[0] for line in lines[:2]] == ['certify'] * 2
   assert sum(line.startswith('attack: 2/9') for line in lines) >= 2
   assert len(lines) <= 9  # None after the end.
+
+
+def test_a_bar_in_a_log_file_ends_with_one_line(capfd):
+  for seconds in (60, 0):  # Between lines: the last update has none of its own, or has one.
+    bar = monitoring.bar(desc='attack', total=3)
+    bar.mininterval = seconds
+    bar.update(3)
+    bar.close()
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(' ')[:2] for line in lines] == [['attack:', '0/3'], ['attack:', '3/3']]

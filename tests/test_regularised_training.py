@@ -178,10 +178,15 @@ def test_consistency_without_its_terms_is_smoothadv(linear, batch):
 def test_the_inner_attack_of_trades_raises_the_divergence(linear, batch):
   trades = functools.partial(methods.trades, epsilon=0.3)
   found, _ = run(functools.partial(trades, attack=KL), *linear, batch)
-  for other in (attacks.no_attack, functools.partial(PGD, random_start=True, num_steps=0)):
+  for other in (attacks.no_attack, functools.partial(KL, random_start=True, num_steps=0)):
     weaker, _ = run(functools.partial(trades, attack=other), *linear, batch)
     assert (found.metrics['divergence'] >= weaker.metrics['divergence'] - 1e-6).all()
   assert (found.metrics['divergence'] > 1e-3).all()
+
+
+def test_trades_refuses_an_attack_of_another_loss(linear, batch):
+  with pytest.raises(ValueError, match="attack must have the loss 'kl', got 'cross_entropy'"):
+    run(functools.partial(methods.trades, attack=PGD, epsilon=0.1), *linear, batch)
 
 
 def test_trades_raises_the_divergence_from_where_its_gradient_is_zero(linear, batch):
@@ -242,7 +247,7 @@ def test_finite_at_saturated_logits_and_at_none(name, scale, linear, batch):
 def test_an_example_does_not_depend_on_its_batch(name, linear, batch):
   method = METHODS[name]
   if 'attack' in method.keywords:
-    method = functools.partial(method, attack=functools.partial(PGD, random_start=True))
+    method = functools.partial(method, attack=functools.partial(KL, random_start=True))
 
   @jax.jit
   def apply(batch):

@@ -34,11 +34,19 @@ class _Lines:
     self._file.flush()
 
 
+class _Bar(tqdm):
+  """A bar that does not repeat its last line as it closes."""
+
+  def close(self):
+    self.leave = self.n != self.last_print_n
+    super().close()
+
+
 def bar(iterable=None, **kwargs):
   """A tqdm progress bar on stderr; a line a minute where that is no terminal."""
   if sys.stderr.isatty():
     return tqdm(iterable, **kwargs)
-  shown = tqdm(
+  shown = _Bar(
       iterable, file=_Lines(sys.stderr), mininterval=60, miniters=1, **kwargs,
       bar_format='{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]')
   _Lines.bar = weakref.ref(shown)

@@ -1,5 +1,7 @@
 """TRADES: the clean loss, and how far the prediction moves within the perturbation set."""
 
+import inspect
+
 import jax.numpy as jnp
 
 from robust_jax import keys, losses
@@ -29,10 +31,16 @@ def trades(key, network, params, batch_stats, batch, progress, *, attack: Attack
   The other arguments and the result as `types.Method`; the metric 'accuracy' is that on x',
   'clean_accuracy' that on x, 'divergence' the second term without beta.
 
+  Raises:
+    ValueError: the attack has a loss, and it is not 'kl'.
+
   Reference:
     Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019,
     equation 5 and algorithm 1.
   """
+  loss = inspect.signature(attack).parameters.get('loss')
+  if loss is not None and loss.default != 'kl':
+    raise ValueError(f"attack must have the loss 'kl', got {loss.default!r}")
   attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
   attacked, undefined = passes.attacked_images(
