@@ -1,7 +1,7 @@
 """scikit-learn's 8x8 digits: every method in a minute or two on a laptop. See docs/methods.md."""
 
 from configs import base
-from configs.base import attack, method, model, schedule
+from configs.base import attack, method, model, optimizer, schedule
 
 DIGITS = dict(
     data=dict(name='digits'),
@@ -186,6 +186,35 @@ def jacobian():
 def vat():
   """Virtual adversarial training (Miyato et al. 2016)."""
   return _l2(epsilon=1., method=method('vat'))
+
+
+def _provable(name, **fields):
+  """Bounds are trained within linf 0.1, to which the radius grows in the epochs 2 to 11."""
+  return _linf(
+      train=dict(num_epochs=20.), optimizer=optimizer('adam', clip_norm=10.),
+      schedule=dict(learning_rate=0.005), evaluation=dict(epsilons=(0.05, 0.1)),
+      method=method(name, warmup_epochs=1., ramp_epochs=10., **fields))
+
+
+def ibp():
+  """Intervals (Gowal et al. 2018), linf 0.1."""
+  return _provable('ibp')
+
+
+def crown_ibp():
+  """CROWN-IBP (Zhang et al. 2020), linf 0.1."""
+  return _provable('crown_ibp')
+
+
+def sabr():
+  """Intervals of small boxes (Mueller et al. 2023), linf 0.1."""
+  return _provable('sabr', size=0.6, attack=attack('pgd', **LINF_STEPS))
+
+
+def mtl_ibp():
+  """Intervals and attacked images (De Palma et al. 2024)."""
+  return _provable('mtl_ibp', attack=attack('pgd', norm='linf', num_steps=1, step_ratio=10.,
+                                            random_start=True))
 
 
 SWEEPS = {

@@ -6,6 +6,8 @@ from configs.base import attack, method, model, optimizer, schedule
 # Box last, and normalised gradients, as the Consistency authors' SmoothAdv.
 L2_STEPS = dict(norm='l2', random_start=False, num_steps=10, step_ratio=2., order='ball_then_box')
 LINF_STEPS = dict(norm='linf', num_steps=40, step_size=0.01, random_start=True)
+# Of CTBench's training attacks, whose one step goes to a corner of the ball.
+CORNER = attack('pgd', norm='linf', num_steps=1, step_ratio=10., random_start=True)
 
 
 def _lenet(**changes):
@@ -21,14 +23,14 @@ def _lenet(**changes):
       evaluation=dict(epsilons=(0.25, 0.5, 0.75, 1., 1.25, 1.5, 1.75), stride=100)), **changes)
 
 
-def _adam(**changes):
+def _adam(*protocols, **changes):
   """A classifier without noise, trained by Adam; every tenth test image is attacked, in linf."""
   return base.get_config(dict(
       data=dict(name='mnist'),
       train=dict(checkpoint_every=1200, eval_batch_size=500),
       optimizer=optimizer('adam'),
       attack=attack('pgd', **LINF_STEPS, restarts=5),
-      evaluation=dict(epsilons=(0.1, 0.2, 0.3), stride=10, batch_size=250)), **changes)
+      evaluation=dict(epsilons=(0.1, 0.2, 0.3), stride=10, batch_size=250)), *protocols, **changes)
 
 
 def smoothadv():
@@ -130,6 +132,50 @@ def vat():
       schedule=schedule('step', learning_rate=0.002, factor=0.9, boundaries=tuple(range(1, 100))),
       attack=attack('pgd', norm='l2', num_steps=20, random_start=True),
       evaluation=dict(epsilons=(0.5, 1., 1.5, 2.)))
+
+
+def _provable(epsilon, **changes):
+  """A network whose bounds are trained in linf; a tenth of the test images is attacked."""
+  return _adam(dict(
+      epsilon=epsilon, evaluation=dict(epsilons=(epsilon,)),
+      train=dict(batch_size=128, eval_every_epochs=5.)), **changes)
+
+
+def _gowal(epsilon, trained):
+  """Gowal et al. 2018: 100 epochs, of which 3.3 are clean and the radius grows for 16.7."""
+  return _provable(
+      epsilon, train=dict(batch_size=100, num_epochs=100.), model=model('ibp_cnn', size='large'),
+      method=method('ibp', epsilon=trained, warmup_epochs=10 / 3, ramp_epochs=50 / 3),
+      schedule=schedule('step', learning_rate=1e-3, boundaries=(25, 42)))
+
+
+def ibp_01():
+  """IBP, linf 0.1, large network (Gowal et al. 2018)."""
+  return _gowal(0.1, 0.2)
+
+
+def ibp_03():
+  """IBP, linf 0.3, large network (Gowal et al. 2018)."""
+  return _gowal(0.3, 0.4)
+
+
+def _small(epsilon, name, **fields):
+  """A small network and 20 epochs, for two CPU cores."""
+  return _provable(
+      epsilon, train=dict(num_epochs=20.), model=model('ibp_cnn', size='small', initialise='ibp'),
+      method=method(name, warmup_epochs=1., ramp_epochs=9., regularizer=0.5, **fields),
+      optimizer=dict(clip_norm=10.),
+      schedule=schedule('step', learning_rate=2e-3, boundaries=(14, 18), factor=0.2))
+
+
+def ibp_small_01():
+  """IBP, linf 0.1, small network, minutes (unpublished)."""
+  return _small(0.1, 'ibp')
+
+
+def ibp_small_03():
+  """IBP, linf 0.3, small network, minutes (unpublished)."""
+  return _small(0.3, 'ibp')
 
 
 def get_config(name='smoothadv'):

@@ -87,10 +87,12 @@ class Progress(NamedTuple):
   Attributes:
     step: int32, steps done.
     epoch: int32, whole epochs done.
+    passed: float32, epochs done with the part of this one.
   """
 
   step: Array
   epoch: Array
+  passed: Array
 
 
 class MethodOutput(NamedTuple):

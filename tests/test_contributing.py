@@ -36,7 +36,7 @@ def test_the_example_method_and_its_experiment(monkeypatch):
   run = functools.partial(
       tiny_training.run_method, network=models.network(model), params=params,
       batch=tiny_training.random_batch(16), key=KEY,
-      progress=Progress(jnp.asarray(0), jnp.asarray(0)))
+      progress=Progress(jnp.asarray(0), jnp.asarray(0), jnp.asarray(0.)))
   output, _ = run(functools.partial(module['confidence_penalty'], weight=0.3))
   plain, _ = run(methods.standard)
   np.testing.assert_allclose(output.loss, plain.loss - 0.3 * output.metrics['entropy'], rtol=1e-4,

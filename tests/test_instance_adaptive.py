@@ -28,7 +28,8 @@ from robust_jax.workdir import checkpoint
 
 ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(5)
-LATE, EARLY = Progress(jnp.asarray(99), jnp.asarray(7)), Progress(jnp.asarray(9), jnp.asarray(2))
+LATE = Progress(jnp.asarray(99), jnp.asarray(7), jnp.asarray(7.5))
+EARLY = Progress(jnp.asarray(9), jnp.asarray(2), jnp.asarray(2.5))
 VARIANTS = ('official', 'algorithm1', 'simple')
 RULE = dict(gamma=0.1, beta=0.25, warmup_epochs=3, warmup_epsilon=0.2)
 PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=1,

@@ -109,18 +109,19 @@ def test_functions_give_the_same_under_other_settings(name, settings, mlp_fn):
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['iaat', 'smoothadv'])
+@pytest.mark.parametrize('name', ['iaat', 'smoothadv', 'mtl_ibp'])
 def test_methods_of_training_allow_strict_promotion(name):
   model, variables = tiny_training.small_net(jax.random.key(0))
   batch = tiny_training.random_batch(3)
-  fields = {'iaat': {}, 'smoothadv': dict(epsilon=0.1, sigma=0.25, epsilon_warmup_epochs=3)}[name]
+  fields = {'iaat': {}, 'smoothadv': dict(epsilon=0.1, sigma=0.25, epsilon_warmup_epochs=3),
+            'mtl_ibp': dict(epsilon=0.1, ramp_epochs=3., ramp='smooth', regularizer=0.5)}[name]
   batch = batch._replace(aux={'radius': jnp.full(3, 0.1)} if name == 'iaat' else {})
   method = functools.partial(methods.METHODS[name], attack=functools.partial(
       attacks.pgd_attack, num_steps=1), **fields)
   with jax.numpy_dtype_promotion('strict'):
     output, _ = tiny_training.run_method(
         method, models.network(model), variables['params'], batch, variables['batch_stats'],
-        progress=Progress(jnp.int32(3), jnp.int32(12)), key=jax.random.key(1))
+        progress=Progress(jnp.int32(3), jnp.int32(12), jnp.float32(12.5)), key=jax.random.key(1))
   assert np.isfinite(output.loss).all()
 
 

@@ -14,7 +14,7 @@ from robust_jax.training import methods
 from robust_jax.types import Progress
 
 KEY = jax.random.key(8)
-PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
+PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0), jnp.asarray(0.))
 PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=2,
                         step_ratio=2.)
 ORDERS = ['beside', 'attack_then_noise', 'noise_then_attack']
@@ -143,7 +143,7 @@ def test_finite_at_saturated_logits(order, batch):
 
 def test_smoothadv_with_ddn_trains_on_what_ddn_finds(batch):
   ddn = functools.partial(attacks.ddn, num_steps=2, init_norm=0.)
-  late = Progress(jnp.asarray(0), jnp.asarray(1))
+  late = Progress(jnp.asarray(0), jnp.asarray(1), jnp.asarray(1.))
   method = functools.partial(methods.smoothadv, attack=ddn, epsilon=1.2, sigma=0.3, num_noise=2,
                              epsilon_warmup_epochs=4)
   output = method(keys.fold_in(KEY, batch.index), NETWORK, PARAMS, {}, batch, late)

@@ -21,7 +21,7 @@ from robust_jax.types import AttackResult, Progress
 
 ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(5)
-PROGRESS = Progress(jnp.asarray(30), jnp.asarray(2))
+PROGRESS = Progress(jnp.asarray(30), jnp.asarray(2), jnp.asarray(2.5))
 PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=1,
                         step_ratio=1.)
 KL = functools.partial(PGD, loss='kl')
@@ -141,7 +141,7 @@ def test_macers_second_term_can_begin_later(linear, batch):
   kwargs = dict(start_epoch=3)
   early, _ = run(functools.partial(METHODS['macer'], **kwargs), *linear, batch)
   late, _ = run(functools.partial(METHODS['macer'], **kwargs), *linear, batch,
-                progress=Progress(jnp.asarray(40), jnp.asarray(3)))
+                progress=Progress(jnp.asarray(40), jnp.asarray(3), jnp.asarray(3.5)))
   close(early.loss, run(functools.partial(METHODS['macer'], weight=0.), *linear, batch)[0].loss)
   close(late.loss, run(METHODS['macer'], *linear, batch)[0].loss)
   assert np.mean(late.loss) > np.mean(early.loss)

@@ -21,7 +21,7 @@ from robust_jax.training.methods.vat import virtual_direction
 from robust_jax.types import Batch, Network, Progress
 
 KEY = jax.random.key(6)
-PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
+PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0), jnp.asarray(0.))
 PIXELS, CLASSES = 12, 4
 
 

@@ -19,7 +19,7 @@ from robust_jax.training.methods import passes
 from robust_jax.types import MethodOutput, Progress
 
 KEY = jax.random.key(5)
-PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
+PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0), jnp.asarray(0.))
 PGD = functools.partial(attacks.pgd_attack, random_start=False, norm='l2', num_steps=2)
 
 
@@ -146,7 +146,7 @@ def test_epsilon_warm_up():
 
 
 def test_methods_report_the_warmed_up_epsilon(linear, batch):
-  late = Progress(jnp.asarray(30), jnp.asarray(1))
+  late = Progress(jnp.asarray(30), jnp.asarray(1), jnp.asarray(1.5))
   output, _ = run_method(
       functools.partial(methods.adversarial, attack=PGD, epsilon=0.4, epsilon_warmup_epochs=4),
       *linear, batch, progress=late)

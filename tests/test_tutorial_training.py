@@ -16,7 +16,7 @@ from robust_jax.types import Batch, Network, Progress
 
 ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(5)
-PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0))
+PROGRESS = Progress(jnp.asarray(0), jnp.asarray(0), jnp.asarray(0.))
 PGD = functools.partial(attacks.pgd_attack, norm='linf', num_steps=1, random_start=True)
 
 

@@ -220,18 +220,20 @@ def _apart(logits_fn, images):
   return jnp.max(jnp.abs(together - alone)) / (1e-6 + jnp.max(jnp.abs(together)))
 
 
-def intervals(graph, box, tighten=None):
+def intervals(graph, box, tighten=None, rounded=True):
   """Interval of every slot, {slot: Interval}.
 
   Args:
     graph: from `trace`.
     box: Interval of the image [1, ...].
     tighten: (slot, intervals) -> Interval, called for every input of a nonlinear step.
+    rounded: whether those of affine steps are moved outward by their rounding.
   """
   found = {graph.input: box}
   for step in graph.steps:
     if isinstance(step.rule, Affine):
-      found[step.output] = rules.affine_interval(step.rule, [found[x] for x in step.inputs])
+      found[step.output] = rules.affine_interval(step.rule, [found[x] for x in step.inputs],
+                                                 rounded)
       continue
     if tighten:
       for slot in step.inputs:

@@ -110,6 +110,7 @@ class Nonlinear(NamedTuple):
     share: Interval of the stack -> the usual choice of that, in [0, 1]; None of a function whose
       lines leave no choice.
     parallel: Interval of the stack -> the choice by which both lines have one slope; likewise.
+    at: where a kink is; None of another function.
   """
 
   stack: Callable
@@ -117,6 +118,7 @@ class Nonlinear(NamedTuple):
   lines: Callable
   share: Callable | None = None
   parallel: Callable | None = None
+  at: Array | float | None = None
 
 
 def interval(lower, upper):
@@ -125,8 +127,15 @@ def interval(lower, upper):
                   jnp.where(jnp.isnan(upper), jnp.inf, upper))
 
 
-def affine_interval(rule, intervals):
-  """Interval of an Affine function of intervals, outward by its rounding."""
+def affine_interval(rule, intervals, rounded=True):
+  """Interval of an Affine function of intervals; if `rounded`, outward by its rounding."""
+  if not rounded:
+    if rule.rising:
+      return Interval(rule.apply(*(x.lower for x in intervals)),
+                      rule.apply(*(x.upper for x in intervals)))
+    middle = rule.apply(*((x.lower + x.upper) / 2 for x in intervals))
+    radius = rule.spread(*((x.upper - x.lower) / 2 for x in intervals))
+    return Interval(middle - radius, middle + radius)
   unit = (rule.terms + _MORE) * ROUNDING if rule.terms else 0
   sizes = [x.size for x in intervals]
   if rule.rising:
@@ -409,6 +418,11 @@ def kink(at, below, above):
     return _MORE * ROUNDING * (steepest * x.size[0] + size0 + size1)
 
   def hull(x):
+    if exact and all(isinstance(slope, float) and slope >= 0 for slope in (slope0, slope1)):
+      # As ReLU, which rises. The general way makes many passes of its gradient.
+      piece = lambda end, slope, shift: slope * end + shift if slope else shift
+      return Interval(*(jnp.where(end[0] > at, piece(end[0], slope1, shift1),
+                                  piece(end[0], slope0, shift0)) for end in x))
     least, largest = extremes((x.lower[0], x.upper[0]), 0.)
     return interval(least, largest) if exact else interval(least - off(x), largest + off(x))
 
@@ -433,7 +447,7 @@ def kink(at, below, above):
     _, high = extremes((lower, upper), upper_slope)
     return Lines(lower_slope[None], low - off(x), upper_slope[None], high + off(x))
 
-  return Nonlinear(_single, hull, lines, usual, part_above)
+  return Nonlinear(_single, hull, lines, usual, part_above, at)
 
 
 def _curve(function, bottom, shape):

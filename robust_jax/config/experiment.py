@@ -459,7 +459,7 @@ def _check_method(run):
     batch = Batch(images, jnp.zeros(2, jnp.int32), jnp.arange(2), jnp.ones(2), aux)
     zero = jnp.zeros((), jnp.int32)
     return run.method(keys.per_example(keys.root(0), 2), network, params, batch_stats, batch,
-                      Progress(zero, zero))
+                      Progress(zero, zero, zero.astype(jnp.float32)))
 
   with _mistakes('config.method', run.config['method']['name']):
     output = jax.eval_shape(call, variables['params'], variables['batch_stats'], images)

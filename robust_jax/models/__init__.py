@@ -56,6 +56,8 @@ MODELS = {
   'lenet': cnn.lenet,
   'madry_cnn': cnn.madry_cnn,
   'shaham_cnn': cnn.shaham_cnn,
+  'ibp_cnn': cnn.ibp_cnn,
+  'cnn7': cnn.cnn7,
   'vgg': vgg.vgg,
   'resnet20': resnet.resnet20,
   'resnet56': resnet.resnet56,

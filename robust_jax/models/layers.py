@@ -40,6 +40,19 @@ def fan_out_normal(fan_in):
   return nn.initializers.variance_scaling(2, 'fan_out', 'normal'), nn.initializers.zeros
 
 
+def ibp_normal(fan_in):
+  """N(0, 2 pi / fan_in^2), not truncated, and biases as those of `uniform`.
+
+  Of a layer after a ReLU, the expected width of an interval is then that of its inputs, where
+  `uniform` widens it with the root of fan_in.
+
+  Reference:
+    Shi et al., Fast Certified Robust Training with Short Warmup, 2021, section 3.2. They keep the
+    last layer as it is; here it is one of the others.
+  """
+  return nn.initializers.normal(math.sqrt(2 * math.pi) / fan_in), uniform(fan_in)[1]
+
+
 def conv(images, features, *, name, kernel_size=3, stride=1, padding=None, bias=False, pool=1,
          relu=False, groups=1, initialise=uniform, dtype='float32'):
   """A square convolution, and a max-pool and ReLU if they follow.

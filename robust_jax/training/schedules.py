@@ -1,5 +1,7 @@
 """Schedules of the learning rate and of the attack's radius."""
 
+from typing import Literal, get_args
+
 import jax.numpy as jnp
 import optax
 
@@ -20,6 +22,43 @@ def warm_up(value, epoch, warmup_epochs):
   if warmup_epochs == 0:
     return jnp.asarray(value, jnp.float32)
   return jnp.minimum(value, jnp.asarray(epoch + 1, jnp.float32) * value / warmup_epochs)
+
+
+Ramp = Literal['linear', 'smooth']
+# Of the smooth ramp: where its power ends, and the power.
+_MIDDLE, _POWER = 0.25, 4
+
+
+def ramp(passed, start, length, shape='linear'):
+  """The share in [0, 1] of a radius that grows from 0: 0 until `start`, 1 from start + length on.
+
+  With u = (passed - start) / length it is u ('linear'); or a u^4 up to u = 1/4, from there on
+  straight to 1, with the a that leaves no kink ('smooth').
+
+  Args:
+    passed: epochs done with the part of the present one, see `types.Progress`.
+    start: epochs before it.
+    length: epochs that it takes; 0 for a step.
+    shape: 'linear' or 'smooth'.
+
+  Raises:
+    ValueError: there is no such shape.
+
+  Reference:
+    The smooth one: auto_LiRPA, of the authors of Xu et al. 2020.
+  """
+  if shape not in get_args(Ramp):
+    raise ValueError(f'ramp must be one of {", ".join(get_args(Ramp))}, got {shape!r}')
+  passed = jnp.asarray(passed, jnp.float32)
+  if length == 0:
+    return (passed >= start).astype(jnp.float32)
+  u = jnp.clip((passed - start) / length, 0, 1)
+  if shape == 'linear':
+    return u
+  # The slope at the middle times the rest of the way is what is left of 1.
+  factor = 1 / (_MIDDLE**_POWER + (1 - _MIDDLE) * _POWER * _MIDDLE**(_POWER - 1))
+  slope = factor * _POWER * _MIDDLE**(_POWER - 1)
+  return jnp.where(u < _MIDDLE, factor * u**_POWER, 1 - slope * (1 - u))
 
 
 def constant(*, steps_per_epoch, num_epochs, learning_rate: Positive,

@@ -78,7 +78,8 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
   """
   inputs.batch(batch)
   example_keys = keys.fold_in(keys.fold_in(key, state.step), batch.index)
-  progress = Progress(state.step, state.step // steps_per_epoch)
+  progress = Progress(state.step, state.step // steps_per_epoch,
+                      state.step.astype(jnp.float32) / steps_per_epoch)
   batch = batch._replace(aux={**batch.aux, **_read_memory(state.memory, batch.index)})
 
   def gradient_of(batch_stats, rows):

@@ -8,6 +8,7 @@ from robust_jax.training.methods.consistency import consistency
 from robust_jax.training.methods.instance_adaptive import iaat, iaat_smoothadv
 from robust_jax.training.methods.jacobian import jacobian_penalty, tangent_penalty
 from robust_jax.training.methods.macer import macer
+from robust_jax.training.methods.provable import crown_ibp, ibp, mtl_ibp, sabr
 from robust_jax.training.methods.smoothadv import smoothadv
 from robust_jax.training.methods.stability import stability
 from robust_jax.training.methods.tangent import tangent
@@ -30,6 +31,10 @@ METHODS = {
     'stability': stability,
     'consistency': consistency,
     'macer': macer,
+    'ibp': ibp,
+    'crown_ibp': crown_ibp,
+    'sabr': sabr,
+    'mtl_ibp': mtl_ibp,
 }
 
 
@@ -62,6 +67,7 @@ def needs(name):
   return NEEDS.get(name, Needs())
 
 
-__all__ = ['METHODS', 'NEEDS', 'Needs', 'adversarial', 'consistency', 'gaussian', 'iaat',
-           'iaat_smoothadv', 'jacobian_penalty', 'macer', 'needs', 'noisy_adversarial', 'smoothadv',
-           'stability', 'standard', 'tangent', 'tangent_penalty', 'trades', 'vat']
+__all__ = ['METHODS', 'NEEDS', 'Needs', 'adversarial', 'consistency', 'crown_ibp', 'gaussian',
+           'iaat', 'iaat_smoothadv', 'ibp', 'jacobian_penalty', 'macer', 'mtl_ibp', 'needs',
+           'noisy_adversarial', 'sabr', 'smoothadv', 'stability', 'standard', 'tangent',
+           'tangent_penalty', 'trades', 'vat']

@@ -11,6 +11,43 @@ def fixed_classifier(network, params, batch_stats):
   return network.eval_logits(jax.lax.stop_gradient({'params': params, 'batch_stats': batch_stats}))
 
 
+def batch_classifier(network, params, batch_stats, images, key):
+  """The network with the batch statistics of these images as constants, to be bounded or attacked.
+
+  A pass in training mode gives the statistics; the network in evaluation mode with them in place of
+  the stored ones is, without dropout, the same function of these images, and one of each image by
+  itself. Gradients flow through the statistics to the parameters.
+
+  Args:
+    network: `types.Network`.
+    params: parameters.
+    batch_stats: BatchNorm statistics.
+    images: [batch, ...].
+    key: [batch] keys for dropout.
+
+  Returns:
+    (logits of the images in training mode, the updated batch statistics, those of the batch, the
+    LogitsFn).
+
+  Raises:
+    ValueError: statistics that are not a mean and a variance, so that their update is unknown.
+  """
+  def train(stats):
+    logits, stats = network.train_logits(params, stats, images, key)
+    return stats, logits
+
+  for path, _ in jax.tree.leaves_with_path(batch_stats):
+    if path[-1].key not in ('mean', 'var'):
+      raise ValueError(f"batch_stats must be a 'mean' and 'var' of each BatchNorm to be bounded in "
+                       f'training, got {jax.tree_util.keystr(path)}')
+  # An update is m old + (1 - m) new: of zeros it is (1 - m) new, and its derivative in old is m.
+  zeros, ones = (jax.tree.map(make, batch_stats) for make in (jnp.zeros_like, jnp.ones_like))
+  new, momentum, logits = jax.jvp(train, (zeros,), (ones,), has_aux=True)
+  updated = jax.tree.map(lambda m, old, new: m * old + new, momentum, batch_stats, new)
+  stats = jax.tree.map(lambda m, new: new / (1 - m), momentum, new)
+  return logits, updated, stats, network.eval_logits({'params': params, 'batch_stats': stats})
+
+
 def attacked_images(key, attack, network, params, batch_stats, batch, **kwargs):
   """x' = attack(x), the inner maximisation.
 
