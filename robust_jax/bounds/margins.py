@@ -26,7 +26,7 @@ def margins(logits_fn, lower, upper, labels, *, beta=0.):
 
   Returns:
     ([batch, classes], where the row of the label is 0; and the list of the intervals of x - a,
-    `rules.Interval` of [batch, entries] each, of every max(x, a) or the like, in their order).
+    `rules.Interval` of [batch, entries] each, of every max(x, a), in their order).
 
   Raises:
     ValueError: logits_fn has a primitive without a rule, draws random numbers, computes in less
@@ -35,7 +35,7 @@ def margins(logits_fn, lower, upper, labels, *, beta=0.):
   Reference:
     Gowal et al., On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust
     Models, 2018; Zhang et al., Towards Stable and Efficient Training of Verifiably Robust Neural
-    Networks, 2020, equation 8.
+    Networks, 2020.
   """
   graph = _trace(logits_fn, lower)
   intervals = propagate.intervals(graph, Interval(lower, upper), rounded=False)
@@ -99,6 +99,18 @@ def _lower(graph, intervals, seed, through):
     elif not through:
       total -= each(jnp.abs(a) * _radius(intervals[step.output]))
       continue
+    elif step.rule.at is not None:
+      # About the middles, the chord of max(x, at) is above, and a line below is so much lower.
+      (x,), y = found, intervals[step.output]
+      over, under = x.upper - step.rule.at, step.rule.at - x.lower
+      crosses, wide = (over > 0) & (under > 0), x.upper > x.lower
+      number = lambda which: which.astype(x.lower.dtype)
+      chord = jnp.where(wide, (y.upper - y.lower) / jnp.where(wide, x.upper - x.lower, 1),
+                        number(over > 0))
+      below = jnp.where(crosses, number(over >= under), chord)
+      plus = jax.nn.relu(a)
+      total -= each(plus * jax.nn.relu(jnp.minimum(over, under))) / 2
+      parts = [plus * below + (a - plus) * chord]
     else:
       stacked, pull = jax.vjp(step.rule.stack, *middles)
       lines = step.rule.lines(rules.stacked(step.rule, found))

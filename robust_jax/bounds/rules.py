@@ -110,7 +110,7 @@ class Nonlinear(NamedTuple):
     share: Interval of the stack -> the usual choice of that, in [0, 1]; None of a function whose
       lines leave no choice.
     parallel: Interval of the stack -> the choice by which both lines have one slope; likewise.
-    at: where a kink is; None of another function.
+    at: a of max(x, a); None of another function.
   """
 
   stack: Callable
@@ -396,6 +396,7 @@ def kink(at, below, above):
   exact = len(below) == 2
   (slope0, shift0, size0), (slope1, shift1, size1) = (
       (*line, jnp.abs(line[1])) if exact else line for line in (below, above))
+  is_relu = exact and isinstance(slope0, float) and (slope0, slope1) == (0., 1.)
 
   def extremes(x, slope):
     """The least and the largest f(x) - slope x: at an end, or on either side of the kink."""
@@ -418,11 +419,8 @@ def kink(at, below, above):
     return _MORE * ROUNDING * (steepest * x.size[0] + size0 + size1)
 
   def hull(x):
-    if exact and all(isinstance(slope, float) and slope >= 0 for slope in (slope0, slope1)):
-      # As ReLU, which rises. The general way makes many passes of its gradient.
-      piece = lambda end, slope, shift: slope * end + shift if slope else shift
-      return Interval(*(jnp.where(end[0] > at, piece(end[0], slope1, shift1),
-                                  piece(end[0], slope0, shift0)) for end in x))
+    if is_relu:  # The general way makes many passes of its gradient.
+      return Interval(*(jnp.where(end[0] > at, end[0], at) for end in x))
     least, largest = extremes((x.lower[0], x.upper[0]), 0.)
     return interval(least, largest) if exact else interval(least - off(x), largest + off(x))
 
@@ -447,7 +445,7 @@ def kink(at, below, above):
     _, high = extremes((lower, upper), upper_slope)
     return Lines(lower_slope[None], low - off(x), upper_slope[None], high + off(x))
 
-  return Nonlinear(_single, hull, lines, usual, part_above, at)
+  return Nonlinear(_single, hull, lines, usual, part_above, at if is_relu else None)
 
 
 def _curve(function, bottom, shape):

@@ -47,8 +47,8 @@ def ibp_normal(fan_in):
   `uniform` widens it with the root of fan_in.
 
   Reference:
-    Shi et al., Fast Certified Robust Training with Short Warmup, 2021, section 3.2. They keep the
-    last layer as it is; here it is one of the others.
+    Shi et al., Fast Certified Robust Training with Short Warmup, 2021. They keep the last layer as
+    it is, and so do the models here.
   """
   return nn.initializers.normal(math.sqrt(2 * math.pi) / fan_in), uniform(fan_in)[1]
 

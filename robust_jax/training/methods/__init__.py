@@ -8,7 +8,7 @@ from robust_jax.training.methods.consistency import consistency
 from robust_jax.training.methods.instance_adaptive import iaat, iaat_smoothadv
 from robust_jax.training.methods.jacobian import jacobian_penalty, tangent_penalty
 from robust_jax.training.methods.macer import macer
-from robust_jax.training.methods.provable import crown_ibp, ibp, mtl_ibp, sabr
+from robust_jax.training.methods.provable import crown_ibp, ibp, mtl_ibp, sabr, wong_kolter
 from robust_jax.training.methods.smoothadv import smoothadv
 from robust_jax.training.methods.stability import stability
 from robust_jax.training.methods.tangent import tangent
@@ -33,6 +33,7 @@ METHODS = {
     'macer': macer,
     'ibp': ibp,
     'crown_ibp': crown_ibp,
+    'wong_kolter': wong_kolter,
     'sabr': sabr,
     'mtl_ibp': mtl_ibp,
 }
@@ -70,4 +71,4 @@ def needs(name):
 __all__ = ['METHODS', 'NEEDS', 'Needs', 'adversarial', 'consistency', 'crown_ibp', 'gaussian',
            'iaat', 'iaat_smoothadv', 'ibp', 'jacobian_penalty', 'macer', 'mtl_ibp', 'needs',
            'noisy_adversarial', 'sabr', 'smoothadv', 'stability', 'standard', 'tangent',
-           'tangent_penalty', 'trades', 'vat']
+           'tangent_penalty', 'trades', 'vat', 'wong_kolter']

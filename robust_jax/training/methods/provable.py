@@ -43,8 +43,8 @@ def ibp(key, network, params, batch_stats, batch, progress, *, epsilon: NonNegat
 
   Reference:
     Gowal et al., On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust
-    Models, 2018, equation 13; the regularizer: Shi et al., Fast Certified Robust Training with
-    Short Warmup, 2021, section 3.4.
+    Models, 2018; the regularizer: Shi et al., Fast Certified Robust Training with Short Warmup,
+    2021, and their code.
   """
   return crown_ibp(key, network, params, batch_stats, batch, progress, epsilon=epsilon,
                    warmup_epochs=warmup_epochs, ramp_epochs=ramp_epochs, ramp=ramp,
@@ -68,8 +68,7 @@ def crown_ibp(key, network, params, batch_stats, batch, progress, *, epsilon: No
   The other arguments and the result as `ibp`.
 
   Reference:
-    Zhang et al., Towards Stable and Efficient Training of Verifiably Robust Neural Networks, 2020,
-    equations 8 and 9.
+    Zhang et al., Towards Stable and Efficient Training of Verifiably Robust Neural Networks, 2020.
   """
   share = schedules.ramp(progress.passed, warmup_epochs, ramp_epochs, ramp)
   between = lambda start, end: start + (end - start) * share
@@ -83,6 +82,29 @@ def crown_ibp(key, network, params, batch_stats, batch, progress, *, epsilon: No
   kappa = between(kappa_start, kappa_end)
   clean_loss = losses.cross_entropy(clean, batch.labels)
   loss = kappa * clean_loss + (1 - kappa) * losses.cross_entropy(-bounded, batch.labels) + penalty
+  return _output(loss, batch_stats, batch, clean, bounded, epsilon * share)
+
+
+def wong_kolter(key, network, params, batch_stats, batch, progress, *, epsilon: NonNegative,
+                warmup_epochs: NonNegative = 0., ramp_epochs: NonNegative = 0.,
+                ramp: schedules.Ramp = 'linear'):
+  """CE(-m, y), m_j the least z_y - z_j by the dual network of Wong and Kolter.
+
+  Its inner bounds are of this kind too: a step costs a backward pass an entry of every hidden layer
+  and image, and is for small networks. Of ReLU networks alone.
+
+  The arguments and the result as `ibp`.
+
+  Reference:
+    Wong and Kolter, Provable Defenses against Adversarial Examples via the Convex Outer Adversarial
+    Polytope, 2018, theorem 2 and algorithm 1.
+  """
+  share = schedules.ramp(progress.passed, warmup_epochs, ramp_epochs, ramp)
+  clean, batch_stats, _, logits_fn = passes.batch_classifier(
+      network, params, batch_stats, batch.images, key)
+  bounded = bounds.crown(logits_fn, batch.images, epsilon * share, labels=batch.labels,
+                         method='wong_kolter')
+  loss = losses.cross_entropy(-bounded, batch.labels)
   return _output(loss, batch_stats, batch, clean, bounded, epsilon * share)
 
 
@@ -103,8 +125,8 @@ def sabr(key, network, params, batch_stats, batch, progress, *, attack: Attack,
   The other arguments and the result as `ibp`; the metric 'verified' is of the small boxes.
 
   Reference:
-    Mueller et al., Certified Training: Small Boxes are All You Need, 2023, section 3. Their
-    shrinking of boxes after each ReLU, for 2/255 on CIFAR-10, is left out.
+    Mueller et al., Certified Training: Small Boxes are All You Need, 2023. Their shrinking of
+    boxes after each ReLU, for 2/255 on CIFAR-10, is left out.
   """
   attack_key, model_key = keys.uses(key, len(batch.images), 2)
   share = schedules.ramp(progress.passed, warmup_epochs, ramp_epochs, ramp)
@@ -137,8 +159,7 @@ def mtl_ibp(key, network, params, batch_stats, batch, progress, *, attack: Attac
   The other arguments and the result as `ibp`; the metric 'attacked_accuracy' is that on x'.
 
   Reference:
-    De Palma et al., Expressive Losses for Verified Robustness via Convex Combinations, 2024,
-    section 4.2.
+    De Palma et al., Expressive Losses for Verified Robustness via Convex Combinations, 2024.
   """
   attack_key, model_key = keys.uses(key, len(batch.images), 2)
   share = schedules.ramp(progress.passed, warmup_epochs, ramp_epochs, ramp)
@@ -191,7 +212,7 @@ def tightness(width, lower, upper, weights):
     weights: [batch, 1], of sum 1.
 
   Reference:
-    Shi et al. 2021, equation 8, tau = 1/2, over tau as in the authors' code.
+    Shi et al. 2021, with tau = 1/2, divided by tau as in the authors' code.
   """
   wide = jnp.sum(weights * (upper - lower)) / (2 * lower.shape[1])
   return jax.nn.relu(1 - width / jnp.maximum(wide, 1e-12) / _TOLERANCE)
@@ -204,7 +225,7 @@ def balance(lower, upper, weights):
   upper < 0, and v that of (c - mean c)^2 over the same; of either, the larger is below. It is 0
   where one of them is: so are its gradients.
 
-  Args and reference as `tightness`; equations 9 to 11.
+  The arguments and the reference as `tightness`.
   """
   middle = (lower + upper) / 2
   mean = jnp.sum(weights * middle) / middle.shape[1]
