@@ -104,10 +104,9 @@ def _lower(graph, intervals, seed, through):
       (x,), y = found, intervals[step.output]
       over, under = x.upper - step.rule.at, step.rule.at - x.lower
       crosses, wide = (over > 0) & (under > 0), x.upper > x.lower
-      number = lambda which: which.astype(x.lower.dtype)
       chord = jnp.where(wide, (y.upper - y.lower) / jnp.where(wide, x.upper - x.lower, 1),
-                        number(over > 0))
-      below = jnp.where(crosses, number(over >= under), chord)
+                        jnp.where(over > 0, 1., 0.))
+      below = jnp.where(crosses, jnp.where(over >= under, 1., 0.), chord)
       plus = jax.nn.relu(a)
       total -= each(plus * jax.nn.relu(jnp.minimum(over, under))) / 2
       parts = [plus * below + (a - plus) * chord]
