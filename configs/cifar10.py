@@ -9,6 +9,8 @@ CIFAR10 = dict(
     certify_images=dict(stride=20))
 L2_STEPS = dict(norm='l2', random_start=False, step_ratio=2., order='box_then_ball')
 LINF_STEPS = dict(norm='linf', step_size=2 / 255, random_start=True)
+# Of CTBench's training attacks, whose one step goes to a corner of the ball.
+CORNER = attack('pgd', norm='linf', num_steps=1, step_ratio=10., random_start=True)
 
 
 def _smoothed(**changes):
@@ -160,6 +162,54 @@ def iaat():
       schedule=dict(boundaries=(70, 90, 100), factor=0.2), method=method('iaat', attack=attack(
           'pgd', norm='linf', num_steps=10, step_ratio=2., min_step_size=2 / 255,
           random_start=True)))
+
+
+def _ctbench(epsilon, name, num_epochs, ramp_epochs, l1=0., **fields):
+  """CTBench: a clean epoch, then the radius grows; drops 40 and 20 epochs before the end."""
+  # Theirs: crops by 2 pixels, and at the end of each epoch BatchNorm's statistics anew.
+  return _linf(
+      epsilon=epsilon,
+      train=dict(num_epochs=float(num_epochs), eval_every_epochs=5.), model=model('cnn7'),
+      method=method(name, warmup_epochs=1., ramp_epochs=ramp_epochs, ramp='smooth',
+                    regularizer=0.5, **fields),
+      optimizer=optimizer('adam', clip_norm=10., l1=l1, decay_all=False),
+      schedule=schedule('step', learning_rate=5e-4, factor=0.2,
+                        boundaries=(num_epochs - 40, num_epochs - 20)),
+      evaluation=dict(epsilons=(epsilon,)))
+
+
+def _ctbench_2(name, **fields):
+  return _ctbench(2 / 255, name, 160, 80., **fields)
+
+
+def _ctbench_8(name, **fields):
+  return _ctbench(8 / 255, name, 240, 120., **fields)
+
+
+def ibp_2():
+  """IBP, linf 2/255, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench_2('ibp', l1=1e-6, kappa_start=0.2, kappa_end=0.2)
+
+
+def mtl_ibp_2():
+  """MTL-IBP, linf 2/255, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench_2('mtl_ibp', l1=3e-6, alpha=0.01, attack_scale=2., attack=CORNER)
+
+
+def ibp_8():
+  """IBP, linf 8/255, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench_8('ibp', kappa_start=0., kappa_end=0.)
+
+
+def sabr_8():
+  """SABR, linf 8/255, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench_8('sabr', size=0.9, attack=attack(
+      'pgd', norm='linf', num_steps=5, random_start=True, restarts=3))
+
+
+def mtl_ibp_8():
+  """MTL-IBP, linf 8/255, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench_8('mtl_ibp', alpha=0.6, attack=CORNER)
 
 
 def get_config(name='smoothadv'):

@@ -178,5 +178,51 @@ def ibp_small_03():
   return _small(0.3, 'ibp')
 
 
+def _ctbench(epsilon, name, trained=None, l1=0., **fields):
+  """CTBench: 70 epochs, of which the radius grows in the first 20."""
+  # Theirs: at the end of each epoch BatchNorm's statistics anew, of all training images.
+  return _provable(
+      epsilon, train=dict(batch_size=256, num_epochs=70.), model=model('cnn7'),
+      method=method(name, epsilon=trained, ramp_epochs=20., ramp='smooth', regularizer=0.5,
+                    **fields),
+      optimizer=dict(clip_norm=10., l1=l1, decay_all=False),
+      schedule=schedule('step', learning_rate=5e-4, boundaries=(50, 60), factor=0.2))
+
+
+def ctbench_ibp_03():
+  """IBP, linf 0.3, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench(0.3, 'ibp', l1=2e-6, kappa_start=0.3, kappa_end=0.3)
+
+
+def sabr_03():
+  """SABR, linf 0.3, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench(0.3, 'sabr', l1=2e-6, size=0.9, attack=attack(
+      'pgd', norm='linf', num_steps=5, random_start=True, restarts=3))
+
+
+def mtl_ibp_03():
+  """MTL-IBP, linf 0.3, 7 layers with BatchNorm (CTBench)."""
+  return _ctbench(0.3, 'mtl_ibp', l1=1e-6, alpha=0.5, attack=CORNER)
+
+
+def mtl_ibp_01():
+  """MTL-IBP, linf 0.1 by 0.2, 7 layers (De Palma et al. 2024)."""
+  return _ctbench(0.1, 'mtl_ibp', trained=0.2, l1=1e-5, alpha=0.01, attack=CORNER)
+
+
+def crown_ibp_03():
+  """CROWN-IBP, linf 0.3 by 0.4, large network (Zhang et al. 2020)."""
+  config = _gowal(0.3, 0.4)
+  config.train.update(batch_size=256, num_epochs=200.)
+  config.method = method('crown_ibp', epsilon=0.4, warmup_epochs=9., ramp_epochs=51.)
+  config.schedule.update(learning_rate=5e-4, boundaries=(130, 190))
+  return config
+
+
+def crown_ibp_small_03():
+  """CROWN-IBP, linf 0.3, small network (unpublished)."""
+  return _small(0.3, 'crown_ibp')
+
+
 def get_config(name='smoothadv'):
   return base.experiment(globals(), name)

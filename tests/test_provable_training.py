@@ -96,29 +96,29 @@ def box(epsilon):
   return np.clip(images - epsilon, 0, 1), np.clip(images + epsilon, 0, 1)
 
 
-@pytest.mark.parametrize('epsilon', [0., 0.1, 0.7])
-def test_margins_are_those_of_numpy_and_of_the_sound_bounds(dense, epsilon):
+def test_margins_are_those_of_numpy_and_of_the_sound_bounds(dense):
   network, params = dense
   logits_fn = network.eval_logits({'params': params, 'batch_stats': {}})
-  lower, upper = box(epsilon)
-  both = {}
-  for beta, method in ((0., 'ibp'), (1., 'crown_ibp')):
-    found, kinks = jax.jit(functools.partial(bounds.margins, logits_fn, beta=beta))(
-        lower, upper, BATCH.labels)
-    expected = numpy_margins(params, lower, upper, BATCH.labels, crown=beta == 1)
-    np.testing.assert_allclose(found, expected, atol=3e-5, rtol=3e-5)
-    sound = bounds.crown(logits_fn, BATCH.images, epsilon, labels=BATCH.labels, method=method)
-    best = found if beta == 0 else np.maximum(found, both[0.])
-    # No margins for rounding: a little above the sound ones, and no more.
-    assert (best >= sound - 1e-6).all() and (best <= sound + 1e-3).all()
-    both[beta] = found
+  # Traced, in two branches, and as numbers.
+  mixed = jax.jit(lambda *of, beta: bounds.margins(logits_fn, *of, BATCH.labels, beta=beta))
+  pure = jax.jit(lambda *of: [bounds.margins(logits_fn, *of, BATCH.labels, beta=beta)[0]
+                              for beta in (0., 1.)])
+  for epsilon in (0., 0.1, 0.7):
+    lower, upper = box(epsilon)
+    both = pure(lower, upper)
+    for found, crown in zip(both, (False, True)):
+      expected = numpy_margins(params, lower, upper, BATCH.labels, crown=crown)
+      np.testing.assert_allclose(found, expected, atol=3e-5, rtol=3e-5)
+    for beta in (0., 0.3):
+      found, kinks = mixed(lower, upper, beta=jnp.float32(beta))
+      np.testing.assert_allclose(found, (1 - beta) * both[0] + beta * both[1], atol=1e-5)
     for kink, (low, high) in zip(kinks, numpy_intervals(params, lower, upper)[0], strict=True):
       np.testing.assert_allclose(kink.lower, low, atol=1e-5)
       np.testing.assert_allclose(kink.upper, high, atol=1e-5)
-  mixed = jax.jit(functools.partial(bounds.margins, logits_fn))
-  for beta in (0., 0.3):  # Traced, in two branches.
-    np.testing.assert_allclose(mixed(lower, upper, BATCH.labels, beta=jnp.float32(beta))[0],
-                               (1 - beta) * both[0.] + beta * both[1.], atol=1e-5)
+  # No margins for rounding: a little above the sound ones, and no more.
+  for method, best in (('ibp', both[0]), ('crown_ibp', np.maximum(*both))):
+    sound = bounds.crown(logits_fn, BATCH.images, epsilon, labels=BATCH.labels, method=method)
+    assert (best >= sound - 1e-6).all() and (best <= sound + 1e-3).all()
 
 
 def test_the_gradient_is_that_of_the_formula(dense):
@@ -314,6 +314,7 @@ def test_gradients_are_finite_and_at_radius_0_those_of_clean_images(name, dense,
     np.testing.assert_allclose(mine, other, atol=1e-3 if name == 'wong_kolter' else 1e-4)
 
 
+@pytest.mark.slow
 def test_wong_and_kolters_loss_is_that_of_their_bound(dense):
   network, params = dense
   found, _ = run('wong_kolter', dense, 3., epsilon=0.1, warmup_epochs=1., ramp_epochs=4.)
