@@ -12,7 +12,7 @@ from jax import lax
 from robust_jax import inputs, smoothing
 from robust_jax.bounds import linear, propagate
 from robust_jax.bounds.ibp import checked_rows, folded
-from robust_jax.bounds.rules import Interval, Nonlinear, stacked
+from robust_jax.bounds.rules import Affine, Interval, Nonlinear, stacked
 from robust_jax.types import Count, Positive
 
 Method = Literal['crown', 'crown_ibp', 'alpha', 'ibp', 'wong_kolter']
@@ -125,24 +125,7 @@ def _parallel(step):
 
 def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, chunk):
   """[rows] of one image [1, ...]."""
-  box = propagate.box(image, epsilon)
-  at_image = linear.at_ball(image, box, epsilon, norm)
-  loose, known = set() if method in ('ibp', 'crown_ibp') else _loose(graph, norm), {}
-
-  def tighten(slot, intervals):
-    if slot not in loose:
-      return intervals[slot]
-    loose.remove(slot)
-    # Steps are numbered as their outputs are.
-    linear.prepare(graph.steps[:slot.number], intervals, known)
-    bound = lambda seed: linear.lower(graph, intervals, known, slot, seed, at_image=at_image)
-    found, rough = _entries(bound, slot, chunk), intervals[slot]
-    if method == 'wong_kolter':
-      return found
-    return Interval(jnp.maximum(found.lower, rough.lower), jnp.minimum(found.upper, rough.upper))
-
-  intervals = propagate.intervals(graph, box, tighten)
-  linear.prepare(graph.steps, intervals, known)
+  intervals, known, at_image = _inner(graph, image, epsilon, norm, method, chunk)
   seeds = rows.reshape(-1, *graph.output.shape)
   rough = folded(graph, intervals, known, seeds)
   is_known = graph.is_known(intervals)
@@ -180,6 +163,49 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
 
   (shares, _, best), _ = lax.scan(improve, (shares, optimiser.init(shares), best), None, num_steps)
   return known_or_none(jnp.maximum(best, bounds(shares)))
+
+
+def _inner(graph, image, epsilon, norm, method, chunk):
+  """(intervals, known, at_image), as `linear.lower` takes them, of one image [1, ...]."""
+  box, known = propagate.box(image, epsilon), {}
+  at_image = linear.at_ball(image, box, epsilon, norm)
+  loose = set() if method in ('ibp', 'crown_ibp') else _loose(graph, norm)
+
+  def tighten(slot, intervals):
+    if slot not in loose:
+      return intervals[slot]
+    loose.remove(slot)
+    # Steps are numbered as their outputs are.
+    linear.prepare(graph.steps[:slot.number], intervals, known)
+    bound = lambda seed: linear.lower(graph, intervals, known, slot, seed, at_image=at_image)
+    found = _entries(bound, slot, chunk)
+    return found if method == 'wong_kolter' else _both(found, intervals[slot])
+
+  intervals = propagate.intervals(graph, box, tighten)
+  return intervals, linear.prepare(graph.steps, intervals, known), at_image
+
+
+def _both(x, y):
+  return Interval(jnp.maximum(x.lower, y.lower), jnp.minimum(x.upper, y.upper))
+
+
+def inner(logits_fn, image, epsilon, *, norm, chunk):
+  """Intervals of all values in a network: (of the slots in their order, whether they are known).
+
+  The closer ones of 'crown' and, where it has them, 'wong_kolter'.
+
+  Args:
+    logits_fn: of a pytree.
+    image: [1, ...].
+    epsilon, norm, chunk: as of `crown`.
+  """
+  graph = propagate.trace(logits_fn, jax.ShapeDtypeStruct(image.shape, image.dtype))
+  found, *_ = _inner(graph, image, epsilon, norm, 'crown', chunk)
+  if all(isinstance(step.rule, Affine) or step.rule.parallel for step in graph.steps):
+    steps = [_parallel(step) for step in graph.steps]
+    others, *_ = _inner(graph._replace(steps=steps), image, epsilon, norm, 'wong_kolter', chunk)
+    found = {slot: _both(ends, others[slot]) for slot, ends in found.items()}
+  return [found[slot] for slot in graph.slots], graph.is_known(found)
 
 
 def _entries(bound, slot, chunk):

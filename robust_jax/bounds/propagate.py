@@ -44,6 +44,11 @@ class Graph(NamedTuple):
   output: Slot
   finite: list[Slot]
 
+  @property
+  def slots(self):
+    """All of them, by their numbers."""
+    return [self.input, *(step.output for step in self.steps)]
+
   def is_known(self, intervals):
     """Whether what was taken to be finite is, in intervals of all slots."""
     return jnp.array([jnp.isfinite(intervals[x].size).all() for x in self.finite], bool).all()

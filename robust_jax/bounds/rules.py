@@ -99,6 +99,22 @@ class Lines(NamedTuple):
   upper_shift: Array
 
 
+class Pieces(NamedTuple):
+  """A piecewise linear function: sign f(x) = max_p sum_k slope_pk x_k + shift_p, to within `off`.
+
+  Attributes:
+    slope: [p, k, *shape of f(x)].
+    shift: [p, *shape]; -inf where there is no such piece.
+    sign: [*shape], 1 where f is the largest of them, and -1 where it is minus that.
+    off: [*shape], of the rounding of f, and of a jump between its pieces.
+  """
+
+  slope: Array
+  shift: Array
+  sign: Array
+  off: Array
+
+
 class Nonlinear(NamedTuple):
   """Another function of slots, elementwise in `stack` of them.
 
@@ -111,6 +127,7 @@ class Nonlinear(NamedTuple):
       lines leave no choice.
     parallel: Interval of the stack -> the choice by which both lines have one slope; likewise.
     at: a of max(x, a); None of another function.
+    pieces: Interval of the stack -> Pieces; None of a function that is not piecewise linear.
   """
 
   stack: Callable
@@ -119,6 +136,7 @@ class Nonlinear(NamedTuple):
   share: Callable | None = None
   parallel: Callable | None = None
   at: Array | float | None = None
+  pieces: Callable | None = None
 
 
 def interval(lower, upper):
@@ -163,10 +181,15 @@ def affine_lines(rule, intervals):
   shift = rule.apply(*(jnp.zeros_like(x.lower) for x in intervals))
   if not (rule.terms or rule.fan):
     return Lines(None, shift, None, shift)
-  middle = rule.apply(*((x.lower + x.upper) / 2 for x in intervals))
-  off = (rule.terms + rule.fan + _MORE) * ROUNDING * (
-      rule.spread(*(x.size for x in intervals)) + jnp.abs(middle))
+  off = affine_off(rule, intervals)
   return Lines(None, shift - off, None, shift + off)
+
+
+def affine_off(rule, intervals):
+  """What an Affine function of intervals, and coefficients that come back through it, are off."""
+  middle = rule.apply(*((x.lower + x.upper) / 2 for x in intervals))
+  return (rule.terms + rule.fan + _MORE) * ROUNDING * (
+      rule.spread(*(x.size for x in intervals)) + jnp.abs(middle))
 
 
 def stacked(rule, intervals):
@@ -445,7 +468,16 @@ def kink(at, below, above):
     _, high = extremes((lower, upper), upper_slope)
     return Lines(lower_slope[None], low - off(x), upper_slope[None], high + off(x))
 
-  return Nonlinear(_single, hull, lines, usual, part_above, at if is_relu else None)
+  def pieces(x):
+    slope = jnp.stack([jnp.broadcast_to(slope0, x.lower.shape),
+                       jnp.broadcast_to(slope1, x.lower.shape)])
+    shift = jnp.stack([jnp.broadcast_to(shift0, x.lower[0].shape),
+                       jnp.broadcast_to(shift1, x.lower[0].shape)])
+    sign = jnp.where(slope[1, 0] >= slope[0, 0], 1., -1.)
+    jump = jnp.abs((slope1 - slope0) * at + shift1 - shift0)
+    return Pieces(sign * slope, sign * shift, sign, (0. if exact else off(x)) + jump)
+
+  return Nonlinear(_single, hull, lines, usual, part_above, at if is_relu else None, pieces)
 
 
 def _curve(function, bottom, shape):
@@ -525,7 +557,14 @@ def _largest(stack, sign=1):
       return Lines(first, lower_shift, upper_slope, upper_shift)
     return Lines(upper_slope, -upper_shift, first, -lower_shift)
 
-  return Nonlinear(stack, hull, lines)
+  def pieces(x):
+    unit = sign * jnp.eye(len(x.lower)).reshape(len(x.lower), -1, *[1] * (x.lower.ndim - 1))
+    # What is padding has no upper bound but -inf.
+    return Pieces(jnp.broadcast_to(unit, (len(x.lower), *x.lower.shape)),
+                  jnp.where(ends(x)[1] == -jnp.inf, -jnp.inf, 0.),
+                  jnp.full(x.lower.shape[1:], float(sign)), jnp.zeros(x.lower.shape[1:]))
+
+  return Nonlinear(stack, hull, lines, pieces=pieces)
 
 
 def _reduce_max(inputs, params, primitive, emit):
@@ -565,7 +604,8 @@ def _reduce_window_max(inputs, params, primitive, emit):
   masked = lambda x: Interval(jnp.where(inside, x.lower, -jnp.inf),
                               jnp.where(inside, x.upper, -jnp.inf))
   return emit(Nonlinear(inner.stack, lambda x: inner.hull(masked(x)),
-                        lambda x: inner.lines(masked(x))), inputs)
+                        lambda x: inner.lines(masked(x)),
+                        pieces=lambda x: inner.pieces(masked(x))), inputs)
 
 
 def _product_hull(x):
