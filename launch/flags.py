@@ -364,8 +364,9 @@ def _unknown_flag(name, config):
   """--epsilon for --config.epsilon, or a flag that is spelt otherwise."""
   paths = [f'config.{path}' for path in flat(config.to_dict())]
   # Those of stages that are asked for by name come last.
+  late = ('check', 'attack_image', 'export')
   same = sorted((path for path in paths if path.endswith(f'.{name}')),
-                key=lambda path: (path.split('.')[1] in ('check', 'attack_image'), len(path)))
+                key=lambda path: (path.split('.')[1] in late, len(path)))
   if name in _MEANT:
     same = [_MEANT[name]]
   hint = f'; did you mean --{" or --".join(same[:3])}?' if same else suggest(

@@ -27,8 +27,8 @@ Where it is run:
 
 Which parts of it:
   --stages=A,B,...      of train, attack, certify, sandwich, verify, check, label, attack_image,
-                        report; the default is train,attack,certify,sandwich,report, or what the
-                        study of a sweep needs
+                        export, report; the default is train,attack,certify,sandwich,report, or
+                        what the study of a sweep needs
   --redo=A,B,...        of train, attack, certify, sandwich, report, those to run anew; old
                         results move to previous/; not with several processes
   --sweep               every point of the config file's sweep() or, with --config.FIELD=A,B,...,

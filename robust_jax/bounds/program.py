@@ -185,8 +185,9 @@ def _affine(rows, step, values, ends):
   matrix, shift = _combined(rows, rule.apply, slots, values)
   added = rule.apply(*(jnp.zeros(x.shape, x.dtype) for x in slots))
   off = _offs(rule.spread, slots, values)
-  if rule.terms or rule.fan:
-    off = off + np.asarray(rules.affine_off(rule, [ends[x] for x in slots]), float).reshape(-1)
+  if rule.terms:  # No coefficients come back through it.
+    own = rules.affine_off(rule._replace(fan=0), [ends[x] for x in slots])
+    off = off + np.asarray(own, float).reshape(-1)
   return _Value(matrix, shift + np.asarray(added, float).reshape(-1), off)
 
 

@@ -68,15 +68,23 @@ def trace(logits_fn, image):
       do not depend on the image.
   """
   closed = jax.make_jaxpr(logits_fn)(image)
-  graph = _Walk(image)
+  graph = Walk(image)
   output, = graph.walk(closed.jaxpr, closed.consts, [graph.input])
   if not isinstance(output, Slot):
     raise ValueError('logits_fn must depend on the images, got a constant')
   return Graph(graph.steps, graph.input, output, graph.finite)
 
 
-class _Walk:
-  """Steps as they are found; called as `emit` by the rules."""
+class Walk:
+  """Steps as they are found; called as `emit` by the rules.
+
+  Attributes:
+    rules: {primitive: (inputs, params, primitive, emit) -> output}, see `rules`.
+    compounds: whether some functions of jax.nn are a step of their own.
+    aim: what is said of a network of which it cannot be done.
+  """
+
+  rules, compounds, aim = rules.RULES, True, 'be bounded'
 
   def __init__(self, image):
     self.steps, self.finite, self.name = [], [], None
@@ -114,7 +122,7 @@ class _Walk:
   def walk(self, jaxpr, consts, arguments):
     """Values of a jaxpr's outputs, of those of its arguments."""
     values = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, arguments))
-    for eqn in jaxpr.eqns:
+    for eqn in _used(jaxpr):
       inputs = [np.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else values[x]
                 for x in eqn.invars]
       values.update(zip(eqn.outvars, self._outputs(eqn, inputs)))
@@ -124,12 +132,13 @@ class _Walk:
   def _outputs(self, eqn, inputs):
     name = eqn.primitive.name
     if name in _RANDOM:
-      raise ValueError(f'logits_fn must be deterministic to be bounded, but draws random numbers '
+      raise ValueError(f'logits_fn must be deterministic to {self.aim}, but draws random numbers '
                        f'({name})')
     bounded = [x for x in inputs if isinstance(x, (Slot, Comparison))]
     if name in _CALLS:
       inner = eqn.params[_CALLS[name]]
-      if found := len(bounded) == len(inputs) == 1 and _compound(eqn.params.get('name'), inner):
+      if found := self.compounds and len(bounded) == len(inputs) == 1 and _compound(
+          eqn.params.get('name'), inner):
         self.name = eqn.params['name']
         return [self(found, inputs)]
       # That of remat is not closed.
@@ -142,22 +151,22 @@ class _Walk:
       return out if eqn.primitive.multiple_results else [out]
     for x in eqn.outvars:
       if jnp.issubdtype(x.aval.dtype, jnp.floating) and x.aval.dtype.itemsize < 4:
-        raise ValueError(f'logits_fn must compute in float32 to be bounded, got {x.aval.dtype} '
+        raise ValueError(f'logits_fn must compute in float32 to {self.aim}, got {x.aval.dtype} '
                          f'({name})')
     if name == 'optimization_barrier':
       return inputs
     try:
-      if name not in rules.RULES or (name != 'select_n' and len(bounded) > sum(
+      if name not in self.rules or (name != 'select_n' and len(bounded) > sum(
           isinstance(x, Slot) for x in bounded)):
         raise rules.Uncovered(', '.join(str(x.aval) for x in eqn.invars))
       self.name = name
-      out = rules.RULES[name](inputs, eqn.params, eqn.primitive, self)
+      out = self.rules[name](inputs, eqn.params, eqn.primitive, self)
       for x in eqn.outvars:  # Integers wrap around.
         if isinstance(out, Slot) and not jnp.issubdtype(x.aval.dtype, jnp.floating):
           raise rules.Uncovered(x.aval.dtype)
     except rules.Uncovered as error:
-      raise ValueError(f'logits_fn has no bounds: the primitive {name} is not covered for {error}; '
-                       f'those that are: {", ".join(rules.RULES)}') from None
+      raise ValueError(f'logits_fn cannot {self.aim}: the primitive {name} is not covered for '
+                       f'{error}; those that are: {", ".join(self.rules)}') from None
     self._note_line(name, inputs, out)
     return [out]
 
@@ -180,6 +189,18 @@ class _Walk:
     else:
       return
     self._lines[out] = x, *line
+
+
+def _used(jaxpr):
+  """The equations that outputs depend on."""
+  needed, found = set(), []
+  need = lambda values: needed.update(x for x in values if not isinstance(x, Literal))
+  need(jaxpr.outvars)
+  for eqn in reversed(jaxpr.eqns):
+    if not needed.isdisjoint(eqn.outvars):
+      need(eqn.invars)
+      found.append(eqn)
+  return found[::-1]
 
 
 def _compound(name, inner):

@@ -24,6 +24,7 @@ from robust_jax.config.sections import (
     CheckSettings,
     DataSettings,
     EvaluationSettings,
+    ExportSettings,
     ExtraSettings,
     ImagesSettings,
     LabelSettings,
@@ -68,7 +69,7 @@ class Run:
     attacked_sigma: noise of the classifier that is attacked, the same one unless
       config.evaluation.sigma says otherwise.
     data, extra, train, evaluation, certify_images, sandwich, verify, check, label,
-      attack_image: the sections as NamedTuples.
+      attack_image, export: the sections as NamedTuples.
     shard: (I, N): of the images to be judged this run has every N-th from number I on.
   """
 
@@ -93,6 +94,7 @@ class Run:
   check: CheckSettings
   label: LabelSettings
   attack_image: AttackImageSettings
+  export: ExportSettings
   shard: tuple[int, int] = (0, 1)
 
   @property

@@ -98,6 +98,8 @@ def _lengths(run):
             for value in config['evaluation']['epsilons']]
   if config['attack_image']['epsilon'] is not None:
     found.append(('attack_image.epsilon', config['attack_image']['epsilon'], _norm(attack), 1.))
+  if config['export']['epsilon'] is not None:
+    found.append(('export.epsilon', config['export']['epsilon'], 'linf', 1.))
   for path, values in (('method.attack', method.get('attack', {})), ('attack', attack)):
     found += [(f'{path}.{name}', values[name], _norm(values), 1.) for name in _OF_ATTACKS
               if values.get(name) is not None

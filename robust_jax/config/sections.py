@@ -284,10 +284,23 @@ class AttackImageSettings(NamedTuple):
   num_steps: Count = 40
 
 
+class ExportSettings(NamedTuple):
+  """config.export: --stages=export, the network as ONNX and VNN-LIB questions about images."""
+
+  # The first of the images of the attack stage, where there is no bound.jsonl, whose undecided
+  # images are taken.
+  num_images: Count = 10
+  # Of those, radius in linf in pixel units; None: the middle one of evaluation.epsilons.
+  epsilon: Positive | None = None
+  # Seconds for each in instances.csv.
+  timeout: Positive = 60.
+
+
 SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
             'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
             'sandwich': SandwichSettings, 'verify': VerifySettings, 'check': CheckSettings,
-            'label': LabelSettings, 'attack_image': AttackImageSettings}
+            'label': LabelSettings, 'attack_image': AttackImageSettings,
+            'export': ExportSettings}
 # What a stage's results depend on.
 _WEIGHTS = ('weights', 'weights_part', 'new_head')
 _CLASSIFIER = ('seed', 'sigma', 'data', 'model', *_WEIGHTS, 'checkpoint')

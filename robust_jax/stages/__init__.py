@@ -12,6 +12,8 @@ from robust_jax.stages.attack_image import attack_image
 from robust_jax.stages.attack_image import check as check_attack_image
 from robust_jax.stages.certify import certify
 from robust_jax.stages.check import check as check_attacks
+from robust_jax.stages.export import check as check_export
+from robust_jax.stages.export import export
 from robust_jax.stages.label import check as check_label
 from robust_jax.stages.label import label
 from robust_jax.stages.report import report
@@ -23,14 +25,14 @@ from robust_jax.workdir import monitoring
 
 STAGES = {'train': train, 'attack': attack, 'certify': certify, 'sandwich': sandwich,
           'verify': verify, 'check': check_attacks, 'label': label, 'attack_image': attack_image,
-          'report': report}
+          'export': export, 'report': report}
 # What a run does unless --stages says otherwise.
 DEFAULT = ('train', 'attack', 'certify', 'sandwich', 'report')
 # Their results stay in the workdir: they run once, and again by --redo. The others run whenever
 # they are asked for.
 KEPT = ('train', 'attack', 'certify', 'sandwich')
 # What the first of several processes does alone; the others compute.
-OF_ONE_PROCESS = ('report',)
+OF_ONE_PROCESS = ('export', 'report')
 # Those that others start from: results are stale with what they were made from.
 _FOLLOW = {'train': KEPT, 'certify': ('sandwich',)}
 
@@ -42,6 +44,8 @@ def check(run, workdir, wanted):
     check_label(run)
   if 'attack_image' in wanted:
     check_attack_image(run)
+  if 'export' in wanted:
+    check_export(run)
   if 'sandwich' in wanted:
     check_sandwich(run, workdir, wanted)
 
@@ -52,7 +56,7 @@ def with_followers(redo):
 
 
 def finished(workdir, wanted):
-  """Whether a workdir has all the wanted stages behind it; verify, check and label never are."""
+  """Whether a workdir has all the wanted stages behind it; verify, check, label and export never are."""
   done = {stage for stage, record in workdirs.stages(workdir).items() if record['status'] == 'done'}
   if (Path(workdir) / 'report.html').exists():
     done.add('report')

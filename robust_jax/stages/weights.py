@@ -41,7 +41,7 @@ def check(run, workdir, wanted):
   """Raises UserError if the wanted stages, those to be redone included, lack what they start from.
   """
   judging = {'attack', 'certify', 'sandwich', 'verify', 'check', 'label',
-             'attack_image'} & set(wanted)
+             'attack_image', 'export'} & set(wanted)
   if not run.trainable and judging:
     check_classes(run, load(run, workdir).logits_fn)
   if not run.trainable or not {'train', *judging} & set(wanted):

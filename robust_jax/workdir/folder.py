@@ -16,6 +16,7 @@ verify.json       what the last verification found
 check.json        what the last examination of attacks found
 report.html       and tables/, figures/
 attack_image/     of each image file that was attacked a page, the images and the figures
+export/           model.onnx, vnnlib/ and instances.csv, for other verifiers
 shards/           I-of-N/ a workdir each, of --shard=I/N
 jobs/             of --submit: logs, and which jobs there were
 previous/         results that `--redo` has moved away
@@ -191,12 +192,12 @@ def _sums(workdir):
 def describe(run, workdir, words):
   """Writes config.json, and run.json on the training that the workdir holds, or will hold.
 
-  The command of run.json has the `words` that the launcher was given. config.verify, check, label
-  and attack_image, which are of one call, are written as their defaults.
+  The command of run.json has the `words` that the launcher was given. config.verify, check,
+  label, attack_image and export, which are of one call, are written as their defaults.
   """
   write_json(Path(workdir) / 'config.json',
              run.config | {name: type(getattr(run, name))()._asdict()
-                           for name in ('verify', 'check', 'label', 'attack_image')})
+                           for name in ('verify', 'check', 'label', 'attack_image', 'export')})
   if 'train' in stages(workdir):
     return
   dataset, devices = run.test_data, run.devices
