@@ -56,7 +56,7 @@ def with_followers(redo):
 
 
 def finished(workdir, wanted):
-  """Whether a workdir has all the wanted stages behind it; verify, check, label and export never are."""
+  """Whether a workdir has all the wanted stages behind it, those of `KEPT` or the report."""
   done = {stage for stage, record in workdirs.stages(workdir).items() if record['status'] == 'done'}
   if (Path(workdir) / 'report.html').exists():
     done.add('report')
