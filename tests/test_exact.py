@@ -128,13 +128,15 @@ def test_verdicts():
   found = bounds.exact(net, image, label, within)
   assert found.verdict == 'verified' and found.example is None and found.margin > 0
   assert bounds.exact(net, image, label, within, max_binaries=0).margin <= found.margin
+  relaxed = bounds.exact(net, image, label, within, relaxed=True)
+  assert relaxed.margin <= found.margin and relaxed.verdict in ('verified', 'unknown')
   late = bounds.exact(net, image, label, within, time_limit=1e-9)
   assert late.verdict == 'unknown' and late.margin == pytest.approx(lower(within), abs=1e-6)
   for target in (None, 1 - label):
     beyond = bounds.exact(net, image, label, min(edge['exact'] + 0.01, 1), target=target)
     assert beyond.verdict == 'falsified' and beyond.margin < 0 and beyond.seconds > 0
     moved = np.abs(beyond.example.astype(float) - image)
-    assert moved.max() <= np.float32(edge['exact'] + 0.01)
+    assert moved.max() <= edge['exact'] + 0.01
     z = np.asarray(net(beyond.example[None]))[0]
     assert z.argmax() != label and z[label] - z[1 - label] == beyond.margin
 
@@ -188,3 +190,21 @@ def test_arguments_out_of_range_are_named(change, says):
   with pytest.raises(ValueError, match=says) as error:
     bounds.exact(**arguments)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_comparison_of_bounds_is_in_order_and_sees_a_mistake(monkeypatch, capsys):
+  from benchmarks import bounds as comparison
+  name = 'dense, ReLU'
+  monkeypatch.setattr(comparison, 'NETWORKS', {name: comparison.NETWORKS[name]})
+  monkeypatch.setattr(comparison, 'NUM_IMAGES', 2)
+  monkeypatch.setattr(comparison, 'METHODS', ('ibp', 'crown'))
+  monkeypatch.setattr(comparison, 'ORDER', (('ibp', 'crown'), ('crown', 'LP'), ('LP', 'exact')))
+  monkeypatch.setattr(comparison, 'COLUMNS', ('ibp', 'crown', 'LP', 'exact', 'attack'))
+  assert not comparison.main()
+  assert '| 0 of ' in capsys.readouterr().out
+  right = minimum
+  monkeypatch.setattr(comparison.program, 'minimum', lambda *args, **settings: (
+      right(*args, **settings)[0] + 0.5, None))
+  assert comparison.main()
+  assert 'points cross a bound' in capsys.readouterr().out

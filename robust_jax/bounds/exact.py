@@ -131,11 +131,11 @@ def _checked(logits_fn, image, label, epsilon, norm, target):
   image = np.asarray(image)
   if target is not None and target == label:
     raise ValueError(f'target must not be the label, got {target} for both')
-  images, labels, epsilon, targets = inputs.attacked(
+  images, labels, radius, targets = inputs.attacked(
       smoothing.victim(logits_fn), image[None], np.array([label]), epsilon=epsilon,
       targets=None if target is None else np.array([target]), norm=norm)
-  if np.ndim(epsilon):
-    raise ValueError(f'epsilon must be a number, got shape {np.shape(epsilon)}')
+  if np.ndim(radius):
+    raise ValueError(f'epsilon must be a number, got shape {np.shape(radius)}')
   return (np.asarray(images[0]), int(labels[0]), float(epsilon),
           None if targets is None else int(targets[0]))
 
