@@ -103,7 +103,10 @@ def parse(argv):
     given = f'configs/workdir.py:{folder}' if saved else DEFAULT_CONFIG
   for word, following in zip(argv, [*argv[1:], '']):
     field, equals, value = word.lstrip('-').partition('=')
-    if word.startswith('-') and field.startswith('config.') and field.split('.')[-1] in NAMED:
+    *outer, last = field.split('.')
+    # config.bound.method is a field, config.method.attack a section.
+    if word.startswith('-') and outer[:1] == ['config'] and last in NAMED and not (
+        {*outer[1:]} & {*SECTIONS}):
       value = value if equals else following
       raise UserError(f'--{field} has fields, got {value!r}: use --{field}.name={value}')
   try:
@@ -148,7 +151,7 @@ def _command_line(file, argv):
   if rest:
     raise UserError(f'command line: words must be --config, --config.FIELD or '
                     f'--{", --".join(FLAGS)}, got {rest[0]!r}')
-  for name, valid in (('stages', stages.STAGES), ('redo', stages.DEFAULT)):
+  for name, valid in (('stages', stages.STAGES), ('redo', (*stages.KEPT, 'report'))):
     for stage in values[name].value or ():
       if stage not in valid:
         raise UserError(f'--{name} must be of {", ".join(valid)}, got {stage!r}')
@@ -169,7 +172,7 @@ def _command_line(file, argv):
   submission = jobs.Submission(values.submit, {}) if values.submit is not None else None
   wanted = values.stages
   if wanted is None:
-    wanted = [*(shards.STAGES if shared else default)]
+    wanted = [stage for stage in default if stage in shards.STAGES or not shared]
   return CommandLine(
       config, Path(values.workdir or f'runs/{file.title}{"_sweep" if swept else ""}').expanduser(),
       wanted, values.redo, values.devices, swept, shared, submission, values.jobs,
@@ -364,9 +367,9 @@ def _unknown_flag(name, config):
   """--epsilon for --config.epsilon, or a flag that is spelt otherwise."""
   paths = [f'config.{path}' for path in flat(config.to_dict())]
   # Those of stages that are asked for by name come last.
-  late = ('check', 'attack_image', 'export')
+  late = ('bound', 'check', 'attack_image', 'export')
   same = sorted((path for path in paths if path.endswith(f'.{name}')),
-                key=lambda path: (path.split('.')[1] in late, len(path)))
+                 key=lambda path: (path.split('.')[1] in late, len(path)))
   if name in _MEANT:
     same = [_MEANT[name]]
   hint = f'; did you mean --{" or --".join(same[:3])}?' if same else suggest(

@@ -10,7 +10,6 @@ from robust_jax.config.sections import check_workdir, resolve
 from robust_jax.devices import processes
 from robust_jax.devices.choose import choose_devices
 from robust_jax.stages import shards
-from robust_jax.stages.sandwich import check_crossings
 from robust_jax.workdir import checkpoint
 
 
@@ -83,5 +82,4 @@ def run_stages(config, folder, wanted, redo, num_devices, words):
         stages.run_stage(stage, run, folder)
       checkpoint.in_sight(folder, f'after {stage}')  # Later stages read it.
     processes.barrier('stages')  # The lock is kept until none of them reads any more.
-    if 'sandwich' in wanted:
-      check_crossings(folder)
+    stages.check_crossings(folder, wanted)

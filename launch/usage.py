@@ -26,18 +26,18 @@ Where it is run:
   --distributed         the same on a TPU pod, SLURM, Open MPI or Kubernetes, which say all that
 
 Which parts of it:
-  --stages=A,B,...      of train, attack, certify, sandwich, verify, check, label, attack_image,
-                        export, report; the default is train,attack,certify,sandwich,report, or
-                        what the study of a sweep needs
-  --redo=A,B,...        of train, attack, certify, sandwich, report, those to run anew; old
+  --stages=A,B,...      of train, attack, certify, sandwich, bound, verify, check, label,
+                        attack_image, export, report; the default is
+                        train,attack,certify,sandwich,report, or what the study of a sweep needs
+  --redo=A,B,...        of train, attack, certify, sandwich, bound, report, those to run anew; old
                         results move to previous/; not with several processes
   --sweep               every point of the config file's sweep() or, with --config.FIELD=A,B,...,
                         of all combinations, each in its own folder of DIR, and a comparison
   --profile=N           trace N training steps, after the first ten, into WORKDIR/profile
 
 Exit status: 0; 2 after a mistake; 3 if a loss is not finite; 4 if --stages=verify finds a
-difference; 5 if an attack is inside a certificate; 75 if interrupted (the same command goes on);
-1 if a run of a sweep failed.
+difference; 5 if an attack is inside a certificate or a verified radius; 75 if interrupted (the
+same command goes on); 1 if a run of a sweep failed.
 
 Examples:
   python -m launch --config=digits:smoothadv --workdir=runs/demo

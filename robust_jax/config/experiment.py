@@ -21,6 +21,7 @@ from robust_jax.config.sections import (
     SHARED,
     TABLES,
     AttackImageSettings,
+    BoundSettings,
     CheckSettings,
     DataSettings,
     EvaluationSettings,
@@ -49,6 +50,9 @@ from robust_jax.types import (
     Progress,
 )
 
+# Of randomness, numbered.
+_USES = ('init', 'train', 'evaluate', 'attack', 'certify', 'sandwich', 'bound')
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -68,8 +72,8 @@ class Run:
     sigma: noise of the smoothed classifier that is certified; 0: not smoothed.
     attacked_sigma: noise of the classifier that is attacked, the same one unless
       config.evaluation.sigma says otherwise.
-    data, extra, train, evaluation, certify_images, sandwich, verify, check, label,
-      attack_image, export: the sections as NamedTuples.
+    data, extra, train, evaluation, certify_images, sandwich, bound, verify, check, label,
+      attack_image, export: the sections as NamedTuples; of bound nothing is None.
     shard: (I, N): of the images to be judged this run has every N-th from number I on.
   """
 
@@ -90,6 +94,7 @@ class Run:
   evaluation: EvaluationSettings
   certify_images: ImagesSettings
   sandwich: SandwichSettings
+  bound: BoundSettings
   verify: VerifySettings
   check: CheckSettings
   label: LabelSettings
@@ -156,7 +161,11 @@ class Run:
                    f'config.train.num_epochs={self.train.num_epochs:g} end after {self.num_steps}')
     if 'train' in wanted:
       lines += self._unfilled_batch()
-    for stage, section in (('attack', 'evaluation'), ('certify', 'certify_images')):
+    if 'bound' in wanted and self.sigma:
+      lines.append(f'what is bounded is the network itself: the classifier that is smoothed by '
+                   f'{self.sigma:g} has the certificates of the certify stage')
+    for stage, section in (('attack', 'evaluation'), ('certify', 'certify_images'),
+                           ('bound', 'bound')):
       settings, images = getattr(self, section), self.test_data.num_examples
       every = range(0, images, settings.stride)
       chosen = len(every)
@@ -195,7 +204,7 @@ class Run:
   def key(self, use):
     """The root key of one use of randomness: the seed decides it, and nothing else."""
     return keys.fold_in(keys.root(self.config['seed']),
-                        ('init', 'train', 'evaluate', 'attack', 'certify', 'sandwich').index(use))
+                        _USES.index(use))
 
   @functools.cached_property
   def train_data(self):
@@ -273,6 +282,7 @@ def build(config, devices=None, *, images=True):
   devices = devices or jax.local_devices()
   settings = {name: kind(**with_tuples(config[name])) for name, kind in SECTIONS.items()}
   train, evaluation = settings['train'], settings['evaluation']
+  settings['bound'] = settings['bound'].complete(lengths.norm_of(config['attack']), evaluation)
   check_divisible('config.train.batch_size', train.batch_size, devices, train.accumulation)
   check_divisible('config.train.eval_batch_size', train.eval_batch_size, devices)
   check_divisible('config.evaluation.batch_size', evaluation.batch_size, devices)
@@ -388,6 +398,13 @@ def _check_fields(run):
           "0 without config.train.on_bad_loss 'skip'")
   require(not 0 < run.train.max_loss_jump <= 1, 'train.max_loss_jump', '0 or more than 1')
   require(run.evaluation.epsilons, 'evaluation.epsilons', 'one radius or more')
+  own, norm = run.config['bound'], lengths.norm_of(run.config['attack'])
+  require(own['epsilons'] != [], 'bound.epsilons', 'one radius or more')
+  require(own['epsilons'] or run.bound.norm == norm, 'bound.epsilons',
+          f'given for config.bound.norm {run.bound.norm!r}, as config.evaluation.epsilons are in '
+          f'{norm}')
+  require(not run.bound.exact or run.bound.norm in ('linf', 'l1'), 'bound.exact',
+          f'False for the norm {run.bound.norm!r}: the exact verifier has linf and l1')
   if run.needs.tangents:
     require(run.data.tangents, 'data.tangents', f'1 or more {by}')
     require(run.data.augment == 'none', 'data.augment',

@@ -48,7 +48,7 @@ def trained_radius(run):
   """What training defends against in the norm of the attack stage; None where there is no such."""
   attack = run.config['attack']
   if (not run.trainable or not run.training_epsilon or attack['name'] == 'none'
-      or _norm(run.components['method'].get('attack', {})) != _norm(attack)):
+      or norm_of(run.components['method'].get('attack', {})) != norm_of(attack)):
     return None
   return run.training_epsilon
 
@@ -89,19 +89,21 @@ def _lengths(run):
   config, found = run.config, []
   method, attack = config['method'], config['attack']
   if run.trainable:
-    norm = _norm(method.get('attack', {}))
+    norm = norm_of(method.get('attack', {}))
     field = 'epsilon' if method.get('epsilon') is None else 'method.epsilon'
     found.append((field, run.components['method'].get('epsilon', config['epsilon']), norm, 0.5))
     if 'warmup_epsilon' in method:  # IAAT: its gamma is a length too.
       found += [(f'method.{name}', method[name], norm, 0.5) for name in ('warmup_epsilon', 'gamma')]
-  found += [('evaluation.epsilons', value, _norm(attack), 1.)
+  found += [('evaluation.epsilons', value, norm_of(attack), 1.)
             for value in config['evaluation']['epsilons']]
+  found += [('bound.epsilons', value, run.bound.norm, 1.)
+            for value in config['bound']['epsilons'] or ()]
   if config['attack_image']['epsilon'] is not None:
-    found.append(('attack_image.epsilon', config['attack_image']['epsilon'], _norm(attack), 1.))
+    found.append(('attack_image.epsilon', config['attack_image']['epsilon'], norm_of(attack), 1.))
   if config['export']['epsilon'] is not None:
     found.append(('export.epsilon', config['export']['epsilon'], 'linf', 1.))
   for path, values in (('method.attack', method.get('attack', {})), ('attack', attack)):
-    found += [(f'{path}.{name}', values[name], _norm(values), 1.) for name in _OF_ATTACKS
+    found += [(f'{path}.{name}', values[name], norm_of(values), 1.) for name in _OF_ATTACKS
               if values.get(name) is not None
               # Along the gradient as it is, a factor of it is no length.
               and not ('step_size' in name and values.get('direction') == 'gradient')]
@@ -113,7 +115,7 @@ def _lengths(run):
   return found
 
 
-def _norm(attack):
+def norm_of(attack):
   """The norm of an attack's section: l2 where there is no other in it, as in VAT and L-BFGS."""
   norm = attack.get('norm')
   return norm if norm in ('linf', 'l2', 'l1') else 'l2'

@@ -68,6 +68,8 @@ def plain_type(hint):
     return plain_type(next(arg for arg in args if arg is not type(None)))
   if origin is Annotated:
     return plain_type(args[0])
+  if origin is Literal:
+    return type(args[0])
   return tuple if origin is tuple else hint
 
 

@@ -16,6 +16,7 @@ import ml_collections
 
 from robust_jax import attacks, certification, data, models, named, training, workdir
 from robust_jax.attacks import threat_models
+from robust_jax.bounds.crown import Method as BoundMethod
 from robust_jax.config import schema
 from robust_jax.errors import UserError, choices
 from robust_jax.training import methods
@@ -233,10 +234,53 @@ class SandwichSettings(NamedTuple):
   halvings: Index = 5
 
 
+class BoundSettings(NamedTuple):
+  """config.bound: --stages=bound, deterministic bounds of the network itself, without noise.
+
+  Every image is attacked by PGD on the margin as well, and what neither the attack nor the bound
+  decides may go to the exact verifier.
+  """
+
+  # Of the balls, which are cut to [0, 1]; None: that of config.attack.
+  norm: threat_models.Norm | None = None
+  # Radii; None: a quarter and half of the smallest of evaluation.epsilons, and these.
+  epsilons: tuple[Positive, ...] | None = None
+  # What is bounded how (docs/bounds.md): from 'ibp', which costs three passes, to 'alpha'.
+  method: BoundMethod = 'crown'
+  # Of Adam, for 'alpha'.
+  alpha_steps: Count = 20
+  # Of PGD.
+  num_steps: Count = 40
+  restarts: Count = 1
+  # Every stride-th test image; of those the first num_images, 0: all; None: as evaluation.
+  stride: Count | None = None
+  num_images: Index | None = None
+  # Images bounded at once, over all devices, and entries of a layer at once: time for memory.
+  batch_size: Annotated[Count, FREE] = 16
+  chunk: Annotated[Count, FREE] = 256
+  # Whether the exact verifier goes on with what is open, and how many seconds it has an image.
+  exact: bool = False
+  time_limit: Positive = 60.
+
+  def complete(self, attack_norm, evaluation):
+    """The same without None.
+
+    Args:
+      attack_norm: of the attack stage.
+      evaluation: EvaluationSettings.
+    """
+    taken = {name: getattr(evaluation, name) for name in ('stride', 'num_images')
+             if getattr(self, name) is None}
+    radii, least = self.epsilons, min(evaluation.epsilons, default=0.)
+    if radii is None:
+      radii = (least / 4, least / 2, *evaluation.epsilons)
+    return self._replace(norm=self.norm or attack_norm, epsilons=tuple(sorted({*radii})), **taken)
+
+
 class VerifySettings(NamedTuple):
   """config.verify: --stages=verify."""
 
-  # How many of the logged certificates are made again, 0: all.
+  # How many of the logged certificates, or images that were bounded, are made again, 0: all.
   sample: Index = 0
 
 
@@ -298,8 +342,8 @@ class ExportSettings(NamedTuple):
 
 SECTIONS = {'data': DataSettings, 'extra': ExtraSettings, 'train': TrainSettings,
             'evaluation': EvaluationSettings, 'certify_images': ImagesSettings,
-            'sandwich': SandwichSettings, 'verify': VerifySettings, 'check': CheckSettings,
-            'label': LabelSettings, 'attack_image': AttackImageSettings,
+            'sandwich': SandwichSettings, 'bound': BoundSettings, 'verify': VerifySettings,
+            'check': CheckSettings, 'label': LabelSettings, 'attack_image': AttackImageSettings,
             'export': ExportSettings}
 # What a stage's results depend on.
 _WEIGHTS = ('weights', 'weights_part', 'new_head')
@@ -311,6 +355,8 @@ STAGE_FIELDS = {
     'certify': (*_CLASSIFIER, 'certify', 'certify_images'),
     'sandwich': (*_CLASSIFIER, 'certify', 'certify_images', 'sandwich', 'evaluation.num_noise',
                  'evaluation.n', 'evaluation.alpha'),
+    'bound': (*_CLASSIFIER, 'bound', 'attack.norm', 'evaluation.epsilons', 'evaluation.stride',
+              'evaluation.num_images'),
 }
 # Of those, what changes no result.
 FREE_FIELDS = tuple(

@@ -51,6 +51,7 @@ class Line(NamedTuple):
     marks: a dot at every point, with its figures as a tooltip.
     thin: a pale line behind others.
     joined: whether there is a line; False: marks alone.
+    band: whether there is the band of the interval alone.
   """
 
   name: str
@@ -62,6 +63,7 @@ class Line(NamedTuple):
   marks: bool = False
   thin: bool = False
   joined: bool = True
+  band: bool = False
 
   @property
   def finite(self):
@@ -122,7 +124,7 @@ class Chart(NamedTuple):
   @property
   def legend(self):
     """[(name, style)] of the lines that have a name."""
-    return [(line.name, f'{line.style} thin' if line.thin else line.style)
+    return [(line.name, line.style + ' thin' * line.thin + ' band' * line.band)
             for line in self.drawn if line.name] if self.in_legend else []
 
 
@@ -315,6 +317,9 @@ def not_broken_curve(adversarial, most=MAX_POINTS):
 def _draw_line(axes, line, name):
   colour, _, dash = line.style.partition(' dash')
   colour = PALETTE[colour][0]
+  if line.band:
+    return axes.fill_between(line.x, *line.interval, color=colour, alpha=0.18, linewidth=0,
+                             clip_on=False)
   if line.interval is not None and line.marks:
     axes.vlines(line.x, *line.interval, color=colour, linewidth=1.2, alpha=0.65, clip_on=False)
   elif line.interval is not None:

@@ -14,7 +14,7 @@ from robust_jax.analysis import Best, Table
 from robust_jax.analysis.comparison import Column, differing_settings, other_label
 from robust_jax.config.sections import flat
 from robust_jax.errors import UserError
-from robust_jax.report import charts, groups, pages, run
+from robust_jax.report import bounded, charts, groups, pages, run
 from robust_jax.report.contents import Contents
 from robust_jax.report.groups import Group
 
@@ -47,7 +47,8 @@ def compare(runs: list[Contents]) -> list[Panel]:
   Raises:
     UserError: nothing was measured in any, or logs disagree on the labels of a dataset.
   """
-  measured = [each for each in runs if any(each.metrics.values()) or each.attack or each.certified]
+  measured = [each for each in runs if any(each.metrics.values()) or each.attack
+              or each.certified or each.bounded]
   if not measured:
     raise UserError(f'{", ".join(str(each.path) for each in runs)}: nothing is measured yet')
   datasets = {}
@@ -80,9 +81,11 @@ def _dataset(each):
 def _panel(dataset, runs):
   found, notes = groups.group(runs), []
   logs = {name: [[_finished(each, name, stage, notes) for each in group.runs] for group in found]
-          for name, stage in (('certified', 'certify'), ('attack', 'attack'))}
+          for name, stage in (('certified', 'certify'), ('attack', 'attack'),
+                              ('bounded', 'bound'))}
   certified, certified_alike = _on_common_images(logs['certified'], 'certified', notes)
   attacked, attacked_alike = _on_common_images(logs['attack'], 'attacked', notes)
+  bounds, bounded_alike = _on_common_images(logs['bounded'], 'bounded', notes)
   # Fewer draws certify smaller radii, whatever the network: such figures are not compared.
   differing = differing_settings([log.settings for log in present(certified)])
   differing.pop('sigma', None)
@@ -92,7 +95,8 @@ def _panel(dataset, runs):
     attacks = _by_norm(attacked)
   columns = [
       *_accuracies(found, certified, attacked, attacks, certified_alike and not differing,
-                   attacked_alike and not one_classifier),
+                   attacked_alike and not one_classifier, bounds),
+      *_verified(bounds, bounded_alike),
       *_epoch_time(found)]
   notes += _notes(found, differing, certified, attacks)
   if any(column.title == 'test' for column in columns):
@@ -255,7 +259,7 @@ def _attack_settings(log):
 # Columns.
 
 
-def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_alike):
+def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_alike, bounds):
   """Clean accuracy, from the source that most groups have; under attack; certified; ACR.
 
   Where the attacked network is not the smoothed one, clean accuracy is that of the attacked.
@@ -267,7 +271,8 @@ def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_a
       Column('clean', on_each(lambda log: log.clean == log.label, attacked),
              compared=attacked_alike),
       Column('test', [[_test_accuracy(each) for each in group.runs] for group in found],
-             compared=len(_tested_noises(found)) < 2)]
+             compared=len(_tested_noises(found)) < 2),
+      Column('clean', on_each(lambda log: log.predict == log.label, bounds))]
   if not any(log.header.get('smoothed') for log in present(attacked)):
     sources[:2] = sources[1::-1]
   count = lambda column: sum(map(bool, map(column.figures, range(len(found)))))
@@ -287,6 +292,26 @@ def _accuracies(found, certified, attacked, attacks, certified_alike, attacked_a
     columns.append(Column('ACR', on_each(lambda log: log.correct * log.radius, certified), scale=1.,
                           decimals=3, compared=certified_alike))
   return columns
+
+
+def _verified(bounds, alike):
+  """A column for each norm, radius and way of bounding."""
+  kinds, columns = {}, []
+  for log in present(bounds):
+    kinds.setdefault((log.header['norm'], bounded.method(log)), set()).update(log.epsilons)
+  for (norm, method), epsilons in kinds.items():
+    of_kind = lambda log, norm=norm, method=method: (
+        log.header['norm'] == norm and bounded.method(log) == method)
+    by = f' by {method}' if len(kinds) > 1 else ''
+    columns += [Column(f'verified {pages.norm(norm)} {pages.epsilon(epsilon)}{by}', on_each(
+        lambda log, of_kind=of_kind, epsilon=epsilon: _verified_at(log, epsilon)
+        if of_kind(log) else None, bounds), compared=alike) for epsilon in sorted(epsilons)]
+  return columns
+
+
+def _verified_at(log, epsilon):
+  number = np.flatnonzero(log.epsilons == epsilon)
+  return log.verified[:, number[0]] if len(number) else None
 
 
 def _test_accuracy(each):

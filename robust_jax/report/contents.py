@@ -15,7 +15,7 @@ from robust_jax.workdir import read_json, records
 SWEEP = 'sweep.json'
 # A folder with one of these is a run's.
 _FILES = ('config.json', 'stages.json', 'metrics.jsonl', 'radii.npz', 'attack.jsonl',
-          'certify.jsonl', 'certify.tsv', 'sandwich.jsonl')
+          'certify.jsonl', 'certify.tsv', 'sandwich.jsonl', 'bound.jsonl')
 
 
 class Contents(NamedTuple):
@@ -38,6 +38,8 @@ class Contents(NamedTuple):
     experiment: the name that a sweep's point gives its config, as 'trades'; '' without one.
     swept: whether it is a run of a sweep, whose folder has a number and no name.
     sandwich: `analysis.SandwichLog`, or None.
+    bounded: `analysis.BoundLog`, or None.
+    bounds_verified: what `--stages=verify` has left of it ({} if absent).
   """
 
   path: Path
@@ -55,6 +57,8 @@ class Contents(NamedTuple):
   experiment: str = ''
   swept: bool = False
   sandwich: analysis.SandwichLog | None = None
+  bounded: analysis.BoundLog | None = None
+  bounds_verified: dict[str, Any] = {}
 
   @property
   def sigma(self):
@@ -107,7 +111,9 @@ def load(workdir) -> Contents:
           'problems_in_table'),
       checked=_record(path / 'check.json', 'norm', 'epsilon', 'checks', 'curves', 'images'),
       gallery=read('gallery.npz', _arrays), radii=read('radii.npz', _arrays),
-      sandwich=read('sandwich.jsonl', analysis.read_sandwich))
+      sandwich=read('sandwich.jsonl', analysis.read_sandwich),
+      bounded=read('bound.jsonl', analysis.read_bound), bounds_verified=_record(
+          path / 'verify_bound.json', 'finished', 'images', 'made_again', 'problems'))
 
 
 def is_sweep(folder) -> bool:

@@ -29,6 +29,7 @@ def _environment():
   environment.filters |= {'date': date, 'text': text, 'percent': percent, 'duration': duration}
   environment.globals |= {
       'palette': charts.PALETTE, 'formats': FORMATS, 'right_aligned': table.right_aligned,
+      'norm': norm,
       'parted': _parted, 'is_best': lambda cell: isinstance(cell, analysis.Best),
       'base64': lambda content: base64.b64encode(content.encode()).decode(),
       'inline_svg': lambda chart: Markup(charts.inline_svg(chart))}
@@ -81,6 +82,14 @@ def duration(seconds) -> str:
 def norm(name) -> str:
   """ℓ∞, ℓ₂ or ℓ₁; an attack's own word for anything else."""
   return {'linf': 'ℓ∞', 'l2': 'ℓ₂', 'l1': 'ℓ₁'}.get(str(name), str(name))
+
+
+def epsilon_axis(name, epsilons) -> tuple[float, str]:
+  """(scale, label) of an axis of epsilons of a norm: in 255ths where all are whole numbers of them.
+  """
+  label = f'{norm(name)} ε'.strip()
+  whole = all('/' in epsilon(value) for value in epsilons)
+  return (255., f'{label}, in 255ths') if whole else (1., label)
 
 
 def epsilon(value) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from robust_jax import analysis
 from robust_jax.analysis import Table
 from robust_jax.config.sections import flat
-from robust_jax.report import charts, gallery, pages
+from robust_jax.report import bounded, charts, gallery, pages
 from robust_jax.report.charts import Chart, Line
 from robust_jax.report.contents import Contents
 from robust_jax.report.pages import duration, percent
@@ -77,6 +77,14 @@ def key_figures(run: Contents) -> list[Figure]:
         f'{attack_name(attack)} accuracy, {attack_norm(attack)} '.rstrip() +
         f' ε = {pages.epsilon(attack.epsilons[shown])}',
         percent(accuracy), _measured(accuracy, len(attack.idx)) + smoothed + doubt))
+  if _has_images(run.bounded):
+    log = run.bounded
+    j = bounded.shown_radius(log, run.config)
+    accuracy = log.verified[:, j].mean()
+    figures.append(Figure(
+        f"Verified accuracy, {pages.norm(log.header['norm'])} ε = {pages.epsilon(log.epsilons[j])}",
+        percent(accuracy), f'{_measured(accuracy, len(log.idx))}; {bounded.method(log)}'
+        + ('; not smoothed' if run.sigma else '')))
   train = run.stages.get('train', {})
   if train.get('seconds') is not None and run.metrics['train']:
     notes = [f'on {device_text(run)}'] if 'device' in run.record else []
@@ -140,6 +148,9 @@ def tables(run: Contents) -> dict[str, tuple[str, Table]]:
     result['sandwich'] = ('Between certificate and attack', _sandwich_table(run))
     result['sandwich_images'] = ('Image by image, the smallest ratio first',
                                  _sandwich_images(run))
+  if _has_images(run.bounded):
+    result['bound'] = ('Between bound and attack', bounded.table(
+        run.bounded, run.attack, attack_name(run.attack) if run.attack else ''))
   if run.checked:
     result['checks'] = ('Checks of the attacks', Table(
         ['', 'what was measured', 'found'],
@@ -197,6 +208,9 @@ def figures(run: Contents) -> dict[str, Chart]:
                 steps=True)], size=SMALL)
   if _has_images(run.sandwich):
     result |= _sandwich_charts(run)
+  if _has_images(run.bounded):
+    result['bound'] = bounded.chart(
+        run.bounded, attack, attack_name(attack) if attack else '')
   result |= _check_figures(run.checked)
   if run.radii is not None:
     scale, unit = _radii_unit(run)
@@ -251,8 +265,13 @@ def _sandwich_charts(run):
   certified = np.array([np.mean(log.correct & (log.certified >= radius)) for radius in radii])
   bounds = accuracy_chart('sandwich_accuracy', 'Accuracy of the same images', 'ℓ₂ radius', [
       accuracies('certified (95% band)', charts.CERTIFIED, (radii, certified)),
-      accuracies('not shown broken', charts.ATTACK, charts.not_broken_curve(log.adversarial))])
+      accuracies('not shown broken', charts.ATTACK, charts.not_broken_curve(log.adversarial)),
+      *([bounded.sandwich_line(run.bounded, log.idx)] if _bounds_in_l2(run) else [])])
   return {'sandwich': scatter, 'sandwich_accuracy': bounds._replace(size=SMALL)}
+
+
+def _bounds_in_l2(run):
+  return _has_images(run.bounded) and run.bounded.header['norm'] == 'l2'
 
 
 def bounds_certificates(run) -> bool:
@@ -277,7 +296,7 @@ def page(run: Contents, tables, figures, figure_files) -> str:
   names = run.record.get('dataset', {}).get('class_names') or []
   values = {'crossed': [], 'listed': None, 'cards': [], 'radii_cards': [], 'attack_name': '',
             'attack_norm': '', 'attack_details': None, 'other_images': False, 'undefined': 0,
-            'suite': None}
+            'suite': None, 'bound_crossed': [], 'bound_method': ''}
   values['image_pages'] = sorted(path.stem for path in run.path.glob('attack_image/*.html'))
   if run.gallery is not None:
     values['cards'], values['magnification'] = gallery.adversarial(run.gallery, names)
@@ -290,6 +309,10 @@ def page(run: Contents, tables, figures, figure_files) -> str:
     values['crossed'] = run.sandwich.idx[analysis.crossings(run.sandwich)].tolist()
     whole = tables['sandwich_images'][1]
     values['listed'] = whole._replace(rows=whole.rows[:_LISTED])
+  if _has_images(run.bounded):
+    crossed = analysis.bound_crossings(run.bounded, run.attack).any(axis=1)
+    values |= {'bound_crossed': run.bounded.idx[crossed].tolist(),
+               'bound_method': bounded.method(run.bounded)}
   if run.radii is not None:
     scale, unit = _radii_unit(run)
     values['radii_cards'] = gallery.by_radius(
@@ -375,10 +398,9 @@ def attack_norm(attack) -> str:
 
 
 def epsilon_axis(attacks) -> tuple[float, str]:
-  """(scale, label) of an axis of epsilons: in 255ths where all are whole numbers of them."""
-  label = f'{attack_norm(attacks[0])} ε'.strip()
-  whole = all('/' in pages.epsilon(epsilon) for attack in attacks for epsilon in attack.epsilons)
-  return (255., f'{label}, in 255ths') if whole else (1., label)
+  """(scale, label) of the axis of the epsilons of several attacks; see `pages.epsilon_axis`."""
+  return pages.epsilon_axis(attacks[0].header.get('attack', {}).get('norm', ''),
+                            [epsilon for attack in attacks for epsilon in attack.epsilons])
 
 
 def device_text(run: Contents) -> str:
@@ -438,6 +460,9 @@ def _clean(run):
                              else f'step {run.tested["step"]:,}')
     return Figure(name, percent(run.tested['accuracy']),
                   note + '; base classifier under noise' if run.sigma else note)
+  if _has_images(run.bounded):
+    accuracy = np.mean(run.bounded.predict == run.bounded.label)
+    return Figure(name, percent(accuracy), _measured(accuracy, len(run.bounded.idx)))
   return None
 
 
@@ -507,6 +532,12 @@ def _sandwich_table(run):
         (log.correct & ~both).sum(), analysis.crossings(log).sum(), middle(log.certified[both]),
         middle(log.adversarial[both]), middle(ratios), middle(ratios, 0.1), middle(ratios, 0.9))):
       row[reading] = value if value is None or isinstance(value, str) else f'{value:,}'
+  if _bounds_in_l2(run):  # Of no draws, hence all at once.
+    own = run.bounded
+    of = (own.predict == own.label) & np.isin(own.idx, run.sandwich.idx)
+    radii = analysis.verified_radius(own)[of]
+    rows['without noise, right: median verified ℓ₂ radius'] = dict.fromkeys(
+        readings, f'{np.median(radii):.3f}' if len(radii) else None)
   return Table(['ℓ₂ radii', *readings], [[name, *row.values()] for name, row in rows.items()])
 
 

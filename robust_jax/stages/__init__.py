@@ -10,6 +10,9 @@ from robust_jax.stages import weights
 from robust_jax.stages.attack import attack
 from robust_jax.stages.attack_image import attack_image
 from robust_jax.stages.attack_image import check as check_attack_image
+from robust_jax.stages.bound import bound
+from robust_jax.stages.bound import check as check_bound
+from robust_jax.stages.bound import check_crossings as check_bounded
 from robust_jax.stages.certify import certify
 from robust_jax.stages.check import check as check_attacks
 from robust_jax.stages.export import check as check_export
@@ -18,19 +21,20 @@ from robust_jax.stages.label import check as check_label
 from robust_jax.stages.label import label
 from robust_jax.stages.report import report
 from robust_jax.stages.sandwich import check as check_sandwich
+from robust_jax.stages.sandwich import check_crossings as check_certified
 from robust_jax.stages.sandwich import sandwich
 from robust_jax.stages.train import train
 from robust_jax.stages.verify import verify
 from robust_jax.workdir import monitoring
 
 STAGES = {'train': train, 'attack': attack, 'certify': certify, 'sandwich': sandwich,
-          'verify': verify, 'check': check_attacks, 'label': label, 'attack_image': attack_image,
-          'export': export, 'report': report}
+          'bound': bound, 'verify': verify, 'check': check_attacks, 'label': label,
+          'attack_image': attack_image, 'export': export, 'report': report}
 # What a run does unless --stages says otherwise.
 DEFAULT = ('train', 'attack', 'certify', 'sandwich', 'report')
 # Their results stay in the workdir: they run once, and again by --redo. The others run whenever
 # they are asked for.
-KEPT = ('train', 'attack', 'certify', 'sandwich')
+KEPT = ('train', 'attack', 'certify', 'sandwich', 'bound')
 # What the first of several processes does alone; the others compute.
 OF_ONE_PROCESS = ('export', 'report')
 # Those that others start from: results are stale with what they were made from.
@@ -48,6 +52,19 @@ def check(run, workdir, wanted):
     check_export(run)
   if 'sandwich' in wanted:
     check_sandwich(run, workdir, wanted)
+  if 'bound' in wanted:
+    check_bound(run)
+
+
+def check_crossings(workdir, wanted):
+  """Raises CrossingError where an attack is within a certificate or a verified radius.
+
+  Of the logs that the wanted stages have written, or may contradict.
+  """
+  if 'sandwich' in wanted:
+    check_certified(workdir)
+  if {'attack', 'bound'} & {*wanted}:
+    check_bounded(workdir)
 
 
 def with_followers(redo):

@@ -17,7 +17,7 @@ from robust_jax.workdir import records
 
 # The stages that can be shared out, in their order, and what reads and checks the log of each.
 STAGES = {'attack': analysis.read_attack, 'certify': certify_log.read,
-          'sandwich': analysis.read_sandwich}
+          'sandwich': analysis.read_sandwich, 'bound': analysis.read_bound}
 
 
 def folder(workdir, shard):
@@ -168,14 +168,13 @@ def _lines(stage, folders, kept):
     header = lines[0]['header'] if lines else {}
     first = first or header
     records.check_same(path, first.get('settings', first), header.get('settings', header))
-    environment, entries = header.get('environment'), []
+    environment, entries = header.get('environment'), set()
     for entry in lines[1:]:
       environment = entry.get('environment', environment)
       if 'idx' in entry:
-        if entry['idx'] in owner:
+        if owner.setdefault(entry['idx'], one.name) != one.name:
           raise UserError(f'{path}: image {entry["idx"]} is in {owner[entry["idx"]]} too')
-        owner[entry['idx']] = one.name
-        entries.append(entry)
+        entries.add(entry['idx'])
         by_environment.setdefault(repr(environment), (environment, []))[1].append(entry)
     if len(entries) != record['num_images']:
       raise UserError(f'{path} must have {record["num_images"]} images, got {len(entries)}')

@@ -1,4 +1,7 @@
-"""The verify stage: are the logged certificates those of this classifier, and of their counts?"""
+"""The verify stage: are the logged certificates those of this classifier, and of their counts?
+
+And the logged bounds, of which `verify_bound` makes some again.
+"""
 
 import collections
 from pathlib import Path
@@ -8,17 +11,40 @@ import numpy as np
 from robust_jax import workdir as workdirs
 from robust_jax.certification import log, rules
 from robust_jax.errors import MismatchError, UserError
-from robust_jax.stages import images, weights
+from robust_jax.stages import images, relogged, weights
 from robust_jax.stages.certify import rounds, settings
+from robust_jax.stages.verify_bound import verify_bounds
 from robust_jax.workdir import monitoring, records
 
 # Statistics of another version of scipy may differ in their last digits.
 _TOLERANCE = {'rtol': 1e-9, 'atol': 1e-12}
-# Images that are read at a time for their labels.
-_BATCH = 64
 
 
 def verify(run, workdir):
+  """Verifies the logs of certificates and of bounds that the workdir has.
+
+  Raises:
+    UserError: there is none, one is malformed, or its settings are others.
+    MismatchError: a log is of other parameters, or something differs.
+  """
+  certified, bounded = ((Path(workdir) / name).exists() for name in (
+      'certify.jsonl', 'bound.jsonl'))
+  certified &= run.certify is not None
+  if not certified and not bounded:
+    raise UserError(f'--stages=verify: {workdir} has no certify.jsonl; run the certify stage first '
+                    '(or the bound stage, for a bound.jsonl)')
+  wrong = []
+  for function, has_log in ((verify_certificates, certified), (verify_bounds, bounded)):
+    try:
+      if has_log:
+        function(run, workdir)
+    except MismatchError as error:
+      wrong.append(str(error))
+  if wrong:
+    raise MismatchError('; '.join(wrong))
+
+
+def verify_certificates(run, workdir):
   """Certifies logged images again, and all of them from their logged counts; says what differs.
 
   For every image the rule goes through the logged looks again and concludes from them class,
@@ -26,25 +52,26 @@ def verify(run, workdir):
   drawn for again from the parameters, config and seed. What differs is kept in verify.json.
 
   Raises:
-    UserError: there is no log, it is malformed, or its settings are others.
-    MismatchError: the log is of other parameters, or something differs.
+    UserError: the log is malformed, or its settings are others.
+    MismatchError: it is of other parameters, or something differs.
   """
   path, record = Path(workdir) / 'certify.jsonl', Path(workdir) / 'verify.json'
-  if run.certify is None or not path.exists():
-    raise UserError(f'--stages=verify: {workdir} has no {path.name}; run the certify stage first')
   loaded = weights.load(run, workdir)
   logged, entries = log.read(path), log.read_entries(path)
-  _check_origin(path, logged.settings, loaded.origin)
+  relogged.check_origin(path, logged.settings, loaded.origin)
   log.check_settings(path, logged.settings, settings(run, loaded))
   record.unlink(missing_ok=True)  # Of the last verification.
-  finished = workdirs.stages(workdir).get('certify', {}).get('status') == 'done'
+  finished = relogged.is_finished(workdir, 'certify')
   wanted = images.chosen(run, run.certify_images)
   known = {entry['idx']: entry for entry in entries}
   expected = [known[idx] for idx in wanted if idx in known]
-  chosen = _spread(expected, run.verify.sample)
+  chosen = {entry['idx']: entry for entry in relogged.spread(expected, run.verify.sample)}
   problems, in_table = collections.defaultdict(list), _compare_table(path, finished)
   for idx, line in (*_from_counts(run.certify, run.test_data.num_classes, entries),
-                    *_compare_images(wanted, known, finished), *_compare_labels(run, expected),
+                    *relogged.compare_images(wanted, known, finished, section='certify_images',
+                                             stage='certify', done='certified'),
+                    *relogged.compare_labels(
+                        run, {entry['idx']: entry['label'] for entry in expected}),
                     *_compare_draws(run, loaded.logits_fn, chosen)):
     problems[idx].append(line)
   _print(run, logged, entries, chosen, problems, in_table)
@@ -57,20 +84,6 @@ def verify(run, workdir):
   if in_table:
     raise MismatchError(f'{path.with_suffix(".tsv")}: {len(in_table)} of {len(entries)} images are '
                         f'not as in {path.name}')
-
-
-def _check_origin(path, logged, origin):
-  for name, now in origin.items():
-    if logged.get(name) != now:
-      raise MismatchError(f'{path}: the log is of other parameters: {name} is {now} but '
-                          f'{logged.get(name)} in the log')
-
-
-def _spread(entries, num):
-  """{idx: entry} of num entries (0: all), evenly spread."""
-  num = min(num or len(entries), len(entries))
-  places = np.linspace(0, len(entries) - 1, num).round().astype(int)
-  return {entries[i]['idx']: entries[i] for i in places}
 
 
 def _compare_table(path, finished):
@@ -96,25 +109,6 @@ def _compare_table(path, finished):
 
 
 # Each of these gives (idx, line) of what is wrong.
-
-
-def _compare_images(wanted, known, finished):
-  """Images that were not to be certified; those that are missing once the stage is finished."""
-  for idx in known.keys() - set(wanted):
-    yield idx, 'it is not among the images of config.certify_images'
-  missing = [idx for idx in wanted if idx not in known]
-  if missing and not finished:
-    print(f'verify: {len(missing)} of {len(wanted)} images are not certified yet')
-  elif missing:
-    yield from ((idx, 'it is missing, and the certify stage is done') for idx in missing)
-
-
-def _compare_labels(run, entries):
-  logged = {entry['idx']: entry['label'] for entry in entries}
-  for chunk in images.batches(run.test_data, list(logged), _BATCH, pad=False):
-    for idx, label in zip(chunk.index.tolist(), chunk.labels.tolist()):
-      if logged[idx] != label:
-        yield idx, f'label: {logged[idx]} is logged; the dataset has {label}'
 
 
 def _compare_draws(run, logits_fn, chosen):
@@ -209,15 +203,11 @@ def _wrong_decisions(rule, entries):
                              'counts')
 
 
-def _print(run, logged, entries, chosen, problems, in_table, most=20):
+def _print(run, logged, entries, chosen, problems, in_table):
   """Prints what was found, in lines."""
-  lines = [f'image {idx}: {text}' for each in (problems, in_table)
-           for idx, found in sorted(each.items()) for text in dict.fromkeys(found)]
-  print(*lines[:most], sep='\n', end='\n' if lines else '')
-  if len(lines) > most:
-    print(f'and {len(lines) - most} lines more')
-  now = _essential(records.plain(workdirs.environment(run.devices)))
-  others = sorted({name for before in map(_essential, logged.environments) for name in now
+  relogged.print_problems(problems, in_table)
+  now = relogged.essential(workdirs.environment(run.devices))
+  others = sorted({name for before in map(relogged.essential, logged.environments) for name in now
                    if before.get(name) != now[name]})
   note = f' (the log was made with other {", ".join(others)})' if others else ''
   again = [idx for idx in chosen if idx not in problems]
@@ -225,11 +215,3 @@ def _print(run, logged, entries, chosen, problems, in_table, most=20):
         f'counts at every look, radius, p_lower{note}; {len(entries) - len(problems)} of '
         f'{len(entries)} agree with their own counts, {len(entries) - len(in_table)} with the '
         'table', flush=True)
-
-
-def _essential(environment):
-  """An environment, its compiler flags without those that cannot change a result."""
-  if 'flags' not in environment:
-    return environment
-  flags = environment['flags'].split()
-  return {**environment, 'flags': [flag for flag in flags if 'device_count' not in flag]}

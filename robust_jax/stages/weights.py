@@ -40,7 +40,7 @@ class Classifier(NamedTuple):
 def check(run, workdir, wanted):
   """Raises UserError if the wanted stages, those to be redone included, lack what they start from.
   """
-  judging = {'attack', 'certify', 'sandwich', 'verify', 'check', 'label',
+  judging = {'attack', 'certify', 'sandwich', 'bound', 'verify', 'check', 'label',
              'attack_image', 'export'} & set(wanted)
   if not run.trainable and judging:
     check_classes(run, load(run, workdir).logits_fn)

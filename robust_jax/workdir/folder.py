@@ -12,7 +12,8 @@ attack.jsonl      the attack stage, one line an image; gallery.npz has some of i
 certify.jsonl     certificates, one line an image; certify.progress.json has unfinished ones
 certify.tsv       the table made from certify.jsonl when the stage ends
 sandwich.jsonl    how far each certified image is from a confirmed adversarial example
-verify.json       what the last verification found
+bound.jsonl       deterministic bounds, a line an image and radius
+verify.json       what the last verification found of certificates, verify_bound.json of bounds
 check.json        what the last examination of attacks found
 report.html       and tables/, figures/
 attack_image/     of each image file that was attacked a page, the images and the figures
@@ -54,6 +55,7 @@ OUTPUTS = {
                'check.json'),
     'certify': ('certify.jsonl', 'certify.tsv', 'certify.progress.json', 'verify.json'),
     'sandwich': ('sandwich.jsonl',),
+    'bound': ('bound.jsonl', 'verify_bound.json'),
 }
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets',
              'numpy', 'scipy')
