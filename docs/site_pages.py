@@ -10,6 +10,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 # {path in the checkout: path in the site}; docs/NAME is NAME there.
 PAGES = {'README.md': 'index.md', 'notebooks/quickstart.ipynb': 'quickstart.md',
+         **{f'notebooks/{chapter}.ipynb': f'{chapter}.md' for chapter in (
+             '1_introduction', '2_linear_models', '3_adversarial_examples', '4_training')},
          'benchmarks/README.md': 'benchmarks.md', 'CONTRIBUTING.md': 'CONTRIBUTING.md',
          'CHANGELOG.md': 'CHANGELOG.md', 'LICENSE': 'LICENSE.md', 'CITATION.cff': 'CITATION.cff'}
 LINK = re.compile(r'\]\((?!\w+:|#)([^)#\s]+)')
