@@ -84,6 +84,23 @@ def noise_then_attack():
       attack=attack('pgd', **L2_STEPS, num_steps=10)))
 
 
+def smoothmix():
+  """SmoothMix, ResNet-110, sigma 0.5 (Jeong et al. 2021)."""
+  # Attack steps of length 1; theirs are 0.5 at sigma 0.25, 2 at sigma 1. Of each 256 images
+  # that they load, they make 2 steps of 128 images x 2 noises.
+  return _smoothed(epsilon=4., train=dict(batch_size=128), method=method(
+      'smoothmix', num_noise=2, weight=5., attack=attack(
+          'pgd', norm='l2', random_start=False, num_steps=4, step_ratio=1.)))
+
+
+def catrs():
+  """CAT-RS, ResNet-110, l2 1.0, sigma 0.5 (Jeong et al. 2023)."""
+  # By 10,000 votes of `gaussian`: --config.label.num_noise=10000 --config.label.output=FILE.npy.
+  # Their weight is 0.5 at sigma 0.25 and 2 at sigma 1; of 256 images they make 4 steps of 64.
+  return _smoothed(epsilon=1., train=dict(batch_size=64), method=method('catrs', weight=1.),
+                   data=dict(targets_file='runs/votes_cifar10.npy'))
+
+
 def gaussian():
   """Gaussian augmentation, ResNet-110, sigma 0.5."""
   return _smoothed(train=dict(batch_size=400, num_epochs=90.), method=method('gaussian'),
@@ -143,6 +160,53 @@ def autoattack_l2():
   return config
 
 
+def pgd_awp():
+  """PGD-10 and AWP, PreActResNet-18, linf 8/255 (Wu et al. 2020)."""
+  config = pgd_preact()
+  config.train.awp = 0.01
+  return config
+
+
+def trades_awp():
+  """TRADES and AWP, WRN-34-10, linf 8/255 (Wu et al. 2020)."""
+  return _linf(
+      data=dict(mean=(0.,), std=(1.,)), train=dict(awp=0.005, ascent_start_epoch=9),
+      model=model('wrn_34_10'), schedule=dict(boundaries=(99, 149)),
+      method=method('trades', beta=6., attack=attack(
+          'pgd', norm='linf', loss='kl', random_start=False, num_steps=10, step_size=2 / 255)))
+
+
+def sam():
+  """Sharpness-aware minimisation, WRN-28-10, without attacks (Foret et al. 2021)."""
+  # Their v differs from device to device, of 32 images each.
+  return _linf(
+      train=dict(batch_size=256, sam=0.05), model=model('wide_resnet', depth=28, width=10),
+      optimizer=dict(nesterov=True, clip_norm=5.), method=method('standard'),
+      schedule=schedule('cosine', learning_rate=0.1))
+
+
+def fast():
+  """RS-FGSM, PreActResNet-18, linf 8/255 (Wong et al. 2020)."""
+  # Their attack sees the network in training mode, and theirs is float16.
+  config = pgd_preact()
+  config.model.update(form='wong', final_norm=False)
+  config.train.update(num_epochs=15., on_overfitting='stop')
+  config.schedule = schedule('linear', learning_rate=0.2, warmup_epochs=7.5)
+  config.method.attack = attack('pgd', norm='linf', num_steps=1, step_size=10 / 255,
+                                random_start=True)
+  return config
+
+
+def n_fgsm():
+  """N-FGSM, PreActResNet-18, linf 8/255 (de Jorge et al. 2022)."""
+  config = fast()
+  config.train.num_epochs = 30.
+  config.model.final_norm = True
+  config.schedule.warmup_epochs = 15.
+  config.method = method('n_fgsm', noise_ratio=2., step_ratio=1.)
+  return config
+
+
 def trades():
   """TRADES, WRN-34-10, linf 0.031 (Zhang et al. 2019)."""
   return _linf(
@@ -151,6 +215,54 @@ def trades():
       method=method('trades', beta=6., attack=attack(
           'pgd', norm='linf', loss='kl', random_start=False, num_steps=10, step_size=0.007)),
       attack=dict(step_size=0.003), evaluation=dict(epsilons=(0.031,)))
+
+
+def arow():
+  """ARoW, ResNet-18, linf 8/255 (Yang et al. 2023)."""
+  # They test the mean of the parameters after each epoch from the 51st on, this the moving average.
+  return _linf(
+      data=dict(mean=(0.,), std=(1.,)), train=dict(num_epochs=120., ema_decay=0.999),
+      model=model('resnet18', stem='cifar'), schedule=dict(boundaries=(60, 100)),
+      method=method('arow', weight=7., attack=attack(
+          'pgd', **LINF_STEPS, loss='kl', num_steps=10)))
+
+
+def trades_generated():
+  """TRADES, WRN-28-10, 70% generated images (Wang et al. 2023)."""
+  # Arrays images, [1000000, 32, 32, 3] uint8 by a diffusion model, and labels. Their attack sees
+  # the network in training mode.
+  return _linf(
+      data=dict(mean=(0.,), std=(1.,)),
+      extra=dict(name='generated.npz', share=0.7, weight=1.),
+      train=dict(batch_size=512, num_epochs=400., ema_decay=0.995),
+      model=model('wide_resnet', depth=28, width=10, activation='swish', form='deepmind'),
+      optimizer=dict(nesterov=True, decay_all=False),
+      schedule=schedule('cosine', learning_rate=0.2, warmup_epochs=10.),
+      method=method('trades', beta=5., label_smoothing=0.1, attack=attack(
+          'pgd', **LINF_STEPS, loss='kl', num_steps=10)))
+
+
+def mart():
+  """MART, ResNet-18, linf 0.031 (Wang et al. 2020)."""
+  # Their code attacks from beside the image, their paper from a random start, as here.
+  return _linf(
+      epsilon=0.031, data=dict(mean=(0.,), std=(1.,)), train=dict(num_epochs=120.),
+      model=model('resnet18', stem='cifar'), optimizer=dict(weight_decay=3.5e-3),
+      schedule=dict(learning_rate=0.01, boundaries=(74, 89, 99)),
+      method=method('mart', beta=5., attack=attack(
+          'pgd', norm='linf', random_start=True, num_steps=10, step_size=0.007)),
+      attack=dict(step_size=0.003), evaluation=dict(epsilons=(0.031,)))
+
+
+def mart_wrn():
+  """MART, WRN-34-10, linf 0.031 (Wang et al. 2020)."""
+  config = mart()
+  config.train.num_epochs = 76.
+  config.model = model('wrn_34_10')
+  config.optimizer.weight_decay = 2e-4
+  config.schedule.update(learning_rate=0.1, boundaries=(74,))
+  config.method.beta = 6.
+  return config
 
 
 def iaat():

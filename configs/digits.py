@@ -122,6 +122,18 @@ def consistency_smoothadv():
   return _attacked('consistency', num_noise=2, weight=5., eta=0.5)
 
 
+def smoothmix():
+  """SmoothMix, sigma 0.25."""
+  return _smoothed(epsilon=1., method=method('smoothmix', warmup_epochs=5, attack=attack(
+      'pgd', norm='l2', random_start=False, num_steps=2, step_ratio=1.)))
+
+
+def catrs():
+  """CAT-RS, sigma 0.25, by the votes of a Gaussian-trained network."""
+  return _smoothed(epsilon=0.5, data=dict(targets_file='runs/votes_digits.npy'),
+                   method=method('catrs', weight=0.5))
+
+
 def macer():
   """MACER, sigma 0.25."""
   # With the published weight 4 and learning rate 0.1, one seed of three ended at 19% accuracy.
@@ -150,6 +162,40 @@ def trades():
   """TRADES, linf 0.1."""
   return _linf(method=method('trades', beta=6., attack=attack(
       'pgd', norm='linf', loss='kl', random_start=False, num_steps=10, step_ratio=2.5)))
+
+
+def mart():
+  """MART, linf 0.1."""
+  return _linf(method=method('mart', beta=5., attack=attack('pgd', **LINF_STEPS)))
+
+
+def arow():
+  """ARoW, linf 0.1."""
+  return _linf(method=method('arow', attack=attack(
+      'pgd', norm='linf', loss='kl', random_start=True, num_steps=10, step_ratio=2.5)))
+
+
+def fast():
+  """Fast adversarial training: RS-FGSM, linf 0.1."""
+  return _linf(train=dict(on_overfitting='warn'), method=method('adversarial', attack=attack(
+      'pgd', norm='linf', num_steps=1, step_ratio=1.25, random_start=True)))
+
+
+def n_fgsm():
+  """N-FGSM, linf 0.1."""
+  return _linf(train=dict(on_overfitting='warn'), method=method('n_fgsm'))
+
+
+def awp():
+  """PGD training with adversarial weight perturbation."""
+  config = pgd()
+  config.train.awp = 0.01
+  return config
+
+
+def sam():
+  """Sharpness-aware minimisation of the clean loss."""
+  return _linf(train=dict(sam=0.05), method=method('standard'))
 
 
 def iaat():

@@ -63,6 +63,14 @@ def consistency_smoothadv():
       attack=attack('pgd', **L2_STEPS)))
 
 
+def smoothmix():
+  """SmoothMix, LeNet, sigma 0.5 (Jeong et al. 2021)."""
+  # Steps of length 1; the authors take 2 at sigma 0.25 and 8 at sigma 1.
+  return _lenet(epsilon=4., train=dict(batch_size=64), method=method(
+      'smoothmix', num_noise=4, weight=5., attack=attack(
+          'pgd', norm='l2', random_start=False, num_steps=4, step_ratio=1.)))
+
+
 def macer():
   """MACER, LeNet, sigma 0.5."""
   # From the 32nd epoch on. The authors' weight is 6 at sigma 1.

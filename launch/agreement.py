@@ -73,7 +73,7 @@ def check_data(run, wanted):
         batch.labels.tolist()]
   for name, value in flat(run.config).items():
     if value and name in ('weights', 'evaluation.transfer_from', 'extra.labels',
-                          'data.tangents_file', 'attack_image.file'):
+                          'data.tangents_file', 'data.targets_file', 'attack_image.file'):
       found[f'config.{name}'] = workdir.fingerprint(named.file(value, f'config.{name}'))
     elif isinstance(value, str) and ':' in value and (source := named.source(value)):
       found[f'the file of config.{name}'] = workdir.fingerprint(source)

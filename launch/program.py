@@ -21,7 +21,7 @@ def start(argv):
   interrupts.raise_interrupted()
   try:
     _leave(run.main(argv))
-  except (errors.UserError, errors.NonFiniteLossError) as error:
+  except (errors.UserError, errors.TrainingError) as error:
     _leave(error.exit_status, 'error', error)
   except interrupts.Interrupted as error:
     _leave(error.exit_status, 'interrupted', f'{error}; the same command, without --redo, goes on')

@@ -21,10 +21,18 @@ class NotMetError(UserError):
   exit_status = TRY_AGAIN
 
 
-class NonFiniteLossError(ArithmeticError):
-  """Training met a loss or parameter that is not finite."""
+class TrainingError(ArithmeticError):
+  """Training cannot go on as it is; its last checkpoint is kept."""
 
   exit_status = 3
+
+
+class NonFiniteLossError(TrainingError):
+  """Training met a loss or parameter that is not finite."""
+
+
+class OverfittingError(TrainingError):
+  """The network withstands one step of attack and not several."""
 
 
 class MismatchError(UserError):

@@ -134,6 +134,24 @@ def targeted_logit_gap(logits, labels, targets):
   return _at(logits, targets) - _at(logits, labels)
 
 
+def log_complement(logits, classes):
+  """log(1 - softmax(logits)_c), as a sum over the other classes.
+
+  So it is finite where softmax(logits)_c is 1 in float32, which has no value from 1 - 6e-8 to 1.
+
+  Args:
+    logits: [batch, classes], two classes at least.
+    classes: [batch] int, c.
+
+  Returns:
+    [batch] float32.
+  """
+  classes = inputs.labels(classes, len(logits), num_classes=logits.shape[-1], name='classes')
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  is_class = classes[:, None] == jnp.arange(logits.shape[-1])
+  return jax.nn.logsumexp(jnp.where(is_class, -jnp.inf, log_probs), axis=-1)
+
+
 def kl_divergence(logits_p, logits_q):
   """KL(softmax(logits_p) || softmax(logits_q)) = sum_c p_c (log p_c - log q_c).
 

@@ -33,7 +33,8 @@ class Batch(NamedTuple):
       `data.extra`), 0 for padding, which counts in no sum.
     aux: {name: [batch, ...]}, what else a method asks for about each example (`methods.Needs`):
       'tangents' [batch, d, k] float32, k orthonormal directions in the d flattened entries of the
-      image; in a train step, the values of the method's per-example memory.
+      image; 'targets' [batch, classes] float32, another classifier's probabilities; in a train
+      step, the values of the method's per-example memory.
   """
 
   images: Array
@@ -75,10 +76,16 @@ class Network(NamedTuple):
       statistics, no dropout.
     train_logits: (params, batch_stats, images, key) -> (logits, batch_stats). Batch statistics
       of `images`, synchronised over devices; `key` [batch] keys for dropout.
+    attacked_params: None, or the parameters that methods attack in place of those they train; see
+      `train_step`, weight_ascent.
+    attacked: None; a list, to which `passes.attacked_images` adds what it finds; or an iterator of
+      what it found before.
   """
 
   eval_logits: Callable[[Any], LogitsFn]
   train_logits: Callable[..., tuple[Array, Any]]
+  attacked_params: Any = None
+  attacked: Any = None
 
 
 class Progress(NamedTuple):

@@ -20,8 +20,8 @@ def home(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('field', [
-    'weights', 'data.name', 'data.data_dir', 'data.tangents_file', 'extra.name', 'extra.data_dir',
-    'extra.labels', 'label.name', 'label.data_dir', 'label.output'])
+    'weights', 'data.name', 'data.data_dir', 'data.tangents_file', 'data.targets_file',
+    'extra.name', 'extra.data_dir', 'extra.labels', 'label.name', 'label.data_dir', 'label.output'])
 def test_fields_of_a_config(field, home):
   config = base.get_config()
   config.update_from_flattened_dict({field: '~/some/where.npz'})

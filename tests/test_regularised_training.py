@@ -1,4 +1,4 @@
-"""TRADES, stability, consistency and MACER against NumPy in float64 and against other methods."""
+"""TRADES, MART, ARoW, stability, consistency, SmoothMix, MACER: against NumPy and each other."""
 
 import functools
 from pathlib import Path
@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 
 from launch import flags
 from robust_jax import attacks, keys, models, smoothing
+from robust_jax.attacks import objectives
 from robust_jax.config import experiment, sections
 from robust_jax.errors import UserError
 from robust_jax.training import methods
@@ -36,11 +37,19 @@ def shift(key, logits_fn, images, labels, *, epsilon, noise=None):
 # Each with the attack that leaves the parameters out of the inner problem.
 METHODS = {
     'trades': functools.partial(methods.trades, attack=shift, epsilon=0.1),
+    'mart': functools.partial(methods.mart, attack=shift, epsilon=0.1),
+    'arow': functools.partial(methods.arow, attack=shift, epsilon=0.1),
     'stability': functools.partial(methods.stability, sigma=0.3),
     'consistency': functools.partial(methods.consistency, attack=shift, epsilon=0.1, sigma=0.3,
                                      num_noise=3),
+    'smoothmix': functools.partial(methods.smoothmix, attack=shift, epsilon=0.4, sigma=0.3,
+                                   num_noise=3, warmup_epochs=5),
     'macer': functools.partial(methods.macer, sigma=0.3, num_noise=5, beta=2.),
 }
+
+
+# ARoW is TRADES times a factor of MART's.
+EACH = [name if name != 'arow' else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
 @pytest.fixture(scope='module')
@@ -88,6 +97,35 @@ def test_trades_has_its_formula(linear, batch):
   close(output.metrics['clean_accuracy'], (clean.argmax(-1) == batch.labels).astype(float))
 
 
+def test_mart_has_its_formula(linear, batch):
+  output, _ = run(functools.partial(METHODS['mart'], beta=2.5), *linear, batch)
+  expected, divergences, log_clean = [], [], log_probs(linear, batch.images)
+  for y, clean, moved in zip(np.asarray(batch.labels), np.exp(log_clean),
+                             np.exp(log_probs(linear, batch.images + 0.1))):
+    divergences.append((1 - clean[y]) * (clean * np.log(clean / moved)).sum())
+    expected.append(-np.log(moved[y]) - np.log(1.0001 - np.delete(moved, y).max())
+                    + 2.5 * divergences[-1])
+  close(output.loss, expected, rtol=1e-3, atol=1e-5)
+  close(output.metrics['divergence'], divergences, rtol=1e-3, atol=1e-6)
+  close(output.metrics['clean_accuracy'], (log_clean.argmax(-1) == batch.labels).astype(float))
+  # Sure and wrong, the margin's term is -log 1e-4; sure and right, no term is left.
+  sure = jax.tree.map(lambda w: 1e3 * w, linear[1])
+  right = log_probs((linear[0], sure), batch.images + 0.1).argmax(-1) == batch.labels
+  loss = run(functools.partial(METHODS['mart'], beta=0.), linear[0], sure, batch)[0].loss
+  expected = -of_label(log_probs((linear[0], sure), batch.images + 0.1), batch)
+  assert right.sum() > 2 and (~right).sum() > 2
+  close(loss, expected + np.where(right, 0, -np.log(1e-4)), rtol=2e-3, atol=1e-2)
+
+
+def test_arow_has_its_formula(linear, batch):
+  output, _ = run(functools.partial(METHODS['arow'], weight=2.5), *linear, batch)
+  clean, moved = log_probs(linear, batch.images), log_probs(linear, batch.images + 0.1)
+  divergence = (1 - np.exp(of_label(moved, batch))) * (np.exp(clean) * (clean - moved)).sum(-1)
+  close(output.loss, -0.8 * of_label(clean, batch) - 0.2 * clean.mean(-1) + 2.5 * divergence,
+        rtol=1e-3, atol=1e-5)
+  close(output.metrics['divergence'], divergence, rtol=1e-3, atol=1e-6)
+
+
 def test_stability_has_its_formula(linear, batch):
   output, _ = run(METHODS['stability'], *linear, batch)
   noise = noise_of(batch, 0, 1)[0]
@@ -103,6 +141,49 @@ def test_consistency_has_its_formula(linear, batch):
   entropy = -(mean * np.log(mean)).sum(-1)
   cross_entropy = -np.mean([of_label(one, batch) for one in each], axis=0)
   close(output.loss, cross_entropy + 3 * divergence + 0.7 * entropy)
+
+
+@pytest.mark.parametrize('one_step', [0., pytest.param(0.2, marks=pytest.mark.slow)])
+def test_smoothmix_has_its_formula(one_step, linear, batch):
+  output, _ = run(functools.partial(METHODS['smoothmix'], weight=3., one_step=one_step), *linear,
+                  batch)
+  noise, x, attacked = noise_of(batch, 1, 3), np.asarray(batch.images), batch.images + 0.4
+  if one_step:  # In epoch 2, the third of five, by 0.6 times that.
+    network, params = linear
+    x = attacks.fgsm(KEY, network.eval_logits({'params': params, 'batch_stats': {}}), batch.images,
+                     batch.labels, epsilon=0.12, noise=noise, norm='l2').images
+    assert np.linalg.norm((x - batch.images).reshape(16, -1), axis=-1).max() > 0.11
+  each = np.stack([log_probs(linear, x + n) for n in noise])
+  mean = np.exp(each).mean(0)
+  use = keys.fold_in(keys.fold_in(KEY, batch.index), 3)
+  share = 0.5 * np.array([jax.random.uniform(key) for key in use], np.float64)
+  assert share.max() < 0.5 and np.ptp(share) > 0.3
+  mixed = x + share[:, None, None, None] * (attacked - x)
+  target = (1 - share[:, None]) * mean + share[:, None] / 3
+  each_mixed = np.stack([log_probs(linear, mixed + n) for n in noise])
+  divergence = (target * (np.log(target) - each_mixed)).sum(-1).mean(0)
+  right = mean.argmax(-1) == batch.labels
+  assert 2 < right.sum() < 14
+  cross_entropy = -np.mean([of_label(one, batch) for one in each], axis=0)
+  close(output.loss, cross_entropy + 3 * 0.6 * right * divergence, rtol=1e-3, atol=1e-5)
+  close(output.metrics['divergence'], right * divergence, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_steps_of_smoothmix_never_leave_their_ball(linear, batch):
+  # T steps of length epsilon / T: they go on where a ball would hold the steps of SmoothAdv.
+  attack = functools.partial(PGD, num_steps=3, order='ball_only')
+  network, params = linear
+  logits_fn = network.eval_logits({'params': params, 'batch_stats': {}})
+  noise = noise_of(batch, 0, 2)
+  x, images = np.asarray(batch.images, np.float64), batch.images
+  victim = smoothing.victim(logits_fn, noise)
+  for _ in range(3):
+    g = np.asarray(jax.grad(lambda x: victim.objective(
+        objectives.cross_entropy, batch.labels)(x).sum())(jnp.asarray(x, jnp.float32)))
+    x = x + 0.2 * g / np.linalg.norm(g.reshape(16, -1), axis=-1)[:, None, None, None]
+  found = attack(KEY, logits_fn, images, batch.labels, epsilon=0.6, noise=noise).images
+  close(found, x, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize('gamma', [0.4, 8.])
@@ -151,8 +232,10 @@ def test_macers_second_term_can_begin_later(linear, batch):
     functools.partial(METHODS['trades'], beta=0.),
     functools.partial(methods.trades, attack=KL, epsilon=0.),
     functools.partial(methods.trades, attack=attacks.no_attack, epsilon=0.1),
+    functools.partial(METHODS['arow'], weight=0., label_smoothing=0.),
     functools.partial(METHODS['stability'], weight=0.),
     functools.partial(methods.consistency, attack=attacks.no_attack, epsilon=0., sigma=0., eta=0.),
+    functools.partial(methods.smoothmix, attack=attacks.no_attack, epsilon=0., sigma=0., weight=0.),
     functools.partial(methods.macer, sigma=0., num_noise=2),
 ])
 def test_without_their_terms_they_are_standard_training(method, linear, batch):
@@ -211,7 +294,7 @@ def test_trades_has_the_gradient_at_its_attacked_images(linear, batch):
   close((found.loss, gradient), (expected.loss, expected_gradient), rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['trades', 'consistency'])
+@pytest.mark.parametrize('name', ['trades', 'mart', 'arow', 'consistency'])
 def test_the_radius_warms_up(name, linear, batch):
   # In epoch 2, the third of five.
   found, _ = run(functools.partial(METHODS[name], epsilon_warmup_epochs=5), *linear, batch)
@@ -222,18 +305,20 @@ def test_the_radius_warms_up(name, linear, batch):
   assert np.abs(found.loss - full.loss).max() > 1e-3
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', EACH)
 def test_gradients_are_those_of_finite_differences(name, linear, batch):
   # Parameters of another dtype or order of size would hide a wrong scale.
   def loss(params):
     return jnp.mean(METHODS[name](keys.fold_in(KEY, batch.index), linear[0], params, {}, batch,
                                   PROGRESS).loss)
 
-  check_grads(jax.jit(loss), (linear[1],), order=1, modes=['rev'], eps=1e-2, rtol=2e-2, atol=2e-3)
+  # SmoothMix jumps where the mean prediction changes its class.
+  check_grads(jax.jit(loss), (linear[1],), order=1, modes=['rev'], rtol=2e-2, atol=2e-3,
+              eps=1e-3 if name == 'smoothmix' else 1e-2)
 
 
 @pytest.mark.parametrize('scale', [0., 1e3])
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', EACH)
 def test_finite_at_saturated_logits_and_at_none(name, scale, linear, batch):
   params = jax.tree.map(lambda w: scale * w, linear[1])
   assert scale == 0 or np.ptp(log_probs((linear[0], params), batch.images), axis=-1).max() > 1e3
@@ -243,7 +328,7 @@ def test_finite_at_saturated_logits_and_at_none(name, scale, linear, batch):
     assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', EACH)
 def test_an_example_does_not_depend_on_its_batch(name, linear, batch):
   method = METHODS[name]
   if 'attack' in method.keywords:
@@ -260,8 +345,9 @@ def test_an_example_does_not_depend_on_its_batch(name, linear, batch):
           atol=1e-5)
 
 
-@pytest.mark.parametrize('name, rows', [('trades', 32), ('stability', 32), ('consistency', 48),
-                                        ('macer', 80)])
+@pytest.mark.parametrize('name, rows', [
+    ('trades', 32), ('mart', 32), ('arow', 32), ('stability', 32), ('consistency', 48),
+    ('smoothmix', 96), ('macer', 80)])
 def test_batch_norm_sees_all_copies_together(name, rows, batch):
   model, variables = tiny_training.small_net(KEY)
   network, seen = models.network(model), []

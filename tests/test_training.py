@@ -161,6 +161,9 @@ def test_learning_rate_schedules():
   cosine = schedules.cosine(**common, warmup_epochs=2, final_fraction=0.)
   np.testing.assert_allclose([cosine(s) for s in (0, 9, 19, 20, 50, 80)],
                              [.02, .2, .4, .4, .2, 0.], atol=1e-6)
+  linear = schedules.linear(**common, warmup_epochs=2, final_fraction=0.1)
+  np.testing.assert_allclose([linear(s) for s in (0, 9, 19, 20, 50, 80)],
+                             [.02, .2, .4, .4, .22, .04], atol=1e-6)
   constant = schedules.constant(**common, warmup_epochs=1)
   np.testing.assert_allclose([constant(s) for s in (0, 4, 9, 10, 70)], [.04, .2, .4, .4, .4])
 
@@ -367,6 +370,8 @@ def test_one_key_is_a_key_for_each_example(name, linear, batch):
   if methods.needs(name).tangents:
     basis = np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16, 2)))[0]
     batch = batch._replace(aux={'tangents': jnp.asarray(basis, jnp.float32)})
+  if methods.needs(name).targets:
+    batch = batch._replace(aux={'targets': jnp.full((16, 3), 1 / 3)})
   random_pgd = functools.partial(PGD, random_start=True,
                                  loss=methods.needs(name).attack_loss or 'cross_entropy')
   values = dict(attack=random_pgd, epsilon=0.5, sigma=0.3, order='beside', num_projections=2)

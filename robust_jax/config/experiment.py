@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import attacks, certification, data, keys, models, named, training
+from robust_jax.attacks import threat_models
 from robust_jax.attacks.autoattack import parts
 from robust_jax.certification import integer_noise, noise_sources, rules
 from robust_jax.config import lengths, schema
@@ -125,6 +126,13 @@ class Run:
     if method.get('attack', {}).get('name') == 'none':
       return 0.
     return method.get('epsilon', 0.)
+
+  @property
+  def training_norm(self):
+    """The norm in which the method attacks; None where it names none of ours."""
+    method = self.config['method']
+    norm = method.get('attack', method).get('norm')
+    return norm if norm in threat_models.NORMS else None
 
   def summary(self, *, trained=True):
     """What is about to run, on one line.
@@ -244,6 +252,12 @@ class Run:
     return data.load_tangents(
         self.train_data, self.train.batch_size, num_directions=self.data.tangents,
         num_neighbors=self.data.tangent_neighbors, file=self.data.tangents_file)
+
+  def train_targets(self):
+    """The probabilities of config.data.targets_file; None where none are needed."""
+    if not self.needs.targets:
+      return None
+    return data.load_targets(self.train_data, self.data.targets_file)
 
   @property
   def steps_per_epoch(self):
@@ -397,6 +411,13 @@ def _check_fields(run):
   require(not run.train.max_loss_jump or run.train.on_bad_loss == 'skip', 'train.max_loss_jump',
           "0 without config.train.on_bad_loss 'skip'")
   require(not 0 < run.train.max_loss_jump <= 1, 'train.max_loss_jump', '0 or more than 1')
+  require(not (run.train.awp and run.train.sam), 'train.sam', '0 with config.train.awp')
+  require(not run.train.ascent_start_epoch or run.train.awp or run.train.sam,
+          'train.ascent_start_epoch', '0 without config.train.awp or config.train.sam')
+  if run.train.on_overfitting != 'ignore':
+    require(run.training_norm and run.training_epsilon and not run.training_noise,
+            'train.on_overfitting', f"'ignore' {by}, unless it attacks in linf, l2 or l1, within a "
+            'radius and without noise')
   require(run.evaluation.epsilons, 'evaluation.epsilons', 'one radius or more')
   own, norm = run.config['bound'], lengths.norm_of(run.config['attack'])
   require(own['epsilons'] != [], 'bound.epsilons', 'one radius or more')
@@ -410,6 +431,10 @@ def _check_fields(run):
     require(run.data.augment == 'none', 'data.augment',
             f"'none' {by}, whose tangents are those of the images as they are")
     require(not run.extra.share, 'extra.share', f'0 {by}, as extra examples have no tangents')
+  if run.needs.targets:
+    require(run.data.targets_file, 'data.targets_file', f'a file {by}, which --stages=label of '
+            'another network writes')
+    require(not run.extra.share, 'extra.share', f'0 {by}, as extra examples have no targets')
   if 'attack' in method:
     attack, loss = method['attack'], run.needs.attack_loss
     inside = [name for name in TABLES['attack'] if name not in {*attacks.ON_HOST, *attacks.SUITES}]
@@ -473,6 +498,8 @@ def _check_method(run):
   aux = {name: jnp.full(2, value) for name, value in needs.memory.items()}
   if needs.tangents:
     aux['tangents'] = jnp.zeros((2, math.prod(dataset.image_shape), run.data.tangents))
+  if needs.targets:
+    aux['targets'] = jnp.zeros((2, dataset.num_classes))
 
   def call(params, batch_stats, images):
     batch = Batch(images, jnp.zeros(2, jnp.int32), jnp.arange(2), jnp.ones(2), aux)

@@ -48,7 +48,7 @@ def trained_radius(run):
   """What training defends against in the norm of the attack stage; None where there is no such."""
   attack = run.config['attack']
   if (not run.trainable or not run.training_epsilon or attack['name'] == 'none'
-      or norm_of(run.components['method'].get('attack', {})) != norm_of(attack)):
+      or norm_of_method(run.components['method']) != norm_of(attack)):
     return None
   return run.training_epsilon
 
@@ -89,7 +89,7 @@ def _lengths(run):
   config, found = run.config, []
   method, attack = config['method'], config['attack']
   if run.trainable:
-    norm = norm_of(method.get('attack', {}))
+    norm = norm_of_method(method)
     field = 'epsilon' if method.get('epsilon') is None else 'method.epsilon'
     found.append((field, run.components['method'].get('epsilon', config['epsilon']), norm, 0.5))
     if 'warmup_epsilon' in method:  # IAAT: its gamma is a length too.
@@ -113,6 +113,13 @@ def _lengths(run):
       ('certify.sigma', config['certify']['sigma']))
             if value is not None]
   return found
+
+
+def norm_of_method(method):
+  """The norm in which a method's section attacks, or bounds without an attack."""
+  if method.get('name') in ('ibp', 'crown_ibp', 'wong_kolter'):
+    return 'linf'
+  return norm_of(method.get('attack', method))
 
 
 def norm_of(attack):

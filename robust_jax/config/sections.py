@@ -97,6 +97,9 @@ class DataSettings(NamedTuple):
   tangents: Index = 0
   tangent_neighbors: Count = 20
   tangents_file: str | None = None
+  # Another classifier's probabilities of the classes for each training image, for the methods that
+  # use them: a .npy file [images, classes], as --stages=label writes it.
+  targets_file: str | None = None
   # What is trained on and tested on, as TFDS writes it: 'train[:90%]'. None: 'train'; 'test', or
   # validation where there is no test split with labels.
   train_split: str | None = None
@@ -160,6 +163,12 @@ class TrainSettings(NamedTuple):
   num_steps: Index = 0
   # Parts that a batch goes through the network in, for less memory.
   accumulation: Count = 1
+  # Gradients are taken at weights w + v that raise the loss, for a second pass: v of length awp |w|
+  # in each layer (adversarial weight perturbation, Wu et al. 2020), or of length sam over all of
+  # them (sharpness-aware minimisation, Foret et al. 2021); 0: at w. And the first epoch with v.
+  awp: NonNegative = 0.
+  sam: NonNegative = 0.
+  ascent_start_epoch: Index = 0
   # Of the moving average of parameters that is tested and certified; 0: none.
   ema_decay: Annotated[float, Interval(0, 1, open_high=True)] = 0.
   # After a step whose loss or gradient is not finite: 'stop' ends the training, with status 3 and
@@ -169,6 +178,11 @@ class TrainSettings(NamedTuple):
   # With 'skip': a step is also skipped whose loss is above so many times the mean loss of the last
   # 20 steps or so, where that is positive; 0: none.
   max_loss_jump: NonNegative = 0.
+  # At each evaluation, accuracy on a training batch under FGSM and PGD-10 at the method's radius.
+  # Where the first is larger by more than overfitting_gap, 'warn' says so, and 'stop' ends the
+  # training, with status 3 and its last checkpoint. 'ignore': not measured.
+  on_overfitting: Annotated[Literal['ignore', 'warn', 'stop'], FREE] = 'ignore'
+  overfitting_gap: Annotated[Fraction, FREE] = 0.3
   # Steps a line of metrics.jsonl.
   log_every: Annotated[Count, FREE] = 50
   # Epochs between evaluations on the test split, and on data.validation.
@@ -304,7 +318,8 @@ class LabelSettings(NamedTuple):
   name: str | None = None
   split: str = 'train'
   data_dir: str | None = None
-  # The file .tsv that is written, for config.extra.labels.
+  # The file that is written: .tsv, labels for config.extra.labels, or .npy, the share of each class
+  # in the votes of an image's noisy copies, for config.data.targets_file.
   output: str | None = None
   # Noisy copies of each image that vote; 0: the image itself. None: 100 for a smoothed classifier
   # whose network was trained with noise, else 0.

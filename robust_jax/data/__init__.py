@@ -10,8 +10,10 @@ from robust_jax.data.batches import Augmentation, eval_batches, steps_per_epoch,
 from robust_jax.data.datasets import DATASETS, Dataset, from_arrays, load, without_images
 from robust_jax.data.held_out import hold_out
 from robust_jax.data.tangents import load as load_tangents
+from robust_jax.data.targets import load as load_targets
 
 __all__ = [
   'DATASETS', 'Augmentation', 'Dataset', 'eval_batches', 'extra', 'from_arrays', 'hold_out',
-  'load', 'load_tangents', 'steps_per_epoch', 'take', 'train_batches', 'without_images',
+  'load', 'load_tangents', 'load_targets', 'steps_per_epoch', 'take', 'train_batches',
+  'without_images',
 ]

@@ -51,7 +51,8 @@ def _num_extra(mixture, batch_size):
 
 
 def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
-                  augment: Augmentation = 'none', tangents=None, host=0, num_hosts=1):
+                  augment: Augmentation = 'none', tangents=None, targets=None, host=0,
+                  num_hosts=1):
   """Iterates over the batches of steps start_step, ..., num_steps - 1 of a run.
 
   Epoch e = step // steps_per_epoch goes through the dataset in a fresh random order, each example
@@ -78,6 +79,8 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     tangents: None, or what maps indices [batch] to tangent directions [batch, d, k]; see
       `tangents.load`. They go into batch.aux; being those of the images as they are, they exclude
       augmentation.
+    targets: None, or [num_examples, classes] probabilities, which go into batch.aux; see
+      `targets.load`.
     host: which host this is, 0 .. num_hosts - 1.
     num_hosts: hosts that share each batch: consecutive blocks of batch_size / num_hosts.
 
@@ -116,9 +119,9 @@ def train_batches(dataset, *, batch_size, seed, num_steps, start_step=0,
     if augment in ('crop', 'crop_flip'):
       images = _crop_flip(images, shifts, flips if augment == 'crop_flip' else 0 * flips)
     batch = _batch(dataset, images, index, mask)
-    if tangents is None:
-      return batch
-    return batch._replace(aux={'tangents': np.asarray(tangents[index], np.float32)})
+    return batch._replace(aux={
+        name: np.asarray(values[index], np.float32)
+        for name, values in (('tangents', tangents), ('targets', targets)) if values is not None})
 
   steps = grain.MapDataset.range(num_steps).seed(seed).random_map(make_batch)
   # Sliced after random_map, whose generator depends on the step in the whole run.

@@ -4,6 +4,7 @@ import numpy as np
 
 from robust_jax import analysis
 from robust_jax.analysis import Table
+from robust_jax.config import lengths
 from robust_jax.report import charts, pages
 from robust_jax.report.charts import Chart, Line
 
@@ -18,13 +19,9 @@ def method(log) -> str:
 
 
 def shown_radius(log, config):
-  """The place, in the epsilons of the log, of what training was for, else of the largest verified.
-
-  Methods that train on bounds have no attack, and are for linf.
-  """
+  """The place, in the epsilons of the log, of the training, else of the largest verified."""
   method = config.get('method', {})
-  norm = method['attack'].get('norm', 'l2') if 'attack' in method else 'linf'
-  if 'epsilon' in method and norm == log.header['norm']:
+  if 'epsilon' in method and lengths.norm_of_method(method) == log.header['norm']:
     # A method's own radius may be larger than that which it is for.
     for trained in filter(None, (config.get('epsilon'), method['epsilon'])):
       near = np.flatnonzero(np.isclose(log.epsilons, trained, rtol=1e-3))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from robust_jax import workdir as workdirs
 from robust_jax.devices import processes
-from robust_jax.errors import NonFiniteLossError
+from robust_jax.errors import TrainingError
 from robust_jax.stages import weights
 from robust_jax.stages.attack import attack
 from robust_jax.stages.attack_image import attack_image
@@ -109,7 +109,7 @@ def run_stage(stage, run, workdir):
   try:
     with monitoring.heartbeat(stage):
       facts = STAGES[stage](run, workdir)
-  except NonFiniteLossError:
+  except TrainingError:
     facts = {'status': workdirs.STOPPED}
     raise
   finally:

@@ -1,5 +1,6 @@
 """metrics.jsonl: means over the steps since the last line, and the results of tests."""
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -50,6 +51,14 @@ class Metrics:
       if not self._pending or self._pending[-1]['count'].is_ready():
         self._waited += time.monotonic() - begun
       yield batch
+
+  @contextlib.contextmanager
+  def untimed(self):
+    """What is done within does not count in the speed of training."""
+    self.progress()  # Waits for the steps before.
+    begun = time.monotonic()
+    yield
+    self._begun += time.monotonic() - begun
 
   def add(self, sums):
     """Adds the sums of a step, which may still be on their way."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from robust_jax import data, training
 from robust_jax.devices import parallel, processes
-from robust_jax.errors import NonFiniteLossError, UserError
+from robust_jax.errors import NonFiniteLossError, OverfittingError, TrainingError, UserError
 from robust_jax.stages import memory, weights
 from robust_jax.stages.metrics import Metrics
 from robust_jax.training import evaluate
@@ -29,6 +29,7 @@ def train(run, workdir):
   Raises:
     NonFiniteLossError: the loss or a parameter is not finite, or too many steps in a row were
       skipped; the last good checkpoint is kept.
+    OverfittingError: as config.train.on_overfitting says; the last checkpoint is kept.
     Interrupted: SIGTERM or SIGINT came; a checkpoint of the last step was saved.
     UserError: a checkpoint cannot be written, or is to be chosen by the test split.
   """
@@ -43,7 +44,8 @@ def train(run, workdir):
   _print_unused_fields(run)
   # Mistakes come to light before the folder of checkpoints, by which a workdir counts as begun.
   data.take(run.train_data, [0, run.train_data.num_examples - 1])  # The last is of config.extra.
-  tangents = run.train_tangents()
+  aux = {'tangents': run.train_tangents(), 'targets': run.train_targets()}
+  _print_targets(run, aux['targets'])
   is_new = processes.of_first('is new', lambda: checkpoint.latest_step(workdir) is None)
   begin = (_initial_state(run), None) if is_new else None
   with (interrupts.postponed() as interruption,
@@ -54,7 +56,7 @@ def train(run, workdir):
     if state.step:
       print(f'train: goes on from step {int(state.step)}', flush=True)
     with _way_on(run, workdir, checkpoints):
-      state = _take_steps(run, workdir, tangents, state, progress, checkpoints, interruption)
+      state = _take_steps(run, workdir, aux, state, progress, checkpoints, interruption)
   if run.train.profile_steps:
     print(f'train: steps are traced in {Path(workdir) / "profile"}; Perfetto and TensorBoard open '
           'it')
@@ -69,41 +71,55 @@ def train(run, workdir):
 
 @contextlib.contextmanager
 def _way_on(run, workdir, checkpoints):
-  """Adds to a NonFiniteLossError what is kept and what may come next."""
+  """Adds to a TrainingError what is kept and what may come next."""
   try:
     yield
-  except NonFiniteLossError as error:
+  except TrainingError as error:
     if checkpoints:
       with processes.unhurried():
         checkpoint.wait(checkpoints)
     processes.barrier('bad loss')  # The end of another process would end this one while it saves.
     step = checkpoint.latest_step(workdir)
+    overfits = isinstance(error, OverfittingError)
+    change = 'more steps of attack, or larger noise before one,' if overfits else (
+        'a smaller learning rate')
     if step is None:
-      way_on = 'there is no checkpoint yet; try --redo=train with a smaller learning rate'
+      way_on = f'there is no checkpoint yet; try --redo=train with {change.rstrip(",")}'
     else:
       way_on = (f'the checkpoint of step {step} is kept; --config.weights={workdir} '
-                '--workdir=OTHER with a smaller learning rate begins at its parameters')
-    if run.train.on_bad_loss != 'skip':
+                f'--workdir=OTHER with {change} begins at its parameters')
+    if overfits:
+      way_on += ', and --config.train.on_overfitting=warn goes on here'
+    elif run.train.on_bad_loss != 'skip':
       way_on += ', and --config.train.on_bad_loss=skip goes on here without such steps'
-    raise NonFiniteLossError(f'{error}; {way_on}') from None
+    raise type(error)(f'{error}; {way_on}') from None
 
 
-def _take_steps(run, workdir, tangents, state, progress, checkpoints, interruption):
+def _take_steps(run, workdir, aux, state, progress, checkpoints, interruption):
   """The state after the last step, or after that in which a signal came; it is saved."""
   start, settings, key = int(state.step), run.train, run.key('train')
   test_every = max(round(settings.eval_every_epochs * run.steps_per_epoch), 1)
   metrics = Metrics(workdir, start, progress, tensorboard=settings.tensorboard)
   state, train_step = parallel.replicate(state, run.devices), _mapped_step(run)
+  attacked_accuracy = _mapped_attack(run)
   agree = parallel.agreement(run.devices)
-  batches = _batches(run, workdir, tangents, start, metrics)
+  batches = _batches(run, workdir, aux, start, metrics)
   for step, batch in enumerate(batches, start + 1):
     state, sums = train_step(state, batch, key)
     metrics.add(sums)
     is_last = step == run.num_steps
     is_tested = is_last or step % test_every == 0
     accuracy = None
+    attacked = {}
+    if is_tested and attacked_accuracy:
+      with metrics.untimed():
+        _, counts = jax.device_get(attacked_accuracy(state, batch, key))
+        attacked = {name: float(counts[name] / counts['count'])
+                    for name in ('fgsm_accuracy', 'pgd_accuracy')}
     if is_tested or step % settings.log_every == 0:
-      record = _log(run, metrics, step, batches)
+      record = _log(run, metrics, step, batches, **attacked)
+    if attacked:
+      _judge_overfitting(run, step, batches, **attacked)
     if is_tested:
       accuracy = _test(run, state, metrics, step, batches, record)
     is_stopped = agree(interruption.signal is not None)  # Once: what stops here has to be saved.
@@ -126,6 +142,13 @@ def _print_unused_fields(run):
     if run.config[name] > 0 and not used:
       print(f'train: {run.config["method"]["name"]!r} trains {what}; config.{name} '
             f'{run.config[name]:.4g} is {rest}', flush=True)
+
+
+def _print_targets(run, targets):
+  """Says how many targets are those of the labels: few are where images have another order."""
+  if targets is not None:
+    right = np.mean(targets.argmax(axis=1) == np.asarray(run.train_data.labels[:]))
+    print(f'train: the class of {right:.1%} of config.data.targets_file is the label', flush=True)
 
 
 def _create_state(run, variables, values):
@@ -152,25 +175,57 @@ def _mapped_step(run):
           training.train_step, network=run.network, optimizer=run.optimizer(), method=run.method,
           steps_per_epoch=run.steps_per_epoch, axis_name=parallel.AXIS,
           accumulation=run.train.accumulation, ema_decay=run.train.ema_decay,
-          skip_bad=run.train.on_bad_loss == 'skip', max_loss_jump=run.train.max_loss_jump),
+          skip_bad=run.train.on_bad_loss == 'skip', max_loss_jump=run.train.max_loss_jump,
+          weight_ascent=_weight_ascent(run.train),
+          ascent_start_epoch=run.train.ascent_start_epoch),
       run.devices)
 
 
-def _batches(run, workdir, tangents, start, metrics):
+def _weight_ascent(settings):
+  if settings.awp:
+    return functools.partial(training.awp, gamma=settings.awp)
+  return functools.partial(training.sam, rho=settings.sam) if settings.sam else None
+
+
+def _mapped_attack(run):
+  """(state, batch, key) -> (None, sums) of `training.attacked_accuracy`; None without it."""
+  if run.train.on_overfitting == 'ignore':
+    return None
+  return parallel.map_train_step(
+      functools.partial(
+          training.attacked_accuracy, network=run.network, norm=run.training_norm,
+          epsilon=run.training_epsilon, axis_name=parallel.AXIS),
+      run.devices)
+
+
+def _judge_overfitting(run, step, bar, *, fgsm_accuracy, pgd_accuracy):
+  """Says that the network overfits catastrophically, or raises OverfittingError, where it does."""
+  gap = run.train.overfitting_gap
+  if fgsm_accuracy - pgd_accuracy <= gap:
+    return
+  text = (f'step {step}: on a training batch accuracy is {fgsm_accuracy:.1%} under FGSM and '
+          f'{pgd_accuracy:.1%} under PGD, which is catastrophic overfitting '
+          f'(config.train.overfitting_gap {gap:g})')
+  if run.train.on_overfitting == 'stop':
+    raise OverfittingError(text)
+  bar.write(text)
+
+
+def _batches(run, workdir, aux, start, metrics):
   """The batches of the steps after `start`, as a progress bar."""
   batches = data.train_batches(
       run.train_data, batch_size=run.train.batch_size, seed=run.config['seed'],
-      augment=run.data.augment, tangents=tangents, start_step=start, num_steps=run.num_steps,
+      augment=run.data.augment, **aux, start_step=start, num_steps=run.num_steps,
       host=processes.index(), num_hosts=processes.count())
   batches = monitoring.traced(batches, Path(workdir) / 'profile', count=run.train.profile_steps)
   return monitoring.bar(metrics.timed(batches), desc='train', initial=start, total=run.num_steps,
                         unit='step')
 
 
-def _log(run, metrics, step, bar):
+def _log(run, metrics, step, bar, **more):
   """Writes the means over the steps since the last line of metrics.jsonl; returns the record."""
   record = metrics.flush(step, step / run.steps_per_epoch,
-                         learning_rate=float(run.learning_rate()(step - 1)),
+                         learning_rate=float(run.learning_rate()(step - 1)), **more,
                          **monitoring.peak_memory(parallel.own(run.devices)[0]))
   bar.set_postfix_str(f'{_loss(record)}, {_waiting(record)}', refresh=False)
   if 'skipped_steps' in record:

@@ -112,6 +112,22 @@ def cosine(*, steps_per_epoch, num_epochs, learning_rate: Positive,
                  warmup_epochs, steps_per_epoch)
 
 
+def linear(*, steps_per_epoch, num_epochs, learning_rate: Positive,
+           warmup_epochs: NonNegative = 0., final_fraction: Fraction = 0.):
+  """A straight line from the learning rate to final_fraction times it; a triangle with a warm-up.
+
+  Args:
+    final_fraction: the last learning rate over the first.
+
+  The other arguments and the result as `cosine`.
+  """
+  warmup_steps = round(warmup_epochs * steps_per_epoch)
+  decay_steps = max(round(num_epochs * steps_per_epoch) - warmup_steps, 1)
+  schedule = optax.linear_schedule(learning_rate, final_fraction * learning_rate, decay_steps)
+  return _warmed(lambda count: schedule(count - warmup_steps), learning_rate,
+                 warmup_epochs, steps_per_epoch)
+
+
 def _warmed(schedule, learning_rate, warmup_epochs, steps_per_epoch):
   """A linear rise to `learning_rate`, reached with step warmup_steps - 1; then `schedule`.
 
@@ -124,4 +140,4 @@ def _warmed(schedule, learning_rate, warmup_epochs, steps_per_epoch):
       count < warmup_steps, learning_rate * (count + 1) / warmup_steps, schedule(count))
 
 
-SCHEDULES = {'constant': constant, 'step': step, 'cosine': cosine}
+SCHEDULES = {'constant': constant, 'step': step, 'cosine': cosine, 'linear': linear}

@@ -35,7 +35,8 @@ def all_finite(tree):
 
 
 def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch, axis_name=None,
-               accumulation=1, ema_decay=0., skip_bad=False, max_loss_jump=0.):
+               accumulation=1, ema_decay=0., skip_bad=False, max_loss_jump=0., weight_ascent=None,
+               ascent_start_epoch=0):
   """One step: (state, batch, key) -> (state, sums).
 
   The gradient is that of the mean loss over the examples of the whole batch, weighted by their
@@ -66,6 +67,12 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
       but the number of steps, also that in optax's schedules; its sums are 0.
     max_loss_jump: so is one whose loss is above max_loss_jump times the mean of the last steps that
       counted, 20 or so, where that is positive and the state has it (`create_state`).
+    weight_ascent: None, or one of module `weight_ascent`, (parameters w, gradient there) -> v. The
+      gradient of the step, its metrics and batch statistics are then those at w + v, and the step
+      goes from w; weight decay is that of w. What is attacked (`passes.fixed_classifier`) is the
+      network at w in both passes, the second of which has the images that the first has found
+      (`passes.attacked_images`). Costs a second pass.
+    ascent_start_epoch: the first epoch, counted from 0, that has it; v is 0 before.
 
   Returns:
     The new state and sums over all devices: {metric: sum over examples, 'loss': their weighted
@@ -82,21 +89,36 @@ def train_step(state, batch, key, *, network, optimizer, method, steps_per_epoch
                       state.step.astype(jnp.float32) / steps_per_epoch)
   batch = batch._replace(aux={**batch.aux, **_read_memory(state.memory, batch.index)})
 
-  def gradient_of(batch_stats, rows):
-    example_keys, batch = rows
+  def summed_gradient(params, found=None):
+    """(gradient, (output, what attacks found)); `found` is that of the pass before, if any."""
 
-    def weighted_loss(params):
-      output = method(example_keys, network, params, batch_stats, batch, progress)
-      check_output(output, len(batch.labels), state.memory)
-      return jnp.sum(batch.mask * output.loss), output
+    def gradient_of(batch_stats, rows):
+      example_keys, batch, found = rows
 
-    return jax.grad(weighted_loss, has_aux=True)(state.params)
+      def weighted_loss(params):
+        attacked = [] if found is None else iter(found)
+        seen = network if weight_ascent is None else network._replace(
+            attacked_params=state.params, attacked=attacked)
+        output = method(example_keys, seen, params, batch_stats, batch, progress)
+        check_output(output, len(batch.labels), state.memory)
+        return jnp.sum(batch.mask * output.loss), (output, attacked if found is None else None)
 
-  rows = (example_keys, batch)
-  if accumulation == 1:
-    gradient, output = gradient_of(state.batch_stats, rows)
-  else:
-    gradient, output = _accumulate(gradient_of, state, rows, accumulation)
+      return jax.grad(weighted_loss, has_aux=True)(params)
+
+    rows = (example_keys, batch, found)
+    if accumulation == 1:
+      return gradient_of(state.batch_stats, rows)
+    return _accumulate(gradient_of, state, rows, accumulation)
+
+  gradient, (output, found) = summed_gradient(state.params)
+  if weight_ascent is not None:
+    first = gradient if axis_name is None else jax.lax.psum(gradient, axis_name)
+    begun = progress.epoch >= ascent_start_epoch
+    raised = jax.tree.map(lambda w, v: w + jnp.where(begun, v, 0), state.params,
+                          weight_ascent(state.params, first))
+    gradient, (output, _) = summed_gradient(raised, found)
+    # ReLU may turn NaN into a number here too.
+    gradient = jax.tree.map(lambda g: jnp.where(all_finite(raised), g, jnp.nan), gradient)
   counts = (batch.mask > 0).astype(jnp.float32)
   sums = {name: jnp.sum(counts * values) for name, values in output.metrics.items()}
   sums['loss'], sums['count'] = jnp.sum(batch.mask * output.loss), jnp.sum(counts)
@@ -151,7 +173,7 @@ def check_output(output, size, memory):
 
 
 def _accumulate(gradient_of, state, rows, parts):
-  """The summed gradient and joined output of the rows, one part after the other."""
+  """What gradient_of gives, summed or joined, of the rows, one part after the other."""
   size = len(rows[1].mask)
   if size % parts:
     raise ValueError(f'accumulation must divide the {size} rows of a device, got {parts}')
@@ -159,14 +181,14 @@ def _accumulate(gradient_of, state, rows, parts):
 
   def step(carry, part):
     gradient, batch_stats = carry
-    more, output = gradient_of(batch_stats, part)
-    return (jax.tree.map(jnp.add, gradient, more), output.batch_stats), output._replace(
-        batch_stats=None)
+    more, (output, found) = gradient_of(batch_stats, part)
+    return (jax.tree.map(jnp.add, gradient, more), output.batch_stats), (
+        output._replace(batch_stats=None), found)
 
   zero = jax.tree.map(jnp.zeros_like, state.params)
   (gradient, batch_stats), outputs = jax.lax.scan(step, (zero, state.batch_stats), rows)
-  joined = jax.tree.map(lambda x: x.reshape((size,) + x.shape[2:]), outputs)
-  return gradient, joined._replace(batch_stats=batch_stats)
+  joined, found = jax.tree.map(lambda x: x.reshape((size,) + x.shape[2:]), outputs)
+  return gradient, (joined._replace(batch_stats=batch_stats), found)
 
 
 def _average(state, params, batch_stats, decay):

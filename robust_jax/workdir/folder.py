@@ -41,7 +41,7 @@ import numpy as np
 
 from robust_jax import __version__, models, named
 from robust_jax.devices import processes
-from robust_jax.errors import NonFiniteLossError, UserError
+from robust_jax.errors import TrainingError, UserError
 from robust_jax.workdir.records import read_json, write_json
 
 LOCK = '.lock'
@@ -176,7 +176,7 @@ def copied(workdir):
     processes.barrier('workdir')
     try:
       yield copy
-    except (UserError, NonFiniteLossError) as error:  # Nobody knows the copy.
+    except (UserError, TrainingError) as error:  # Nobody knows the copy.
       raise type(error)(str(error).replace(str(copy), str(workdir))) from error
 
 
