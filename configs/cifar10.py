@@ -94,7 +94,7 @@ def smoothmix():
 
 
 def catrs():
-  """CAT-RS, ResNet-110, l2 1.0, sigma 0.5 (Jeong et al. 2023)."""
+  """CAT-RS, ResNet-110, sigma 0.5 (Jeong et al. 2023)."""
   # By 10,000 votes of `gaussian`: --config.label.num_noise=10000 --config.label.output=FILE.npy.
   # Their weight is 0.5 at sigma 0.25 and 2 at sigma 1; of 256 images they make 4 steps of 64.
   return _smoothed(epsilon=1., train=dict(batch_size=64), method=method('catrs', weight=1.),
@@ -161,14 +161,14 @@ def autoattack_l2():
 
 
 def pgd_awp():
-  """PGD-10 and AWP, PreActResNet-18, linf 8/255 (Wu et al. 2020)."""
+  """PGD-10, AWP, PreActResNet-18 (Wu et al. 2020)."""
   config = pgd_preact()
   config.train.awp = 0.01
   return config
 
 
 def trades_awp():
-  """TRADES and AWP, WRN-34-10, linf 8/255 (Wu et al. 2020)."""
+  """TRADES, AWP, WRN-34-10 (Wu et al. 2020)."""
   return _linf(
       data=dict(mean=(0.,), std=(1.,)), train=dict(awp=0.005, ascent_start_epoch=9),
       model=model('wrn_34_10'), schedule=dict(boundaries=(99, 149)),
@@ -177,7 +177,7 @@ def trades_awp():
 
 
 def sam():
-  """Sharpness-aware minimisation, WRN-28-10, without attacks (Foret et al. 2021)."""
+  """SAM, WRN-28-10, without attacks (Foret et al. 2021)."""
   # Their v differs from device to device, of 32 images each.
   return _linf(
       train=dict(batch_size=256, sam=0.05), model=model('wide_resnet', depth=28, width=10),
@@ -198,7 +198,7 @@ def fast():
 
 
 def n_fgsm():
-  """N-FGSM, PreActResNet-18, linf 8/255 (de Jorge et al. 2022)."""
+  """N-FGSM, PreActResNet-18 (de Jorge et al. 2022)."""
   config = fast()
   config.train.num_epochs = 30.
   config.model.final_norm = True
@@ -228,7 +228,7 @@ def arow():
 
 
 def trades_generated():
-  """TRADES, WRN-28-10, 70% generated images (Wang et al. 2023)."""
+  """TRADES, 70% generated images (Wang et al. 2023)."""
   # Arrays images, [1000000, 32, 32, 3] uint8 by a diffusion model, and labels. Their attack sees
   # the network in training mode.
   return _linf(

@@ -129,7 +129,7 @@ def smoothmix():
 
 
 def catrs():
-  """CAT-RS, sigma 0.25, by the votes of a Gaussian-trained network."""
+  """CAT-RS, sigma 0.25, by votes of another network."""
   return _smoothed(epsilon=0.5, data=dict(targets_file='runs/votes_digits.npy'),
                    method=method('catrs', weight=0.5))
 
