@@ -215,6 +215,8 @@ def test_the_exact_verifier_goes_on_with_what_is_open(tmp_path, monkeypatch):
   workdir.write_json(other / 'stages.json', {'bound': {'status': 'done'}})
   verify(run, other)
   assert workdir.read_json(other / 'verify_bound.json')['problems'] == {}
+  table = report_run.tables(report.load(other))['bound'][1]
+  assert [row[-1] for row in table.rows] == [None, '0', '3', '0', '0']
   monkeypatch.setattr(bounds, 'exact', lambda *a, **k: Exact('verified', None, 1., 1.))
   with pytest.raises(MismatchError, match='bound.jsonl: .* images are not as logged'):
     verify(run, other)

@@ -41,6 +41,7 @@ def table(log, attack, name) -> Table:
   other = _other(log, attack)
   verified, unbroken = analysis.robust_interval(log, attack)
   clean, number = np.mean(log.predict == log.label), len(log.idx)
+  exact = log.header.get('exact')
   columns = {'PGD (%)': [clean, *log.withstood.mean(axis=0)]}
   if other is not None:
     columns[f'{name} (%)'] = [clean, *other]
@@ -54,12 +55,12 @@ def table(log, attack, name) -> Table:
     row = [pages.epsilon(epsilon) if epsilon else '0', *figures[:-1],
            f'{100 * low[i]:.1f}–{100 * high[i]:.1f}', figures[-1],
            f'{round(everything[i] * number)}/{number}']
-    if log.header.get('exact'):
+    if exact:
       row.append(str(np.sum(log.verified & (log.by == 'exact'), axis=0)[i - 1]) if i else None)
     rows.append(row)
   *before, last = columns
   return Table([f"{pages.norm(log.header['norm'])} ε", *before, '95% interval', last, 'images',
-                *(['by the exact verifier'] if log.header.get('exact') else [])], rows)
+                *(['exact'] if exact else [])], rows)
 
 
 def chart(log, attack, name) -> Chart:
