@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 from robust_jax import bounds
-from robust_jax.bounds.program import build, minimum
+from robust_jax.bounds import program
+from robust_jax.bounds.program import build, holds, minimum
 from tests import test_network_bounds as networks
 
 ROW = np.array([1., -1.])
@@ -77,6 +78,8 @@ def test_one_layer_in_two_dimensions_has_its_minimum_at_a_vertex(activation):
       relaxed, least = (minimum(problem, row, relaxed=relax)[0] for relax in (True, False))
       np.testing.assert_allclose(least, value, atol=1e-3)
       assert relaxed <= least + 1e-5 and least <= value
+      sign, _ = minimum(problem, row, sign_only=True)
+      assert sign <= value and (sign > 0) == (value > 0.02)
       differ += relaxed < least - 1e-3
   assert differ
 
@@ -163,6 +166,25 @@ def test_a_margin_of_zero_is_neither_verified_nor_falsified():
   found = bounds.exact(two_ways, image, 0, 0.2)
   assert found.verdict == 'unknown' and -1e-3 < found.margin <= 0
   assert bounds.exact(two_ways, image, 0, 0.05).verdict == 'verified'
+
+
+def test_a_program_without_the_image_itself_has_no_say(monkeypatch):
+  """Of one that contradicts itself nothing is concluded from there being no point."""
+  weights, image = one_layer(3, 6), np.float32([0.3, 0.6])
+  net = jax.tree_util.Partial(functools.partial(of_one_layer, nn.relu), weights)
+  label = int(np.argmax(net(image[None])[0]))
+  assert holds(build(net, image, 0.9), image)
+
+  def contradicting(*args, **settings):
+    right = build(*args, **settings)
+    chosen = np.flatnonzero(right.binary)[:1]
+    lower, upper = right.lower.copy(), right.upper.copy()
+    lower[chosen] = upper[chosen] = 0.5
+    return right._replace(lower=lower, upper=upper)
+
+  monkeypatch.setattr(program, 'build', contradicting)
+  assert not holds(contradicting(net, image, 0.9), image)
+  assert bounds.exact(net, image, label, 0.9, num_steps=0).verdict != 'verified'
 
 
 def test_what_has_no_bounds_is_unknown():

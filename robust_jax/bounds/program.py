@@ -17,6 +17,10 @@ Norm = Literal['linf', 'l1']
 # HiGHS's, as scipy leaves them: of rows and integers, and of reduced costs.
 _FEASIBILITY = 1e-6
 _DUAL = 1e-7
+# So far above 0 are values that are not looked at where only the sign is asked for.
+_ABOVE = 1e-2
+# scipy's status of a program without a point.
+_INFEASIBLE = 2
 # Columns of an affine step that are made at once.
 _CHUNK = 256
 
@@ -231,16 +235,16 @@ def _nonlinear(rows, step, values, ends):
   others = np.flatnonzero(~is_last)
   chosen = rows.variables(np.zeros(len(others)), np.ones(len(others)), binary=True)
   row = piece * entries + open_[which]
-  bound, level, slack = (most.reshape(-1)[row], shift.reshape(-1)[row], off.reshape(-1)[row])
+  bound, added, slack = (most.reshape(-1)[row], shift.reshape(-1)[row], off.reshape(-1)[row])
   own = sparse.csr_array((np.ones(len(others)), (others, np.arange(len(others)))),
                          shape=(len(piece), len(others)))
   of_entry = sparse.csr_array((np.ones(len(others)), (which[others], np.arange(len(others)))),
                               shape=(len(open_), len(others)))
   signed = _scaled(new.matrix[which], sign[open_[which]])
-  rows.require(level - slack, [signed, -mixed[row]], np.inf)
+  rows.require(added - slack, [signed, -mixed[row]], np.inf)
   on = _scaled(own, bound) - _scaled(of_entry[which], np.where(is_last, bound, 0))
   rows.require(-np.inf, [signed, -mixed[row], on @ chosen.matrix],
-               level + slack + np.where(is_last, 0, bound))
+               added + slack + np.where(is_last, 0, bound))
   if (count > 2).any():
     rows.require(-np.inf, [of_entry[count[open_] > 2] @ chosen.matrix], 1)
   spread = sparse.csr_array((np.ones(len(open_)), (open_, np.arange(len(open_)))),
@@ -269,7 +273,19 @@ def _candidates(slope, shift, low, high):
   return there & ~covered.any(1), np.maximum(above.max(1), 0)
 
 
-def minimum(problem, row, *, relaxed=False, time_limit: Positive = 60.):
+def holds(problem, image):
+  """Whether a Program has values of the network at an image of the ball: those it must have."""
+  fixed = np.asarray(image, float).reshape(-1)
+  lower, upper = problem.lower.copy(), problem.upper.copy()
+  lower[:len(fixed)] = upper[:len(fixed)] = fixed
+  found = optimize.milp(
+      np.zeros(len(lower)), integrality=problem.binary.astype(int),
+      bounds=optimize.Bounds(lower, upper),
+      constraints=optimize.LinearConstraint(problem.matrix, problem.low, problem.high))
+  return found.status == 0
+
+
+def minimum(problem, row, *, relaxed=False, time_limit: Positive = 60., sign_only=False):
   """(A lower bound of <row, logits>, pixels of the best point or None) by HiGHS.
 
   The bound is lowered by rounding and tolerances, see `exact`; -inf where there is none in time.
@@ -279,20 +295,27 @@ def minimum(problem, row, *, relaxed=False, time_limit: Positive = 60.):
     row: [classes].
     relaxed: binaries may be anything between 0 and 1.
     time_limit: in seconds.
+    sign_only: look at values near 0 and below alone: where there are none, the bound is a little
+      above 0, and much sooner found; where there are, the point need not be the least.
   """
   row = np.asarray(row, float)
+  cost, shift = row @ problem.logits, row @ problem.shift
+  off = np.abs(row) @ problem.off + _FEASIBILITY + _DUAL * np.sum(problem.upper - problem.lower)
+  constraints = [optimize.LinearConstraint(problem.matrix, problem.low, problem.high)]
+  level, options = _ABOVE + 2 * off - shift, {'time_limit': max(time_limit, 1e-3)}
+  if sign_only:
+    constraints.append(optimize.LinearConstraint(sparse.csr_array(cost[None]), -np.inf, level))
+    options['mip_rel_gap'] = 1.
   found = optimize.milp(
-      row @ problem.logits, integrality=0 if relaxed else problem.binary.astype(int),
-      bounds=optimize.Bounds(problem.lower, problem.upper),
-      constraints=optimize.LinearConstraint(problem.matrix, problem.low, problem.high),
-      options={'time_limit': max(time_limit, 1e-3)})
+      cost, integrality=0 if relaxed else problem.binary.astype(int), constraints=constraints,
+      bounds=optimize.Bounds(problem.lower, problem.upper), options=options)
   point = None if found.x is None else found.x[:problem.num_pixels]
-  if relaxed or not problem.binary.any():
+  if sign_only and found.status == _INFEASIBLE:
+    bound = level
+  elif relaxed or not problem.binary.any():
     bound = found.fun if found.status == 0 else None
   else:
     bound = found.mip_dual_bound
   if bound is None or not np.isfinite(bound):
     bound = -np.inf
-  tolerance = _FEASIBILITY + _DUAL * np.sum(problem.upper - problem.lower)
-  least = bound + row @ problem.shift - np.abs(row) @ problem.off - tolerance
-  return least, point
+  return bound + shift - off, point

@@ -443,7 +443,10 @@ def kink(at, below, above):
 
   def hull(x):
     if is_relu:  # The general way makes many passes of its gradient.
-      return Interval(*(jnp.where(end[0] > at, end[0], at) for end in x))
+      lower, upper = x.lower[0], x.upper[0]
+      # What has no lower bound may be NaN, and so is its ReLU.
+      return Interval(jnp.where((lower > at) | (lower == -jnp.inf), lower, at),
+                      jnp.where(upper > at, upper, at))
     least, largest = extremes((x.lower[0], x.upper[0]), 0.)
     return interval(least, largest) if exact else interval(least - off(x), largest + off(x))
 
