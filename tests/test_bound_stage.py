@@ -434,6 +434,15 @@ def test_a_network_that_has_no_bounds_is_named_before_it_is_trained(tmp_path):
     def eval_logits(self, variables):
       return lambda images: jnp.sort(images.reshape(len(images), -1))[:, :2]
 
+  class Curved:
+    def eval_logits(self, variables):
+      return lambda images: jnp.tanh(images.reshape(len(images), -1)[:, :2])
+
+  exact = dataclasses.replace(run, bound=run.bound._replace(exact=True))
+  assert check_bound(exact) is None
+  assert check_bound(dataclasses.replace(run, network=Curved())) is None
+  with pytest.raises(UserError, match='--stages=bound: logits_fn must be piecewise linear .*tanh'):
+    check_bound(dataclasses.replace(exact, network=Curved()))
   with pytest.raises(UserError, match='--stages=bound: .*sort'):
     check_bound(dataclasses.replace(run, network=Sorts()))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_jax import analysis, attacks, bounds, keys, losses, models
-from robust_jax.bounds import propagate
+from robust_jax.bounds import program, propagate
 from robust_jax.devices import parallel
 from robust_jax.errors import CrossingError, UserError
 from robust_jax.stages import images, weights
@@ -32,8 +32,11 @@ def check(run):
       'params': {}, 'batch_stats': {}}
 
   def trace(variables, image):
-    return bounds.crown(run.network.eval_logits(variables), image, 0.1, norm=run.bound.norm,
-                        labels=np.zeros(1, int), method=run.bound.method)
+    logits_fn = run.network.eval_logits(variables)
+    if run.bound.exact:
+      program.piecewise_linear(logits_fn, shape)
+    return bounds.crown(logits_fn, image, 0.1, norm=run.bound.norm, labels=np.zeros(1, int),
+                        method=run.bound.method)
 
   with _mistakes():
     jax.eval_shape(trace, variables, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
