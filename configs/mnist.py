@@ -214,12 +214,12 @@ def mtl_ibp_03():
 
 
 def mtl_ibp_01():
-  """MTL-IBP, linf 0.1 by 0.2, 7 layers (De Palma et al. 2024)."""
+  """MTL-IBP, linf 0.1 by 0.2 (De Palma et al. 2024)."""
   return _ctbench(0.1, 'mtl_ibp', trained=0.2, l1=1e-5, alpha=0.01, attack=CORNER)
 
 
 def crown_ibp_03():
-  """CROWN-IBP, linf 0.3 by 0.4, large network (Zhang et al. 2020)."""
+  """CROWN-IBP, linf 0.3 by 0.4 (Zhang et al. 2020)."""
   config = _gowal(0.3, 0.4)
   config.train.update(batch_size=256, num_epochs=200.)
   config.method = method('crown_ibp', epsilon=0.4, warmup_epochs=9., ramp_epochs=51.)

@@ -47,9 +47,9 @@ def no_data(monkeypatch):
 
   def load(name, split, **kwargs):
     del kwargs
-    images = np.zeros((100, *SHAPES[name]), np.uint8)
+    images = np.zeros((400, *SHAPES[name]), np.uint8)
     source = data.DATASETS[name]
-    return data.Dataset(name=name, split=split, images=images, labels=np.zeros(100, np.int32),
+    return data.Dataset(name=name, split=split, images=images, labels=np.zeros(400, np.int32),
                         class_names=tuple('0123456789'), mean=source.mean, std=source.std)
 
   monkeypatch.setattr(data, 'load', load)
@@ -355,8 +355,8 @@ def test_self_training_mixes_what_it_names(monkeypatch, no_data):
 
   monkeypatch.setattr(data.extra, 'load', load)
   run = build('--config=configs/digits.py:self_training', '--config.data.data_dir=/there')
-  assert run.train_data.num_examples == 200 and run.steps_per_epoch == 4  # 100 by halves of 64
-  assert run.train_data.mixture == (100, 0.5, 0.5)
+  assert run.train_data.num_examples == 800 and run.steps_per_epoch == 13  # 400 by halves of 64
+  assert run.train_data.mixture == (400, 0.5, 0.5)
   assert seen[0]['name'] == 'digits' and seen[0]['split'] == 'train[300:]'
   assert seen[0]['labels'].endswith('.tsv') and seen[0]['data_dir'] == '/there'
   changed = dict(run.config, extra=dict(run.config['extra'], weight=1.))
