@@ -187,6 +187,31 @@ def test_a_program_without_the_image_itself_has_no_say(monkeypatch):
   assert bounds.exact(net, image, label, 0.9, num_steps=0).verdict != 'verified'
 
 
+@pytest.mark.parametrize('scale', [1e-6, 1e-7, 1e-12])
+def test_small_values_inside_are_no_proof(scale):
+  """The function stays the same; what the solver sees may be below its tolerances."""
+  draw = np.random.default_rng(5)
+  w0, w1, b1, w2 = (draw.normal(size=shape) * size for shape, size in (
+      ((6, 10), 0.6), ((10, 10), 0.5), ((10,), 0.2), ((10, 2), 0.7)))
+  image = draw.uniform(0.3, 0.7, size=6).astype(np.float32)
+  b0 = -image @ w0 - 0.05  # Off at the image: there is no gradient.
+
+  def net(weights, x):
+    w0, b0, w1, b1, w2, b2 = weights
+    return nn.relu(nn.relu(x @ w0 + b0) @ w1 + b1) @ w2 + b2
+
+  make = lambda scale, b2: jax.tree_util.Partial(net, [np.float32(value) for value in (
+      w0 * scale, b0 * scale, w1, b1 * scale, w2 / scale, b2)])
+  least, point = minimum(build(make(1., np.zeros(2)), image, 0.3), ROW)
+  b2 = np.array([-least - 0.02, 0])
+  small = make(scale, b2)
+  logits = np.asarray(small(np.float32(point)[None])[0])
+  assert logits[0] < logits[1] and np.abs(point - image).max() < 0.3 + 1e-6
+  bound, _ = minimum(build(small, image, 0.3), ROW)
+  assert -0.1 < bound < logits[0] - logits[1] + 1e-3
+  assert bounds.exact(small, image, 0, 0.3).verdict != 'verified'
+
+
 def test_what_has_no_bounds_is_unknown():
   net = lambda x: jnp.stack([jnp.where(jnp.isfinite(x[:, 0] * 1e38 * 10), x[:, 0], -1.),
                              0 * x[:, 1]], axis=1)

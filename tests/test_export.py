@@ -32,6 +32,9 @@ def half(images):
   return jnp.concatenate([0.5 - flat[:, :1], flat[:, :1] - 0.5, flat[:, 1:9] - 9], axis=1)
 
 
+HALF = weights.Classifier(half, {}, 0.)
+
+
 def make_run(tmp_path, monkeypatch, **settings):
   """A run on arrays whose first pixels are known, classified by `half`."""
   images = np.random.default_rng(0).integers(0, 256, (12, *SHAPE), np.uint8)
@@ -44,7 +47,7 @@ def make_run(tmp_path, monkeypatch, **settings):
   config = base.get_config(
       data=dict(name=str(tmp_path / 'mine.npz')), attack=dict(norm='linf'), export=settings,
       evaluation=dict(epsilons=(0.05, 0.1, 0.2), stride=1), model=base.model('linear'))
-  monkeypatch.setattr(weights, 'load', lambda run, workdir: weights.Classifier(half, {}, 0.))
+  monkeypatch.setattr(weights, 'load', lambda run, workdir: HALF)
   return experiment.build(sections.resolve(config), jax.devices()[:1])
 
 
@@ -79,7 +82,7 @@ def rows(folder):
 
 def test_questions_are_of_the_first_images_that_are_right(tmp_path, monkeypatch):
   run = make_run(tmp_path, monkeypatch, num_images=6, timeout=7.)
-  assert write_questions(run, tmp_path, half) == (6, 5)
+  assert write_questions(run, tmp_path, HALF) == (6, 5)
   found = rows(tmp_path)
   assert found == [['model.onnx', f'vnnlib/{idx}_0.1.vnnlib', '7'] for idx in (0, 1, 2, 3, 5)]
   for _, name, _ in found:
@@ -100,14 +103,16 @@ def test_what_bounds_have_left_open_is_asked(tmp_path, monkeypatch):
   log.write_text(''.join(json.dumps(entry) + '\n' for entry in entries))
   (tmp_path / 'export' / 'vnnlib').mkdir(parents=True)
   (tmp_path / 'export' / 'vnnlib' / 'old.vnnlib').touch()
-  assert write_questions(run, tmp_path, half) == (3, 3)
+  assert write_questions(run, tmp_path, HALF) == (3, 3)
   names = ['vnnlib/1_0.1.vnnlib', 'vnnlib/1_0.2.vnnlib', 'vnnlib/6_0.00392156863.vnnlib']
   assert [name for _, name, _ in rows(tmp_path)] == names
   assert sorted(path.name for path in (tmp_path / 'export' / 'vnnlib').iterdir()) == [
       name.split('/')[1] for name in names]
   log.write_text(log.read_text().replace('linf', 'l2'))
   with pytest.raises(UserError, match="must be in linf for --stages=export, got 'l2'"):
-    write_questions(run, tmp_path, half)
+    write_questions(run, tmp_path, HALF)
+  with pytest.raises(MismatchError, match='of other parameters: classifier_sha256 is 1 but None'):
+    write_questions(run, tmp_path, HALF._replace(origin={'classifier_sha256': 1}))
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
@@ -116,10 +121,10 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
   run = make_run(tmp_path, monkeypatch)
   run.config['attack']['norm'] = 'l2'
   with pytest.raises(UserError, match="config.export.epsilon must be a radius in linf.*'l2', got"):
-    write_questions(run, tmp_path, half)
+    write_questions(run, tmp_path, HALF)
   run = make_run(tmp_path, monkeypatch, epsilon=0.01)
   run.config['attack']['norm'] = 'l2'
-  assert write_questions(run, tmp_path, half)[1] and '0.01' in rows(tmp_path)[0][1]
+  assert write_questions(run, tmp_path, HALF)[1] and '0.01' in rows(tmp_path)[0][1]
 
 
 # The model.

@@ -237,7 +237,11 @@ VGG_WIDTHS = (3, 64, 64, 128, 128, *[256] * 3, *[512] * 6)
   # Convolutions, then 2 x 2 x 64 features into the dense layer, from 32 and from 28 pixels.
   ('shaham_cnn', {}, (32, 32, 1), 26 * 32 + 801 * 64 + 257 * 200 + 201 * 10),
   ('shaham_cnn', {}, MNIST, 105_506),
+  # Gowal et al.'s small: 4x4 convolutions to 13 and 10 pixels, and two dense layers.
+  ('ibp_cnn', {}, MNIST, 17 * 16 + 257 * 32 + 3201 * 100 + 101 * 10),
   # Convolutions with biases and BN; a dense layer with BN; logits.
+  ('cnn7', {}, CIFAR, sum((9 * fan_in + 3) * width for fan_in, width in pairwise(
+      (3, 64, 64, 128, 128, 128))) + (128 * 16 * 16 + 3) * 512 + 513 * 10),
   ('vgg', {}, CIFAR, sum((9 * fan_in + 3) * width for fan_in, width in pairwise(VGG_WIDTHS))
    + 515 * 512 + 513 * 10),
   ('resnet20', {}, CIFAR, 272_474),  # He et al.: 0.27M, here with two shortcut convolutions

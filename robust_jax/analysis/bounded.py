@@ -4,6 +4,7 @@
 that an attack has found within the radius, the bound below all of them, and the verdict.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,10 @@ def read(path) -> BoundLog:
 def _check(entry, line):
   if not all(type(entry.get(name)) is int for name in ('idx', 'label', 'predict', 'adversarial')):
     raise ValueError(f'must have idx, label, predict and adversarial, got {records.short(line)}')
-  if not all(type(entry.get(name)) in (int, float, type(None)) for name in ('margin', 'lower')):
+  number = lambda value: type(value) in (int, float) and math.isfinite(value)
+  if not all(number(entry.get(name)) for name in ('epsilon', 'seconds')):
+    raise ValueError(f'epsilon and seconds must be numbers, got {records.short(line)}')
+  if not all(entry.get(name) is None or number(entry[name]) for name in ('margin', 'lower')):
     raise ValueError(f'margin and lower must be numbers or null, got {records.short(line)}')
   verdict, by = entry.get('verdict'), entry.get('by')
   if verdict not in VERDICTS or by not in VERDICTS[verdict]:

@@ -20,8 +20,8 @@ class Exact(NamedTuple):
   """What `exact` has found of an image.
 
   Attributes:
-    verdict: 'verified': no image in the ball has another class; 'falsified': `example` has;
-      'unknown'.
+    verdict: 'verified': no image in the ball has another class, or, of a target, that class;
+      'falsified': `example` has; 'unknown'.
     example: [...] float32 in the ball, whose logits have a negative margin; None unless falsified.
     margin: 'falsified': that of the example; otherwise a lower bound of the least margin in the
       ball, which need not be close where it is positive, -inf if there is none.
@@ -46,11 +46,13 @@ def exact(logits_fn, image: Array, label: Index, epsilon, *, norm: program.Norm 
   between 0 and 1, `relaxed`, that is the triangle of a ReLU, and a bound below the least margin.
 
   Every row is widened by the rounding errors of float32, as bounds of `crown` are, so that
-  'verified' is of the network as it computes. The solver computes in float64: its dual bound is
-  lowered by 1e-6, its tolerance of rows and integers (primal_feasibility_tolerance,
-  mip_feasibility_tolerance), and by 1e-7, that of reduced costs (dual_feasibility_tolerance), times
-  the summed ranges of all variables. With binaries, only margins of 0.01 and less are looked for,
-  and that there are none is HiGHS's word. It is no formal proof: its presolve and cuts are trusted.
+  'verified' is of the network as it computes. The solver computes in float64, in units in which no
+  variable has a small range and no row small entries: its dual bound is lowered by 1e-6, its
+  tolerance of rows and integers (primal_feasibility_tolerance, mip_feasibility_tolerance), times 1
+  and the summed coefficients of the margin, and by 1e-7, that of reduced costs
+  (dual_feasibility_tolerance), times the summed ranges of all variables. With binaries, only
+  margins of 0.01 and less are looked for, and that there are none is HiGHS's word. It is no formal
+  proof: its presolve and cuts are trusted.
 
   Args:
     logits_fn: images [batch, ...] -> logits [batch, classes], as of `crown`; a
@@ -61,7 +63,7 @@ def exact(logits_fn, image: Array, label: Index, epsilon, *, norm: program.Norm 
     norm: of the ball, which is cut to [0, 1].
     target: the only class j to look at; None: all but the label.
     num_steps: of PGD against each class, before the solver.
-    time_limit: seconds of the solver, all classes together.
+    time_limit: seconds of the program and its solver, all classes together.
     max_binaries: of more, the program is only solved relaxed.
     relaxed: never solve it with binaries.
     chunk: as of `crown`.
@@ -109,14 +111,15 @@ def exact(logits_fn, image: Array, label: Index, epsilon, *, norm: program.Norm 
   left = sorted((j for j in asked if not lower[j] > 0), key=lambda j: lower[j])
   if not left:
     return answer('verified', lower[asked].min())
+  end = time.monotonic() + time_limit
   problem = program.build(logits_fn, image, epsilon, norm=norm, chunk=chunk, graph=graph)
   if problem is None:
     return answer('unknown', lower[asked].min())
   # From the quickest program to the one that decides the most.
   ways = [dict(relaxed=True)]
-  if not relaxed and problem.binary.sum() <= max_binaries and program.holds(problem, image):
+  if not relaxed and problem.binary.sum() <= max_binaries and program.holds(
+      problem, image, time_limit=end - time.monotonic()):
     ways += [dict(sign_only=True), dict()]
-  end = time.monotonic() + time_limit
   for j in left:
     for way in ways:
       seconds = end - time.monotonic()

@@ -273,16 +273,38 @@ def _candidates(slope, shift, low, high):
   return there & ~covered.any(1), np.maximum(above.max(1), 0)
 
 
-def holds(problem, image):
+def holds(problem, image, *, time_limit: Positive = 60.):
   """Whether a Program has values of the network at an image of the ball: those it must have."""
+  if not np.isfinite(problem.upper - problem.lower).all():
+    return False
+  base, unit, rows, ends = _in_units(problem)
   fixed = np.asarray(image, float).reshape(-1)
-  lower, upper = problem.lower.copy(), problem.upper.copy()
-  lower[:len(fixed)] = upper[:len(fixed)] = fixed
+  own = slice(len(fixed))
+  ends.lb[own] = ends.ub[own] = (fixed - base[own]) / unit[own]
   found = optimize.milp(
-      np.zeros(len(lower)), integrality=problem.binary.astype(int),
-      bounds=optimize.Bounds(lower, upper),
-      constraints=optimize.LinearConstraint(problem.matrix, problem.low, problem.high))
+      np.zeros(len(unit)), integrality=problem.binary.astype(int), bounds=ends, constraints=rows,
+      options={'time_limit': max(time_limit, 1e-3)})
   return found.status == 0
+
+
+def _in_units(problem):
+  """(base, unit, constraints, bounds) of a Program in t, v = base + unit t.
+
+  HiGHS's tolerances are absolute, and what is small it takes for 0. So the unit of a variable of
+  less range than 1 is its range, from its lower end on, and rows of small entries are multiplied
+  until the largest is 1.
+  """
+  width = problem.upper - problem.lower
+  unit = np.where((width > 0) & ~problem.binary, np.minimum(width, 1), 1)
+  base = np.where(problem.binary, 0, problem.lower)
+  matrix = problem.matrix @ sparse.diags_array(unit)
+  most = abs(matrix).max(axis=1).toarray().ravel() if matrix.nnz else np.ones(matrix.shape[0])
+  size = 1 / np.where(most > 0, np.minimum(most, 1), 1)
+  at = problem.matrix @ base
+  return base, unit, optimize.LinearConstraint(
+      sparse.csr_array(sparse.diags_array(size) @ matrix), size * (problem.low - at),
+      size * (problem.high - at)), optimize.Bounds(
+          (problem.lower - base) / unit, (problem.upper - base) / unit)
 
 
 def minimum(problem, row, *, relaxed=False, time_limit: Positive = 60., sign_only=False):
@@ -299,18 +321,24 @@ def minimum(problem, row, *, relaxed=False, time_limit: Positive = 60., sign_onl
       above 0, and much sooner found; where there are, the point need not be the least.
   """
   row = np.asarray(row, float)
+  if not np.isfinite(problem.upper - problem.lower).all():
+    return -np.inf, None
+  base, unit, rows, ends = _in_units(problem)
   cost, shift = row @ problem.logits, row @ problem.shift
-  off = np.abs(row) @ problem.off + _FEASIBILITY + _DUAL * np.sum(problem.upper - problem.lower)
-  constraints = [optimize.LinearConstraint(problem.matrix, problem.low, problem.high)]
+  shift, cost = shift + cost @ base, cost * unit
+  off = (np.abs(row) @ problem.off + _FEASIBILITY * (1 + np.abs(cost).sum())
+         + _DUAL * np.sum(ends.ub - ends.lb))
+  constraints = [rows]
   level, options = _ABOVE + 2 * off - shift, {'time_limit': max(time_limit, 1e-3)}
   if sign_only:
     constraints.append(optimize.LinearConstraint(sparse.csr_array(cost[None]), -np.inf, level))
     options['mip_rel_gap'] = 1.
   found = optimize.milp(
       cost, integrality=0 if relaxed else problem.binary.astype(int), constraints=constraints,
-      bounds=optimize.Bounds(problem.lower, problem.upper), options=options)
-  point = None if found.x is None else found.x[:problem.num_pixels]
-  if sign_only and found.status == _INFEASIBLE:
+      bounds=ends, options=options)
+  point = None if found.x is None else (base + unit * found.x)[:problem.num_pixels]
+  # scipy has the same status for a program that HiGHS does not take.
+  if sign_only and found.status == _INFEASIBLE and 'infeasible' in found.message.lower():
     bound = level
   elif relaxed or not problem.binary.any():
     bound = found.fun if found.status == 0 else None

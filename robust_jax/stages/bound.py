@@ -233,7 +233,7 @@ def _go_on(run, logits_fn, image, lines):
 def _falsify(lines, adversarial, margin):
   """Notes in lines of one image, of some radius and larger ones, an image that is misclassified."""
   for line in lines:
-    line['margin'] = min(line['margin'], float(margin[0]))
+    line['margin'] = min(x for x in (line['margin'], float(margin[0])) if x is not None)
     if line['verdict'] == 'unknown' and adversarial[0] != line['label']:
       line |= {'verdict': 'falsified', 'by': 'exact', 'adversarial': int(adversarial[0])}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from robust_jax import backend, data
 from robust_jax.errors import MismatchError, UserError
-from robust_jax.stages import images, onnx_model, weights
+from robust_jax.stages import images, onnx_model, relogged, weights
 from robust_jax.workdir import records
 
 # Test images on which the model is compared with the network.
@@ -37,7 +37,8 @@ def export(run, workdir):
   """
   folder = Path(workdir) / 'export'
   folder.mkdir(exist_ok=True)
-  logits_fn = weights.load(run, workdir).logits_fn
+  loaded = weights.load(run, workdir)
+  logits_fn = loaded.logits_fn
   with _plain_layers():
     try:
       model = onnx_model.make(logits_fn, run.test_data.image_shape)
@@ -46,16 +47,16 @@ def export(run, workdir):
   chosen = images.chosen(run, run.evaluation)[:_NUM_COMPARED]
   apart = compare(model, logits_fn, np.asarray(data.take(run.test_data, chosen).images))
   records.write_bytes(folder / 'model.onnx', model.SerializeToString())
-  wanted, written = write_questions(run, workdir, logits_fn)
+  wanted, written = write_questions(run, workdir, loaded)
   print(f'export: {folder}: model.onnx, its logits within {apart:.2g} of the network\'s on '
         f'{len(chosen)} images; {written} questions in instances.csv'
         + (f', none of {wanted - written} misclassified images' if written < wanted else ''),
         flush=True)
 
 
-def write_questions(run, workdir, logits_fn):
+def write_questions(run, workdir, loaded):
   """Writes vnnlib/*.vnnlib and instances.csv; (how many were wanted, how many there are)."""
-  questions, folder = _open(run, workdir), Path(workdir) / 'export'
+  questions, folder = _open(workdir, loaded.origin), Path(workdir) / 'export'
   (folder / 'vnnlib').mkdir(parents=True, exist_ok=True)
   if questions is None:
     questions = [(idx, _radius(run)) for idx in images.chosen(run, run.evaluation)[
@@ -66,7 +67,7 @@ def write_questions(run, workdir, logits_fn):
   for idx, epsilon in questions:
     batch = data.take(run.test_data, [idx])
     image, label = np.asarray(batch.images[0]), int(batch.labels[0])
-    if int(np.argmax(logits_fn(batch.images)[0])) != label:
+    if int(np.argmax(loaded.logits_fn(batch.images)[0])) != label:
       continue
     name = f'vnnlib/{idx}_{epsilon:.9g}.vnnlib'
     text = vnnlib(image, label, epsilon, run.test_data.num_classes,
@@ -141,13 +142,15 @@ def _radius(run):
   return run.evaluation.epsilons[len(run.evaluation.epsilons) // 2]
 
 
-def _open(run, workdir):
+def _open(workdir, origin):
   """[(idx, epsilon)] that bound.jsonl has left open; None where there is no such log."""
   path = Path(workdir) / 'bound.jsonl'
   if not path.exists():
     return None
   entries = records.read(path)
-  norm = entries[0].get('header', {}).get('norm', 'linf') if entries else 'linf'
+  header = entries[0]['header'] if entries else {'norm': 'linf', **origin}
+  relogged.check_origin(path, header, origin)
+  norm = header['norm']
   if norm != 'linf':
     raise UserError(f'{path}: bounds must be in linf for --stages=export, got {norm!r}')
   return [(int(entry['idx']), float(entry['epsilon'])) for entry in entries

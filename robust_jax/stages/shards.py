@@ -163,21 +163,20 @@ def _lines(stage, folders, kept):
   first, by_environment, owner = None, {}, {}
   for one, record in zip(folders, kept):
     path = one / f'{stage}.jsonl'
-    STAGES[stage](path)
+    whole = STAGES[stage](path)
     lines = records.read(path)
     header = lines[0]['header'] if lines else {}
     first = first or header
     records.check_same(path, first.get('settings', first), header.get('settings', header))
-    environment, entries = header.get('environment'), set()
+    environment = header.get('environment')
     for entry in lines[1:]:
       environment = entry.get('environment', environment)
       if 'idx' in entry:
         if owner.setdefault(entry['idx'], one.name) != one.name:
           raise UserError(f'{path}: image {entry["idx"]} is in {owner[entry["idx"]]} too')
-        entries.add(entry['idx'])
         by_environment.setdefault(repr(environment), (environment, []))[1].append(entry)
-    if len(entries) != record['num_images']:
-      raise UserError(f'{path} must have {record["num_images"]} images, got {len(entries)}')
+    if len(whole.idx) != record['num_images']:
+      raise UserError(f'{path} must have {record["num_images"]} images, got {len(whole.idx)}')
   joined, written = [{'header': first}], first.get('environment')
   for environment, entries in by_environment.values():
     if environment != written:

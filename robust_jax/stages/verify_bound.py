@@ -51,7 +51,8 @@ def verify_bounds(run, workdir):
         f'the verdicts of their figures{undecided}', flush=True)
   workdirs.write_json(record, {
       'finished': workdirs.now(), 'images': len(idx), 'made_again': len(chosen),
-      'problems': problems, 'environment': workdirs.environment(run.devices)})
+      'undecided': len(again), 'problems': problems,
+      'environment': workdirs.environment(run.devices)})
   if problems:
     raise MismatchError(f'{path}: {len(problems)} of {len(idx)} images are not as logged')
 
@@ -71,12 +72,15 @@ def _verdicts(log):
   attacked, bounded = log.adversarial != log.label[:, None], log.lower > 0
   by = np.select([clean, attacked, bounded], ['clean', 'attack', 'bound'], '')
   # What the exact verifier adds: an image that is misclassified, or a bound.
-  exact = (log.by == 'exact') & np.where(log.falsified, by == 'attack', by == 'bound')
+  exact = (log.by == 'exact') & bool(log.header['exact']) & np.where(
+      log.falsified, by == 'attack', by == 'bound')
   wrong = (by != log.by) & ~exact
   # What was found, and proved, within a radius holds within the larger, and smaller, ones.
   wrong[:, 1:] |= (log.margin[:, 1:] > log.margin[:, :-1]) | (log.verified[:, 1:]
                                                               & ~log.verified[:, :-1])
   wrong[:, 1:] |= attacked[:, :-1] & ~attacked[:, 1:]
+  # After a radius that the bound does not verify there is none.
+  wrong[:, 1:] |= bounded[:, 1:] & (log.by[:, 1:] != 'exact') & (log.by[:, :-1] != 'bound')
   for i, j in np.argwhere(wrong):
     yield int(log.idx[i]), (f'epsilon {log.epsilons[j]:.4g}: {log.verdict[i, j]} by '
                             f'{log.by[i, j] or None} does not follow from its figures')
