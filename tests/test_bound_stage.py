@@ -292,6 +292,7 @@ def test_what_is_as_logged_is_verified(made, copy, linear, capsys):
 @pytest.mark.parametrize(('edit', 'message'), [
     ((0, 2, dict(verdict='verified', by='bound')), 'epsilon 0.09: verified by bound does not foll'),
     ((0, 2, dict(verdict='verified', by='exact', adversarial=0)), 'verified by exact does not fol'),
+    ((0, 2, dict(verdict='verified', by='exact', lower=0.5)), 'verified by exact does not fol'),
     ((0, 1, dict(verdict='unknown', by=None)), 'epsilon 0.05: unknown by None does not follow'),
     ((0, 0, dict(lower=9.)), 'epsilon 0.01: lower 9.0 is logged, 10.3'),
     ((1, 1, dict(margin=9.)), 'epsilon 0.05: margin 9.0 is logged'),
@@ -455,6 +456,8 @@ def test_of_a_smoothed_classifier_it_is_said_what_is_bounded(tmp_path):
 
 @pytest.mark.parametrize(('edit', 'message'), [
     (dict(idx=1.5), 'idx, label'), (dict(margin='low'), 'margin and lower'),
+    (dict(lower=np.inf), 'margin and lower'), (dict(epsilon=None), 'epsilon and seconds'),
+    (dict(seconds='a'), 'epsilon and seconds'),
     (dict(verdict='proved'), 'verdict must be'), (dict(by='magic'), 'verdict must be'),
     (dict(epsilon=0.02), 'epsilon must be 0.05'), (dict(label=0), 'those of the line before')])
 def test_malformed_lines_are_named(edit, message, copy):
@@ -492,6 +495,11 @@ def test_shards_are_one_log(made, linear, tmp_path):
   ours, theirs = read(tmp_path), read(made[1])
   assert ours.idx.tolist() == theirs.idx.tolist() and (ours.verdict == theirs.verdict).all()
   first = shards.folder(tmp_path, (0, 2)) / 'bound.jsonl'
+  whole = first.read_text()
+  first.write_text(''.join(whole.splitlines(keepends=True)[:-1]))
+  with pytest.raises(UserError, match='0-of-2/bound.jsonl must have 3 images, got 2'):
+    shards.merge(tmp_path)
+  first.write_text(whole)
   shutil.copy(first, shards.folder(tmp_path, (1, 2)))
   with pytest.raises(UserError, match='image 0 is in 0-of-2 too'):
     shards.merge(tmp_path)
