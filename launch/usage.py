@@ -35,9 +35,9 @@ Which parts of it:
                         of all combinations, each in its own folder of DIR, and a comparison
   --profile=N           trace N training steps, after the first ten, into WORKDIR/profile
 
-Exit status: 0; 2 after a mistake; 3 if a loss is not finite; 4 if --stages=verify finds a
-difference; 5 if an attack is inside a certificate or a verified radius; 75 if interrupted (the
-same command goes on); 1 if a run of a sweep failed.
+Exit status: 0; 2 after a mistake; 3 if a loss is not finite or training overfits; 4 if
+--stages=verify finds a difference; 5 if an attack is inside a certificate or a verified radius;
+75 if interrupted (the same command goes on); 1 if a run of a sweep failed.
 
 Examples:
   python -m launch --config=digits:smoothadv --workdir=runs/demo

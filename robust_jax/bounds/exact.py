@@ -107,7 +107,7 @@ def exact(logits_fn, image: Array, label: Index, epsilon, *, norm: program.Norm 
   if found := crossing(np.asarray(points)[asked]):
     return answer('falsified', *found)
   lower = np.array(crown(logits_fn, image[None], epsilon, norm=norm, chunk=chunk,
-                                  labels=np.array([label]))[0], float)
+                         labels=np.array([label]))[0], float)
   left = sorted((j for j in asked if not lower[j] > 0), key=lambda j: lower[j])
   if not left:
     return answer('verified', lower[asked].min())

@@ -130,4 +130,3 @@ def _middle(x):
 
 def _radius(x):
   return (x.upper - x.lower) / 2
-

@@ -7,6 +7,7 @@ import math
 
 from robust_jax import inputs
 from robust_jax.errors import UserError
+from robust_jax.training import methods
 
 # Noise of so many times the range of a pixel; published networks have at most 2.
 _LARGEST_SIGMA = 4.
@@ -116,10 +117,8 @@ def _lengths(run):
 
 
 def norm_of_method(method):
-  """The norm in which a method's section attacks, or bounds without an attack."""
-  if method.get('name') in ('ibp', 'crown_ibp', 'wong_kolter'):
-    return 'linf'
-  return norm_of(method.get('attack', method))
+  """The norm that a method's section trains for: its attack's, its own, or that which it needs."""
+  return methods.needs(method.get('name')).norm or norm_of(method.get('attack', method))
 
 
 def norm_of(attack):

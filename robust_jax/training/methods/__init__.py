@@ -58,12 +58,14 @@ class Needs(NamedTuple):
       has the values of the batch, MethodOutput.memory[name] their new values.
     tangents: whether batch.aux has the 'tangents' of the images (config.data.tangents).
     targets: whether it has their 'targets' (config.data.targets_file).
+    norm: in which it trains, if that is fixed and it has no attack; None otherwise.
   """
 
   attack_loss: str | None = None
   memory: dict[str, float] = {}
   tangents: bool = False
   targets: bool = False
+  norm: str | None = None
 
 
 NEEDS = {
@@ -71,6 +73,9 @@ NEEDS = {
     'iaat': Needs(memory={'radius': 0.}),
     'iaat_smoothadv': Needs(memory={'radius': 0.}),
     'catrs': Needs(targets=True),
+    'ibp': Needs(norm='linf'),
+    'crown_ibp': Needs(norm='linf'),
+    'wong_kolter': Needs(norm='linf'),
     'tangent': Needs(tangents=True),
     'tangent_penalty': Needs(tangents=True),
 }

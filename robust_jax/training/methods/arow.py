@@ -1,8 +1,8 @@
-"""ARoW: TRADES that holds back most where an image is least robust."""
+"""ARoW: TRADES, its second term weighed by how wrong the attacked image is."""
 
 import jax.numpy as jnp
 
-from robust_jax import keys, losses
+from robust_jax import losses
 from robust_jax.training import schedules
 from robust_jax.training.methods import passes
 from robust_jax.types import Attack, Fraction, Index, MethodOutput, NonNegative
@@ -32,18 +32,11 @@ def arow(key, network, params, batch_stats, batch, progress, *, attack: Attack,
     Yang, Kong & Kim, Improving adversarial robustness by putting more regularizations on less
     robust samples, 2023.
   """
-  attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
-  attacked, undefined = passes.attacked_images(
-      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon)
-  (logits, clean_logits), batch_stats = passes.train_logits(
-      network, params, batch_stats, [attacked, batch.images], [model_key, clean_key])
+  (logits, clean_logits), batch_stats, metrics = passes.attacked_beside_clean(
+      key, attack, network, params, batch_stats, batch, epsilon=epsilon)
   divergence = losses.kl_divergence(clean_logits, logits) * jnp.exp(
       losses.log_complement(logits, batch.labels))
   loss = losses.cross_entropy(
       clean_logits, batch.labels, label_smoothing=label_smoothing) + weight * divergence
-  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
-             'clean_accuracy': passes.accuracy(clean_logits, batch.labels),
-             'divergence': divergence, 'epsilon': jnp.full_like(loss, epsilon),
-             'undefined_attacks': undefined}
-  return MethodOutput(loss, batch_stats, metrics)
+  return MethodOutput(loss, batch_stats, {**metrics, 'divergence': divergence})

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from robust_jax import keys, losses
+from robust_jax import losses
 from robust_jax.training import schedules
 from robust_jax.training.methods import passes
 from robust_jax.types import Attack, Index, MethodOutput, NonNegative
@@ -34,20 +34,13 @@ def mart(key, network, params, batch_stats, batch, progress, *, attack: Attack,
   Reference:
     Wang et al., Improving adversarial robustness requires revisiting misclassified examples, 2020.
   """
-  attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
-  attacked, undefined = passes.attacked_images(
-      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon)
-  (logits, clean_logits), batch_stats = passes.train_logits(
-      network, params, batch_stats, [attacked, batch.images], [model_key, clean_key])
+  (logits, clean_logits), batch_stats, metrics = passes.attacked_beside_clean(
+      key, attack, network, params, batch_stats, batch, epsilon=epsilon)
   divergence = losses.kl_divergence(clean_logits, logits) * jnp.exp(
       losses.log_complement(clean_logits, batch.labels))
   loss = _boosted_cross_entropy(logits, batch.labels) + beta * divergence
-  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
-             'clean_accuracy': passes.accuracy(clean_logits, batch.labels),
-             'divergence': divergence, 'epsilon': jnp.full_like(loss, epsilon),
-             'undefined_attacks': undefined}
-  return MethodOutput(loss, batch_stats, metrics)
+  return MethodOutput(loss, batch_stats, {**metrics, 'divergence': divergence})
 
 
 def _boosted_cross_entropy(logits, labels):

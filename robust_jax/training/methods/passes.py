@@ -108,6 +108,30 @@ def train_logits(network, params, batch_stats, images, image_keys):
   return logits.reshape(len(images), -1, logits.shape[-1]), batch_stats
 
 
+def attacked_beside_clean(key, attack, network, params, batch_stats, batch, *, epsilon):
+  """Training-mode logits of x' = attack(x) and of x, in one pass.
+
+  Args:
+    key: [batch] keys.
+    epsilon: radius of the attack.
+
+  The other arguments as `attacked_images`.
+
+  Returns:
+    ([2, batch, classes], of x' and of x; the updated batch statistics; the metrics 'accuracy' on
+    x', 'clean_accuracy' on x, 'epsilon' and 'undefined_attacks', [batch] each).
+  """
+  attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
+  attacked, undefined = attacked_images(attack_key, attack, network, params, batch_stats, batch,
+                                        epsilon=epsilon)
+  logits, batch_stats = train_logits(network, params, batch_stats, [attacked, batch.images],
+                                     [model_key, clean_key])
+  of_attacked, of_clean = (accuracy(each, batch.labels) for each in logits)
+  return logits, batch_stats, {
+      'accuracy': of_attacked, 'clean_accuracy': of_clean, 'undefined_attacks': undefined,
+      'epsilon': jnp.full_like(of_attacked, epsilon)}
+
+
 def noisy_train_logits(key, network, params, batch_stats, images, noise):
   """`train_logits` of the noisy copies x + n_i.
 

@@ -2,9 +2,7 @@
 
 import inspect
 
-import jax.numpy as jnp
-
-from robust_jax import keys, losses
+from robust_jax import losses
 from robust_jax.training import schedules
 from robust_jax.training.methods import passes
 from robust_jax.types import Attack, Fraction, Index, MethodOutput, NonNegative
@@ -41,17 +39,10 @@ def trades(key, network, params, batch_stats, batch, progress, *, attack: Attack
   loss = inspect.signature(attack).parameters.get('loss')
   if loss is not None and loss.default != 'kl':
     raise ValueError(f"attack must have the loss 'kl', got {loss.default!r}")
-  attack_key, model_key, clean_key = keys.uses(key, len(batch.images), 3)
   epsilon = schedules.warm_up(epsilon, progress.epoch, epsilon_warmup_epochs)
-  attacked, undefined = passes.attacked_images(
-      attack_key, attack, network, params, batch_stats, batch, epsilon=epsilon)
-  (logits, clean_logits), batch_stats = passes.train_logits(
-      network, params, batch_stats, [attacked, batch.images], [model_key, clean_key])
+  (logits, clean_logits), batch_stats, metrics = passes.attacked_beside_clean(
+      key, attack, network, params, batch_stats, batch, epsilon=epsilon)
   divergence = losses.kl_divergence(clean_logits, logits)
   clean_loss = losses.cross_entropy(clean_logits, batch.labels, label_smoothing=label_smoothing)
   loss = clean_loss + beta * divergence
-  metrics = {'accuracy': passes.accuracy(logits, batch.labels),
-             'clean_accuracy': passes.accuracy(clean_logits, batch.labels),
-             'divergence': divergence, 'epsilon': jnp.full_like(loss, epsilon),
-             'undefined_attacks': undefined}
-  return MethodOutput(loss, batch_stats, metrics)
+  return MethodOutput(loss, batch_stats, {**metrics, 'divergence': divergence})
