@@ -18,11 +18,11 @@ from robust_jax.workdir import interrupts
 ROOT = Path(__file__).parents[1]
 SBATCH = ROOT / 'docs' / 'shards.sbatch'
 POD = ROOT / 'docs' / 'pod.sbatch'
-# In place of python: waits, and ends as a run that is interrupted or done.
+# In place of python: waits, and ends as a run that is interrupted, once it is let go, or done.
 RUN = '''#!/bin/bash
-trap 'sleep 0.1; exit 75' TERM
+trap 'until [ -e released ]; do sleep 0.02; done; exit 75' TERM
 echo "$@" > begun
-for i in $(seq 100); do [ -e done ] && exit $(cat done); sleep 0.05; done
+for i in $(seq 100); do [ -s done ] && exit $(cat done); sleep 0.05; done
 '''
 # Passes signals on to its one task and has its status, as srun does.
 SRUN = '''#!/bin/bash
@@ -33,7 +33,7 @@ exec "${@:2}"
 
 def wait_for(path):
   deadline = time.monotonic() + 30
-  while not path.exists() and time.monotonic() < deadline:
+  while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
     time.sleep(0.02)
   return path.read_text()
 
@@ -68,8 +68,9 @@ def test_a_task_is_queued_again_only_where_its_time_ends(sent, status, requeued,
   assert '--workdir=a b ' in wait_for(tmp_path / 'begun')
   if sent:
     process.send_signal(sent)
+    (tmp_path / 'released').touch()
   else:
-    (tmp_path / 'done').touch()
+    (tmp_path / 'done').write_text('0')
   assert process.wait(30) == status
   assert (tmp_path / 'requeued').exists() == requeued
   if requeued:
@@ -91,7 +92,7 @@ def test_a_pod_is_queued_again_where_it_can_go_on(sent, ends, restarts, status, 
   assert wait_for(tmp_path / 'begun') == '-m launch --distributed --workdir=a b --stages=train\n'
   for number in sent:
     process.send_signal(number)
-    time.sleep(0.02)
+  (tmp_path / 'released').touch()
   if ends is not None:
     (tmp_path / 'done').write_text(f'{ends}')
   assert process.wait(30) == status
