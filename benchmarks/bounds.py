@@ -19,11 +19,12 @@ from robust_jax import bounds, data, losses
 from robust_jax.attacks import pgd, threat_models
 from robust_jax.bounds import program, propagate
 
-METHODS = ('ibp', 'crown_ibp', 'crown', 'alpha', 'wong_kolter')
+METHODS = ('ibp', 'forward', 'crown_ibp', 'crown', 'alpha', 'wong_kolter')
 COLUMNS = (*METHODS, 'LP', 'exact', 'attack')
 # What cannot be above what, but for the room that the programs have for rounding.
 ORDER = (('ibp', 'crown_ibp'), ('crown_ibp', 'crown'), ('crown', 'alpha'), ('alpha', 'LP'),
-         ('wong_kolter', 'LP'), ('LP', 'exact'), ('exact', 'attack'))
+         ('ibp', 'forward'), ('forward', 'LP'), ('wong_kolter', 'LP'), ('LP', 'exact'),
+         ('exact', 'attack'))
 TOLERANCE = 0.01
 NUM_IMAGES, NUM_SAMPLES = 4, 2500
 

@@ -236,7 +236,7 @@ def of_two_layers(w, x):
 
 
 def test_bounds_are_below_the_linear_program_and_that_is_below_the_exact_minimum():
-  names, row = ('ibp', 'crown_ibp', 'crown', 'wong_kolter'), np.array([1., -1.])
+  names, row = ('ibp', 'crown_ibp', 'crown', 'forward', 'wong_kolter'), np.array([1., -1.])
 
   def all_bounds(w, x, epsilon):
     net = jax.tree_util.Partial(of_two_layers, w)
@@ -253,6 +253,7 @@ def test_bounds_are_below_the_linear_program_and_that_is_below_the_exact_minimum
       relaxed, least = (program.minimum(problem, row, relaxed=relax)[0] for relax in (True, False))
       # The programs are lowered by the solver's tolerances.
       assert found['ibp'] <= found['crown_ibp'] <= found['crown'] <= relaxed + 1e-4
+      assert found['ibp'] <= found['forward'] <= relaxed + 1e-4
       assert found['wong_kolter'] <= relaxed + 1e-4 <= least + 2e-4
       grid = np.stack(np.meshgrid(*[np.linspace(max(c - epsilon, 0), min(c + epsilon, 1), 21)
                                     for c in image]), axis=-1).reshape(-1, 3)
@@ -461,7 +462,7 @@ def test_models_are_bounded_in_the_layers_of_this_device_and_in_plain_ones(
     (dict(epsilon=1.5), 'epsilon must be at most 1 in linf'),
     (dict(norm='l3'), "norm must be one of linf, l2, l1, got 'l3'"),
     (dict(method='best'),
-     "method must be one of crown, crown_ibp, alpha, ibp, wong_kolter, got 'best'"),
+     "method must be one of crown, crown_ibp, forward, alpha, ibp, wong_kolter, got 'best'"),
     (dict(num_steps=0), 'num_steps must be at least 1, got 0'),
     (dict(step_size=0.), 'step_size must be above 0, got 0.0'),
     (dict(labels=None, spec=np.eye(4)), r'spec must have shape \(rows, 3\) or \(4, rows, 3\)'),
@@ -541,9 +542,10 @@ def test_chunks_and_batches_change_only_rounding():
 def test_no_point_crosses_any_bound_in_other_norms(name):
   for shift in (1, 2):
     norm = list(SCALE)[(list(NETS).index(name) + shift) % 3]
-    worst, found, _ = check(name, norm, ('ibp', 'crown_ibp', 'alpha'), seed=shift)
+    worst, found, _ = check(name, norm, ('ibp', 'crown_ibp', 'forward', 'alpha'), seed=shift)
     assert worst <= 0
-    assert (found['crown_ibp'] >= found['ibp'] - 1e-6).all()
+    for method in ('crown_ibp', 'forward'):
+      assert (found[method] >= found['ibp'] - 1e-6).all()
     assert (found['alpha'] >= found['crown_ibp'] - 1e-6).all()
 
 
@@ -557,7 +559,7 @@ def against(score, level):
     (lambda x: jnp.where(jnp.isfinite(x * 1e38 * 10), x, -1.), 0.),
     (lambda x: jnp.where(jnp.isnan(lax.rsqrt(x - 0.5)), 0., lax.rsqrt(x - 0.5)), 0.5),
     (lambda x: jax.nn.relu(lax.rsqrt(x - 0.5)), 0.5)])
-@pytest.mark.parametrize('method', ['ibp', 'crown_ibp', 'crown'])
+@pytest.mark.parametrize('method', ['ibp', 'crown_ibp', 'crown', 'forward'])
 def test_what_is_not_finite_proves_nothing(score, level, method):
   image = jnp.full((1, 1, 1, 1), 0.6)
   lower = bounds.crown(against(score, level), image, 0.2, labels=jnp.array([0]), method=method)

@@ -1,5 +1,6 @@
 """CROWN: bounds of margins by lines below and above every nonlinear function."""
 
+import functools
 import math
 from typing import Literal, get_args
 
@@ -10,12 +11,12 @@ import optax
 from jax import lax
 
 from robust_jax import inputs, smoothing
-from robust_jax.bounds import linear, propagate
+from robust_jax.bounds import forward, linear, propagate
 from robust_jax.bounds.ibp import checked_rows, folded
 from robust_jax.bounds.rules import Affine, Interval, Nonlinear, stacked
 from robust_jax.types import Count, Positive
 
-Method = Literal['crown', 'crown_ibp', 'alpha', 'ibp', 'wong_kolter']
+Method = Literal['crown', 'crown_ibp', 'forward', 'alpha', 'ibp', 'wong_kolter']
 Norm = Literal['linf', 'l2', 'l1']
 
 
@@ -41,8 +42,10 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
     spec: instead of labels, rows c of <c, z>: [rows, classes] or [batch, rows, classes].
     method: what the bounds of inner layers are: 'crown', bounds of this kind; 'crown_ibp',
       intervals, differentiable and at the cost of a few passes; 'alpha', as 'crown', and then the
-      slopes of lines through kinks, as ReLU's lower one, are optimised for every row. 'ibp':
-      intervals throughout, with the rows folded into the last layers. 'wong_kolter': the dual
+      slopes of lines through kinks, as ReLU's lower one, are optimised for every row. 'forward':
+      from the first layer to the last, every value between two linear functions of the image, at
+      the cost of two passes a pixel. 'ibp': intervals throughout, with the rows folded into the
+      last layers. 'wong_kolter': the dual
       network of Wong and Kolter, their Algorithm 1 (Weng et al.'s Fast-Lin): as 'crown', but both
       lines through a ReLU between l < 0 < u have the slope u / (u - l), and no interval is kept
       where it is closer. Differentiable. Of ReLUs and other kinks alone.
@@ -64,6 +67,8 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
     Functions, 2018; Zhang et al., Towards Stable and Efficient Training of Verifiably Robust
     Neural Networks, 2020 (CROWN-IBP); Xu et al., Fast and Complete: Enabling Complete Neural
     Network Verification with Rapid and Massively Parallel Incomplete Verifiers, 2021 (alpha);
+    Xu et al., Automatic Perturbation Analysis for Scalable Certified Robustness and Beyond, 2020
+    (forward);
     Wong and Kolter, Provable Defenses against Adversarial Examples via the Convex Outer Adversarial
     Polytope, 2018; Weng et al., Towards Fast Computation of Certified Robustness for ReLU
     Networks, 2018.
@@ -107,8 +112,11 @@ def _crown(logits_fn, images, epsilon, rows, **settings):
   graph = propagate.trace(logits_fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
   if settings['method'] == 'wong_kolter':
     graph = graph._replace(steps=[_parallel(step) for step in graph.steps])
-  return jax.vmap(lambda *of_one: _bound(graph, *of_one, **settings))(
-      images[:, None], epsilon, rows)
+  of_one = lambda of_one: _bound(graph, *of_one, **settings)
+  # Coefficients of all pixels are much memory.
+  over_batch = jax.vmap(of_one) if settings['method'] != 'forward' else functools.partial(
+      lax.map, of_one)
+  return over_batch((images[:, None], epsilon, rows))
 
 
 def _parallel(step):
@@ -125,7 +133,7 @@ def _parallel(step):
 
 def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, chunk):
   """[rows] of one image [1, ...]."""
-  intervals, known, at_image = _inner(graph, image, epsilon, norm, method, chunk)
+  intervals, known, at_image, forms = _inner(graph, image, epsilon, norm, method, chunk)
   seeds = rows.reshape(-1, *graph.output.shape)
   rough = folded(graph, intervals, known, seeds)
   is_known = graph.is_known(intervals)
@@ -138,7 +146,8 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
     def of_row(seed, shares):
       others = {slot: step for slot, step in known.items() if slot not in shares}
       steps = linear.prepare(graph.steps, intervals, others, shares)
-      return linear.lower(graph, intervals, steps, graph.output, seed, at_image=at_image)
+      return linear.lower(graph, intervals, steps, graph.output, seed, at_image=at_image,
+                          forms=forms)
     return jax.vmap(of_row)(seeds, shares)
 
   best = bounds({})
@@ -166,8 +175,9 @@ def _bound(graph, image, epsilon, rows, *, norm, method, num_steps, step_size, c
 
 
 def _inner(graph, image, epsilon, norm, method, chunk):
-  """(intervals, known, at_image), as `linear.lower` takes them, of one image [1, ...]."""
+  """(intervals, known, at_image, forms), as `linear.lower` takes them, of one image [1, ...]."""
   box, known = propagate.box(image, epsilon), {}
+  forms = {graph.input: forward.of_image(image)} if method == 'forward' else None
   at_image = linear.at_ball(image, box, epsilon, norm)
   loose = set() if method in ('ibp', 'crown_ibp') else _loose(graph, norm)
 
@@ -177,12 +187,20 @@ def _inner(graph, image, epsilon, norm, method, chunk):
     loose.remove(slot)
     # Steps are numbered as their outputs are.
     linear.prepare(graph.steps[:slot.number], intervals, known)
+    if forms:
+      forward.extend(forms, graph, slot.number, intervals, known)
+      return _both(forward.values(forms[slot], at_image, image.shape, chunk), intervals[slot])
     bound = lambda seed: linear.lower(graph, intervals, known, slot, seed, at_image=at_image)
     found = _entries(bound, slot, chunk)
     return found if method == 'wong_kolter' else _both(found, intervals[slot])
 
   intervals = propagate.intervals(graph, box, tighten)
-  return intervals, linear.prepare(graph.steps, intervals, known), at_image
+  linear.prepare(graph.steps, intervals, known)
+  if forms:
+    last = max([0, *(step.output.number for step in graph.steps
+                     if isinstance(step.rule, Nonlinear))])
+    forward.extend(forms, graph, last, intervals, known)
+  return intervals, known, at_image, forms
 
 
 def _both(x, y):

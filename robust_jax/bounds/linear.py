@@ -49,7 +49,7 @@ def lines(rule, inputs, share=None):
   return found._replace(lower_shift=found.lower_shift - off, upper_shift=found.upper_shift + off)
 
 
-def lower(graph, intervals, known, slot, seed, *, at_image=None):
+def lower(graph, intervals, known, slot, seed, *, at_image=None, forms=None):
   """A lower bound of <seed, slot>: the functions that it is made of, replaced by lines, last first.
 
   Args:
@@ -60,6 +60,8 @@ def lower(graph, intervals, known, slot, seed, *, at_image=None):
     seed: of its shape.
     at_image: a -> arrays, of which the sum of all entries is at most <a, image>; None: lines end
       at the last nonlinear functions, of which the intervals are taken.
+    forms: {slot: coefficients}, of `forward`: lines end at the last nonlinear functions, and those
+      of the image are taken for them.
 
   Returns:
     A scalar; -inf where there is none.
@@ -69,13 +71,17 @@ def lower(graph, intervals, known, slot, seed, *, at_image=None):
     a = coefficients.pop(step.output, None)
     if a is None:
       continue
-    found = known[step.output]
+    found, through = known[step.output], step.inputs
     inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in step.inputs]
     if isinstance(step.rule, Affine):
       # Of an affine function, the transpose of its derivative.
       pull = jax.vjp(step.rule.apply, *(jnp.zeros(x.shape, x.dtype) for x in inputs))[1]
       if found is not None:
         terms.append(least(a, found.lower_shift, found.upper_shift))
+    elif forms:
+      row, shift = _below(a, forms[step.output])
+      terms.append(shift)
+      through, pull = [graph.input], lambda _, row=row: [row.reshape(graph.input.shape)]
     elif at_image is None:
       terms.append(least(a, *intervals[step.output]))
       continue
@@ -83,25 +89,38 @@ def lower(graph, intervals, known, slot, seed, *, at_image=None):
       pull = jax.linear_transpose(step.rule.stack, *inputs)
       terms.append(least(a, found.lower_shift, found.upper_shift))
       a = jnp.where(a > 0, a * found.lower_slope, a * found.upper_slope)
-    for x, part in zip(step.inputs, pull(a)):
+    for x, part in zip(through, pull(a)):
       if x in coefficients:
         part = part + coefficients[x]
-        terms.append(-ROUNDING * _times(jnp.abs(part), intervals[x].size))
+        terms.append(-ROUNDING * times(jnp.abs(part), intervals[x].size))
       coefficients[x] = part
   a = coefficients.pop(graph.input, None)
   if a is not None:
     terms += at_image(a) if at_image else [least(a, *intervals[graph.input])]
+  return total(terms)
+
+
+def total(terms):
+  """At most the sum of all entries of these arrays, whatever their rounding; -inf for NaN."""
   terms = jnp.concatenate([term.reshape(-1) for term in terms])
-  total = _sum(terms) - _rounding(terms) * _sum(jnp.abs(terms))
-  return jnp.where(jnp.isnan(total), -jnp.inf, total)
+  found = _sum(terms) - _rounding(terms) * _sum(jnp.abs(terms))
+  return jnp.where(jnp.isnan(found), -jnp.inf, found)
+
+
+def _below(a, coefficients):
+  """(b, c): <b, pixels> + c is at most <a, v>, of v between lines of these coefficients."""
+  products = least(a, *coefficients).reshape(len(coefficients.lower), -1)
+  row = products.sum(1) - (a.size + 8) * ROUNDING * jnp.abs(products).sum(1)
+  row = jnp.where(jnp.isnan(row), -jnp.inf, row)
+  return row[:-1], row[-1]
 
 
 def least(a, low, high):
   """The least a x, elementwise, of x in [low, high]."""
-  return _times(a, jnp.where(a > 0, low, high))
+  return times(a, jnp.where(a > 0, low, high))
 
 
-def _times(a, b):
+def times(a, b):
   """a b; 0 times anything is 0."""
   return a * jnp.where(a == 0, 0, b)
 

@@ -8,8 +8,8 @@ from robust_jax.config import lengths
 from robust_jax.report import charts, pages
 from robust_jax.report.charts import Chart, Line
 
-_METHODS = {'ibp': 'IBP', 'crown_ibp': 'CROWN-IBP', 'crown': 'CROWN', 'alpha': 'α-CROWN',
-            'wong_kolter': 'Wong–Kolter'}
+_METHODS = {'ibp': 'IBP', 'crown_ibp': 'CROWN-IBP', 'crown': 'CROWN',
+            'forward': 'forward bounds', 'alpha': 'α-CROWN', 'wong_kolter': 'Wong–Kolter'}
 
 
 def method(log) -> str:
