@@ -208,12 +208,14 @@ def test_what_differs_between_processes_is_named(tmp_path):
 
 def test_a_folder_that_is_not_shared_is_noticed(tmp_path):
   """Each process has its own folder `run`, as on machines without a common file system."""
+  config = tmp_path / 'hasty.py'
+  config.write_text('from configs.digits import pgd as get_config\n'
+                    'from robust_jax.devices import processes\nprocesses._SHOWING = 5\n')
   port, started = free_port(), []
   for number in range(2):
     own = tmp_path / f'machine{number}'
     own.mkdir()
-    started.append(start('run', number, 2, port, f'--config={ROOT}/configs/digits.py:pgd', cwd=own,
-                         path=ROOT))
+    started.append(start('run', number, 2, port, f'--config={config}', cwd=own))
   ended = [(*process.communicate(timeout=120), process.returncode) for process in started]
   for _, text, status in ended:
     assert status == 2 and '--workdir must be one folder that all processes see' in text, ended
