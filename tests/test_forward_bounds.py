@@ -80,6 +80,35 @@ def test_no_point_crosses(name):
   assert (found['forward'] > found['ibp'] + 1e-3).any()
 
 
+def test_gradients_are_those_of_the_bounds():
+  of_layers, x = layers(3), images(seed=3)
+  total = jax.jit(lambda of_layers: bounds.crown(
+      jax.tree_util.Partial(net, of_layers), x, 0.05, labels=np.zeros(4, int),
+      method='forward').sum())
+  at_w = jax.grad(total)(of_layers)
+  draw = np.random.default_rng(0)
+  for number in range(2):
+    move = draw.normal(size=at_w[number][0].shape).astype(np.float32) * 1e-3
+    moved = [[(w + by * move if i == number else w, b) for i, (w, b) in enumerate(of_layers)]
+             for by in (1, -1)]
+    slope = (total(moved[0]) - total(moved[1])) / 2
+    np.testing.assert_allclose(np.sum(at_w[number][0] * move), slope, rtol=0.05)
+
+
+@pytest.mark.parametrize('scale', [1e9, 1e12])
+def test_nothing_is_rounded_inward_where_a_pixel_is_just_below_0(scale):
+  """relu(scale relu(-x) - scale relu(-x) + 1), of which coefficients have only roundings."""
+  x, label = np.full((1, 1, 1, 1), -1e-6, np.float32), np.array([0])
+
+  def of_pixel(x):
+    y = nn.relu(x.reshape(len(x), 1) @ np.array([[-1., -1.]], np.float32))
+    z = nn.relu(y @ np.array([[scale], [-scale]], np.float32) + 1)
+    return np.zeros(2, np.float32) + z * np.array([1., 0.], np.float32)
+
+  lower = bounds.crown(of_pixel, x, 0., labels=label, method='forward')
+  assert lower[0, 1] <= 1 and of_pixel(x)[0, 0] >= 1
+
+
 def test_a_planted_mistake_is_seen(monkeypatch):
   """The line below comes from lines below, whatever the signs of weights."""
   right = forward._through_affine

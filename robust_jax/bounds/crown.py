@@ -44,7 +44,7 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
       intervals, differentiable and at the cost of a few passes; 'alpha', as 'crown', and then the
       slopes of lines through kinks, as ReLU's lower one, are optimised for every row. 'forward':
       from the first layer to the last, every value between two linear functions of the image, at
-      the cost of two passes a pixel. 'ibp': intervals throughout, with the rows folded into the
+      the cost of some passes a pixel. 'ibp': intervals throughout, with the rows folded into the
       last layers. 'wong_kolter': the dual
       network of Wong and Kolter, their Algorithm 1 (Weng et al.'s Fast-Lin): as 'crown', but both
       lines through a ReLU between l < 0 < u have the slope u / (u - l), and no interval is kept

@@ -11,7 +11,9 @@ from robust_jax.bounds.rules import ROUNDING, Affine, Interval
 def of_image(image):
   """Coefficients of the image [1, ...] itself: see `extend`."""
   unit = jnp.eye(image.size + 1, image.size, dtype=image.dtype).reshape(-1, *image.shape)
-  return Interval(unit, unit)
+  # Of a negative pixel, what is rounded outward below would be rounded inward: nothing is known.
+  unit = jnp.where(jnp.min(image) < 0, jnp.nan, unit)
+  return rules.interval(unit, unit)
 
 
 def extend(found, graph, last, intervals, known):
@@ -19,7 +21,8 @@ def extend(found, graph, last, intervals, known):
 
   A value v has those of two lines, [pixels + 1, *shape of v] each, the last of them what is added:
   sum_k lower_k x_k + lower_-1 <= v <= sum_k upper_k x_k + upper_-1. As no pixel is negative, each
-  coefficient may be an end of an interval, and goes through an affine step as one does.
+  coefficient may be an end of an interval, and goes through an affine step as one does; a lower
+  one may exceed the upper one, since it is the lines that are in order.
 
   Args:
     found: {slot: Interval of coefficients}, changed; of graph.input at least.

@@ -166,7 +166,7 @@ def affine_interval(rule, intervals, rounded=True):
   middle = rule.apply(*((x.lower + x.upper) / 2 for x in intervals))
   radius = rule.spread(*((x.upper - x.lower) / 2 + unit * size
                          for x, size in zip(intervals, sizes)))
-  radius = (1 + unit) * radius + unit * jnp.abs(middle)
+  radius = radius + unit * (jnp.abs(radius) + jnp.abs(middle))
   return interval(middle - radius, middle + radius)
 
 
