@@ -130,8 +130,15 @@ def test_figures_are_on_the_images_that_all_runs_have(runs, tmp_path):
   cells = column(panel, 'ACR')
   assert cells['a0'] == f'{np.mean((first.correct * first.radius)[:80]):.3f}'
   assert cells['fewer'].startswith(f'{analysis.average_certified_radius(second):.3f}')
-  assert any('Of 80 and 120 certified images, the figures are on the 80' in note
+  assert any('Of 80 and 120 certified images, certified accuracies and ACR are on the 80' in note
              for note in panel.notes)
+  assert not any('Clean accuracy' in note for note in panel.notes)
+  lines = (fewer / 'attack.jsonl').read_text().splitlines(keepends=True)
+  (fewer / 'attack.jsonl').write_text(''.join(lines[:41]))
+  panel = panel_of(runs[0], fewer)
+  assert any('Of 40 and 120 attacked images, accuracies under attack are on the 40' in note
+             for note in panel.notes)
+  assert 'Clean accuracy is on 80 images.' in panel.notes
   # Without a common image nothing is compared.
   rewrite(fewer / 'certify.jsonl', lambda row: row | {'idx': row['idx'] + 1000})
   panel = panel_of(runs[0], fewer)

@@ -99,6 +99,11 @@ def _panel(dataset, runs):
       *_verified(bounds, bounded_alike),
       *_epoch_time(found)]
   notes += _notes(found, differing, certified, attacks)
+  numbers = {len(values) for values in present(columns[0].values)} if columns else ()
+  others = {len(log.idx) for of_kind in (certified, attacked, bounds) for log in present(of_kind)}
+  if columns and columns[0].title == 'clean' and len(others) > 1:
+    notes.append(f'Clean accuracy is on {_listed(f"{number:,}" for number in sorted(numbers))} '
+                 'images.')
   if any(column.title == 'test' for column in columns):
     notes += _noise_note(_tested_noises(found))
   if any(len(column.figures(i)) > 1 and len(set(column.figures(i))) == 1
@@ -133,6 +138,11 @@ def on_each(function, logs) -> list:
   return [[None if log is None else function(log) for log in row] for row in logs]
 
 
+# What is measured on images of each kind; clean accuracy on any of them.
+_FIGURES = {'certified': 'certified accuracies and ACR', 'attacked': 'accuracies under attack',
+            'bounded': 'verified accuracies'}
+
+
 def _on_common_images(logs, what, notes):
   """([group][run] logs on the images that all have, whether there are any)."""
   there = present(logs)
@@ -145,8 +155,8 @@ def _on_common_images(logs, what, notes):
                  'images, and they are not compared.')
     return logs, False
   if sizes != [len(idx)]:
-    notes.append(f'Of {_listed(f"{size:,}" for size in sizes)} {what} images, the figures are on '
-                 f'the {len(idx):,} that all runs have in common; so they may differ from those '
+    notes.append(f'Of {_listed(f"{size:,}" for size in sizes)} {what} images, {_FIGURES[what]} are '
+                 f'on the {len(idx):,} that all runs have in common; so they may differ from those '
                  'of the runs\' own pages.')
   cut = on_each(lambda log: analysis.on_images(log, idx), logs)
   other = other_label(present(cut))
