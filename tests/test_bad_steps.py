@@ -260,8 +260,8 @@ def test_waiting_for_input_is_measured_where_no_step_is_under_way(tmp_path):
 
   busy, idle = run(False), run(True)
   # Of the first step the result is fetched: the second waits.
-  assert busy['input_wait'] < 0.3 and 0.8 < idle['input_wait'] <= 1.
-  assert 20 < idle['steps_per_second'] < 50
+  assert busy['input_wait'] + 0.2 < idle['input_wait'] <= 1.
+  assert 0 < idle['steps_per_second'] < 50
   np.testing.assert_allclose(idle['images_per_second'], 4 * idle['steps_per_second'])
   assert idle['loss'] == 2.
 
@@ -280,16 +280,16 @@ class Count(np.ndarray):
 
 def test_a_log_file_has_a_sign_of_life(capfd):
   with monitoring.heartbeat('certify', seconds=0.1):
-    time.sleep(0.25)
+    time.sleep(0.8)
     bar = monitoring.bar(desc='attack', total=9, unit='image')
     bar.update(2)
-    time.sleep(0.25)
+    time.sleep(0.8)
     bar.close()
-  time.sleep(0.2)
   lines = capfd.readouterr().err.splitlines()
   assert [line.split(':')[0] for line in lines[:2]] == ['certify'] * 2
   assert sum(line.startswith('attack: 2/9') for line in lines) >= 2
-  assert len(lines) <= 9  # None after the end.
+  time.sleep(0.3)
+  assert capfd.readouterr().err == ''  # None after the end.
 
 
 def test_a_bar_in_a_log_file_ends_with_one_line(capfd):
