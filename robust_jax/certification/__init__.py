@@ -3,7 +3,8 @@
 `CERTIFIERS` maps the names that a config uses to rules (`rules.Rule`): frozen dataclasses, whose
 fields are the configuration. `Fixed` takes the same number of draws of every image; the others stop
 as soon as they can. `certify_stream` certifies a stream of images by any of them,
-`certify_by_rule` a batch; `certify` is the latter with `Fixed`.
+`certify_by_rule` a batch; `certify` is the latter with `Fixed`. `certify_splitting` is apart: it
+draws nothing, and its radii are l1.
 """
 
 from robust_jax.certification.anytime import Anytime
@@ -27,6 +28,7 @@ from robust_jax.certification.sampling import (
     gaussian_noise,
     sharded_count,
 )
+from robust_jax.certification.splitting import SplitCertificate, certify_splitting
 from robust_jax.certification.stream import Example, certify_stream
 
 CERTIFIERS = {'fixed': Fixed, 'sequential': RadiusGrid, 'anytime': Anytime}
@@ -42,10 +44,12 @@ __all__ = [
   'Judgement',
   'RadiusGrid',
   'Rule',
+  'SplitCertificate',
   'binomial_test',
   'certified_radius',
   'certify',
   'certify_by_rule',
+  'certify_splitting',
   'certify_stream',
   'check_draws',
   'clopper_pearson_lower',
