@@ -2,7 +2,7 @@
 
 import textwrap
 
-from robust_jax.config import schema
+from robust_jax import schema
 from robust_jax.config.sections import SECTIONS, TABLES, ExperimentSettings, find
 from robust_jax.errors import UserError, suggest
 

@@ -12,8 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from launch import experiments, fields, jobs, schedulers, sweep, usage
-from robust_jax import stages
-from robust_jax.config import schema
+from robust_jax import schema, stages
 from robust_jax.config.sections import SECTIONS, TABLES, component, find, flat
 from robust_jax.devices.processes import Meeting
 from robust_jax.errors import UserError, suggest

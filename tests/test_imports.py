@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'robust_jax'
 
 # Each layer may import itself and the layers before it.
 LAYERS = [
-    {'types', 'errors', 'terminal', 'inputs', 'keys', 'named', 'cpu'},
+    {'types', 'errors', 'terminal', 'inputs', 'schema', 'keys', 'named', 'cpu'},
     {'backend', 'devices'},
     {'losses', 'smoothing', 'models', 'data'},
     {'workdir'},

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_jax import attacks, inputs, losses, smoothing
+from robust_jax import attacks, bounds, inputs, losses, schema, smoothing
 from robust_jax.attacks import ATTACKS
-from robust_jax.certification import certify, count, predict
+from robust_jax.certification import certify, certify_splitting, count, predict
 from robust_jax.training import train_step
 from robust_jax.types import Batch
 
@@ -62,6 +62,25 @@ def test_attacks_refuse(name, wrong, message):
   with pytest.raises(ValueError, match=message) as error:
     ATTACKS[name](KEY, **arguments)
   assert '\n' not in str(error.value)
+
+
+FUNCTIONS = [*ATTACKS.values(), attacks.smallest, bounds.crown, bounds.exact, certify_splitting]
+
+
+@pytest.mark.parametrize('function, field', [
+    (function, field) for function in FUNCTIONS for field in schema.fields(function)])
+def test_hyper_parameters_are_held_to_their_annotations(function, field):
+  for value in ([1], 'nothing', object(), *_out_of_range(schema.fields(function)[field].hint)):
+    with pytest.raises(ValueError, match=f'^{field} must be .*, got ') as error:
+      function(**{field: value})
+    assert '\n' not in str(error.value)
+
+
+def _out_of_range(hint):
+  if not schema.is_known(hint) or schema.plain_type(hint) not in (int, float):
+    return ()
+  return (-1, -1., np.float32(-1), jnp.asarray(-1), np.nan, np.inf) + (
+      (2.5,) if schema.plain_type(hint) is int else ())
 
 
 @pytest.mark.parametrize('name, norm, longest', [

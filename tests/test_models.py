@@ -12,8 +12,7 @@ import pytest
 from flax import linen as nn
 from numpy.lib.stride_tricks import sliding_window_view
 
-from robust_jax import backend, keys, losses, models
-from robust_jax.config import schema
+from robust_jax import backend, keys, losses, models, schema
 from robust_jax.errors import UserError
 from robust_jax.models import cnn, densenet, layers, preact_resnet, resnet, vgg
 

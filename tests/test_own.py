@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from launch import flags
-from robust_jax import keys, models, workdir
-from robust_jax.config import experiment, schema, sections
+from robust_jax import keys, models, schema, workdir
+from robust_jax.config import experiment, sections
 from robust_jax.config.sections import component
 from robust_jax.errors import UserError
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, special, stats
 
+from robust_jax import schema
 from robust_jax.certification import Anytime, RadiusGrid, bounds, rules
-from robust_jax.config import schema
 
 SCORES = [0.0, 0.25, 1.2815515655446004, 3.090232306167813, 7.034483825301132]  # 1 - p0 to 1e-12
 COUNTS = [(0, 1), (1, 1), (0, 5), (3, 5), (50, 100), (98, 100), (100, 100), (600, 1000),
@@ -480,10 +480,11 @@ def test_arguments_are_config_fields_with_defaults_in_range(make):
   (RadiusGrid, dict(indifference=1.0), 'indifference .*, got 1.0'),
   (RadiusGrid, dict(first_look=0), 'first_look .*, got 0'),
   (RadiusGrid, dict(look_growth=0.9), 'look_growth .*, got 0.9'),
-  (RadiusGrid, dict(radii=(0.5, -0.25)), 'radii .*, got -0.25'),
-  (RadiusGrid, dict(radii=(math.nan,)), 'radii .*, got nan'),
+  (RadiusGrid, dict(radii=(0.5, -0.25)), r'radii .*\[0, inf\) .*, got \(0.5, -0.25\)'),
+  (RadiusGrid, dict(radii=np.array([0.5, -0.25])), 'radii .*, got -0.25'),
+  (RadiusGrid, dict(radii=np.array([math.nan])), 'radii .*, got nan'),
   (RadiusGrid, dict(radii=(0.5, 0.25, 0.5)), 'radii .* distinct, got 0.5'),
-  (RadiusGrid, dict(radii=('a', 0.5)), r"radii .*, got \['a', '0.5'\]"),
+  (RadiusGrid, dict(radii=('a', 0.5)), r"radii .*, got \('a', 0.5\)"),
   (RadiusGrid, dict(radii=0.5), 'radii .*, got 0.5'),
   (RadiusGrid, dict(radii=(0.5, 2.0), n=1000), 'radii .* 1.2.* n=1000 draws .*, got 2.0'),
   (RadiusGrid, dict(n0=0), 'n0 .*, got 0'),

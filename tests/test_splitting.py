@@ -121,9 +121,12 @@ def test_certificates_of_images():
 
 
 @pytest.mark.parametrize('change, says', [
-    (dict(sigma=0.), 'sigma must be above 0, got 0'), (dict(sigma=math.nan), 'sigma .*nan'),
+    (dict(sigma=0.), 'sigma must be a number in .0, inf., got 0'),
+    (dict(sigma=math.nan), 'sigma .*nan'),
     (dict(sigma=1e-4), 'sigma must be at least 0.00113, got 0.0001'),
-    (dict(batch_size=0), 'batch_size .*0'),
+    (dict(batch_size=0), 'batch_size .*0'), (dict(batch_size=2.5), 'batch_size .* integer .*2.5'),
+    (dict(seed=1.5), 'seed .* integer .*1.5'), (dict(sigma=[0.5]), 'sigma .* number .*0.5'),
+    (dict(sigma=None), 'sigma .*None'),
     (dict(images=np.full((1, 2, 2, 1), 0.3001, np.float32)), 'pixels must be multiples of 1/255'),
     (dict(images=np.full((1, 2, 2, 1), 3, np.uint8)), 'images must be floating point')])
 def test_wrong_arguments_are_named(change, says):

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_jax import inputs, keys, smoothing
+from robust_jax import inputs, keys, schema, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.targets import most_probable, reached
 from robust_jax.attacks.threat_models import column
@@ -64,6 +64,7 @@ class _State(NamedTuple):
   undefined: Array
 
 
+@schema.checked
 def apgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                 norm: threat_models.Norm = 'linf', num_steps: Count = 100, restarts: Count = 1,
                 loss: Loss = 'cross_entropy', num_targets: Index = 0, targets=None,
@@ -111,18 +112,13 @@ def apgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     of the label (with targets, minus that of the target).
 
   Raises:
-    ValueError: an unknown loss or norm, or numbers below those.
+    ValueError: an argument that its annotation excludes.
 
   Reference:
     Croce & Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks, 2020, algorithm 1; Croce & Hein, Mind the box: l1-APGD for sparse
     adversarial attacks on image classifiers, 2021, algorithm 1.
   """
-  if loss not in ('cross_entropy', 'dlr'):
-    raise ValueError(f"loss must be 'cross_entropy' or 'dlr', got {loss!r}")
-  for name, value, least in (('num_steps', num_steps, 1), ('restarts', restarts, 1),
-                             ('num_targets', num_targets, 0)):
-    inputs.check(name, value, value >= least, f'at least {least}')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(
       victim, images, labels, epsilon=epsilon, targets=targets, norm=norm)

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_jax import inputs, smoothing
+from robust_jax import inputs, schema, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.targets import reached
 from robust_jax.attacks.threat_models import column
@@ -36,6 +36,7 @@ class _Search(NamedTuple):
   undefined: Array
 
 
+@schema.checked
 def carlini_wagner(key, logits_fn, images, labels, *, epsilon, noise=None,
                    norm: Literal['l2'] = 'l2', num_steps: Count = 1000, num_constants: Count = 9,
                    initial_constant: Positive = 1e-3, learning_rate: Positive = 0.01,
@@ -75,19 +76,12 @@ def carlini_wagner(key, logits_fn, images, labels, *, epsilon, noise=None,
     itself. Images that are misclassified as they are stay so. The objective is the margin.
 
   Raises:
-    ValueError: another norm, or numbers out of range.
+    ValueError: an argument that its annotation excludes.
 
   Reference:
     Carlini & Wagner, Towards evaluating the robustness of neural networks, 2017, section VI.A.
   """
   del key
-  if norm != 'l2':
-    raise ValueError(f"norm must be 'l2', got {norm!r}")
-  for name, value in (('num_steps', num_steps), ('num_constants', num_constants)):
-    inputs.check(name, value, value >= 1, 'at least 1')
-  for name, value in (('initial_constant', initial_constant), ('learning_rate', learning_rate)):
-    inputs.check(name, value, value > 0, 'above 0')
-  inputs.check('confidence', confidence, confidence >= 0, 'at least 0')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets, any_radius=True)

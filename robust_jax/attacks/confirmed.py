@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from robust_jax import inputs, keys
+from robust_jax import inputs, keys, schema
 from robust_jax.certification import noise_sources
 from robust_jax.certification.judge import beaten, label_votes
 from robust_jax.certification.sampling import PREDICT, count
@@ -35,6 +35,7 @@ class Confirmed(NamedTuple):
   tests: list
 
 
+@schema.checked
 def smallest(
     key, logits_fn, images, labels, candidates, *, sigma: NonNegative, n: Count = 1000,
     alpha: Probability = 0.001, halvings: Index = 5, batch_size: Count = 1000,
@@ -77,11 +78,6 @@ def smallest(
   if candidates.shape != images.shape:
     raise ValueError(f'candidates must have the shape of the images, {images.shape}, got '
                      f'{candidates.shape}')
-  for name, value, valid, expected in (
-      ('sigma', sigma, sigma >= 0, 'at least 0'), ('n', n, n >= 1, 'at least 1'),
-      ('alpha', alpha, 0 < alpha < 1, 'in (0, 1)'),
-      ('halvings', halvings, halvings >= 0, 'at least 0')):
-    inputs.check(name, value, valid, expected)
   num_classes = inputs.num_classes(
       logits_fn, jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), np.float32))
   labels = np.asarray(inputs.labels(labels, len(images), num_classes=num_classes))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import inputs, keys, smoothing
+from robust_jax import inputs, keys, schema, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.pgd import iterate
 from robust_jax.attacks.targets import reached
@@ -26,6 +26,7 @@ _SPREAD = 1e-3
 _HALVINGS = 24
 
 
+@schema.checked
 def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l2'] = 'l2',
         num_steps: Steps = 20, init_norm: NonNegative = 1., gamma: Gamma = 0.05,
         rounding: Rounding = 'inside'):
@@ -58,7 +59,7 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
       predictions of the noisy copies gets wrong. Ties go to the lower class, as in the authors'
       code: of two copies, those of an image of a high class are easily misclassified.
     norm: 'l2', the only one that it is made for.
-    num_steps: T; 1 tests the images alone, so a config has 2 at least.
+    num_steps: T, at least 2: one would test the images alone.
     init_norm: the first rho in pixel units, 1 in Rony et al. and in the authors' evaluation of
       SmoothAdv: no perturbation is then longer than (1 + gamma)^T. 0: epsilon, as in its training;
       none for an epsilon of inf.

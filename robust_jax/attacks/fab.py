@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_jax import inputs, keys, smoothing
+from robust_jax import inputs, keys, schema, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.targets import most_probable, reached
 from robust_jax.attacks.threat_models import column
@@ -41,6 +41,7 @@ class _Search(NamedTuple):
   undefined: Array
 
 
+@schema.checked
 def fab_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                norm: threat_models.Norm = 'linf', num_steps: Count = 100, restarts: Count = 1,
                num_targets: Index = 0, targets=None, only=None):
@@ -85,18 +86,13 @@ def fab_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     is epsilon at most, or else the image itself. The objective is the margin there.
 
   Raises:
-    ValueError: an unknown norm, or numbers below those.
+    ValueError: an argument that its annotation excludes.
 
   Reference:
     Croce & Hein, Minimally distorted adversarial examples with a fast adaptive boundary attack,
     2020, algorithm 1; with targets Croce & Hein, Reliable evaluation of adversarial robustness with
     an ensemble of diverse parameter-free attacks, 2020, appendix A.
   """
-  if norm not in threat_models.NORMS:
-    raise ValueError(f'norm must be one of {", ".join(threat_models.NORMS)}, got {norm!r}')
-  for name, value, least in (('num_steps', num_steps, 1), ('restarts', restarts, 1),
-                             ('num_targets', num_targets, 0)):
-    inputs.check(name, value, value >= least, f'at least {least}')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets, any_radius=True)

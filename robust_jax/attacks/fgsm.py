@@ -1,10 +1,12 @@
 """FGSM and its kin for other norms: one step to the end of the linearised problem."""
 
+from robust_jax import schema
 from robust_jax.attacks import threat_models
 from robust_jax.attacks.pgd import pgd_attack
 from robust_jax.types import Count
 
 
+@schema.checked
 def fgsm(key, logits_fn, images, labels, *, epsilon, noise=None,
          norm: threat_models.Norm = 'linf', order: threat_models.Order = 'auto',
          l1_top_k: Count = 1):

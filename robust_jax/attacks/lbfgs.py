@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from robust_jax import inputs, smoothing
+from robust_jax import inputs, schema, smoothing
 from robust_jax.attacks import objectives
 from robust_jax.attacks.targets import choose_targets, reached
 from robust_jax.types import AttackResult, Count, Positive
@@ -23,6 +23,7 @@ _NEVER = 1e30
 _EVALUATIONS = 3
 
 
+@schema.checked
 def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                  target_class: TargetClass = 'runner_up', targets=None, num_steps: Count = 50,
                  num_constants: Count = 10, initial_constant: Positive = 1.):
@@ -57,7 +58,8 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     AttackResult; the objective is log F(x + delta)_t.
 
   Raises:
-    ValueError: another target_class, or called within a compiled function, as a training step is.
+    ValueError: an argument that its annotation excludes, or called within a compiled function, as
+      a training step is.
 
   Reference:
     Szegedy et al., Intriguing properties of neural networks, 2014, section 4.1, equation 1.
@@ -66,8 +68,6 @@ def lbfgs_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
   if isinstance(images, jax.core.Tracer):
     raise ValueError('lbfgs runs on the host and cannot be compiled, as a training step is; use '
                      'pgd or another attack there')
-  if target_class not in ('runner_up', 'least_likely'):
-    raise ValueError(f"target_class must be 'runner_up' or 'least_likely', got {target_class!r}")
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets)

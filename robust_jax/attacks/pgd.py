@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from robust_jax import backend, inputs, keys, smoothing
+from robust_jax import backend, inputs, keys, schema, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.targets import better, choose_targets, reached
 from robust_jax.types import AttackResult, Count, Index, NonNegative, Positive
@@ -114,6 +114,7 @@ def iterate(num_steps, step, first):
   return jax.lax.fori_loop(0, num_steps, step, first, unroll=backend.unrolls(num_steps) or None)
 
 
+@schema.checked
 def pgd_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                sigma: NonNegative | None = None, norm: threat_models.Norm = 'linf',
                num_steps: Index = 10, step_size: Positive | None = None,
@@ -209,14 +210,8 @@ def _pgd_attack(key, victim, images, labels, epsilon, targets, step_size, *, sig
 
 
 def _objective(victim, images, labels, targets, loss, smoothed_objective, sigma):
-  if loss not in ('cross_entropy', 'margin', 'kl', 'logit_gap'):
-    raise ValueError("loss must be 'cross_entropy', 'margin', 'kl' or 'logit_gap', "
-                     f'got {loss!r}')
   if loss == ('logit_gap' if targets is None else 'kl'):
     raise ValueError(f"loss {loss!r} goes {'without' if loss == 'kl' else 'with'} a target")
-  if smoothed_objective not in ('smoothadv', 'naive', 'gradient_free'):
-    raise ValueError("smoothed_objective must be 'smoothadv', 'naive' or 'gradient_free', "
-                     f'got {smoothed_objective!r}')
   if loss != 'cross_entropy' and smoothed_objective != 'smoothadv':
     raise ValueError(f"smoothed_objective must be 'smoothadv' with loss {loss!r}, "
                      f'got {smoothed_objective!r}')

@@ -5,13 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from robust_jax import inputs, keys, smoothing
+from robust_jax import inputs, keys, schema, smoothing
 from robust_jax.attacks import compilation, objectives
 from robust_jax.attacks.targets import better, reached
 from robust_jax.attacks.threat_models import column
 from robust_jax.types import AttackResult, Count, Index, NonNegative
 
 
+@schema.checked
 def spatial(key, logits_fn, images, labels, *, epsilon, noise=None, max_angle: NonNegative = 30.,
             max_shift: NonNegative = 3., num_angles: Count = 31, num_shifts: Count = 5,
             num_samples: Index = 0, targets=None):
@@ -39,15 +40,11 @@ def spatial(key, logits_fn, images, labels, *, epsilon, noise=None, max_angle: N
     AttackResult. Images that are misclassified as they are stay so.
 
   Raises:
-    ValueError: images of other axes, or a number out of range.
+    ValueError: images of other axes, or an argument that its annotation excludes.
 
   Reference:
     Engstrom et al., Exploring the landscape of spatial robustness, 2019.
   """
-  for name, value in (('max_angle', max_angle), ('max_shift', max_shift)):
-    inputs.radius(value, name=name)
-  for name, value in (('num_angles', num_angles), ('num_shifts', num_shifts)):
-    inputs.check(name, value, value >= 1, 'at least 1')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                      targets=targets)

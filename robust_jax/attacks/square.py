@@ -1,16 +1,18 @@
 """Square: random search by squares of pixels, which asks the classifier for its logits alone."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import inputs, keys, smoothing
+from robust_jax import inputs, keys, schema, smoothing
 from robust_jax.attacks import compilation, objectives, threat_models
 from robust_jax.attacks.targets import reached
 from robust_jax.attacks.threat_models import column
-from robust_jax.types import Array, AttackResult, Count, Fraction
+from robust_jax.types import Array, AttackResult, Count, Interval
+
+Share = Annotated[float, Interval(0, 1, open_low=True)]
 
 # The area of squares is halved after these queries.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -29,9 +31,10 @@ class _Search(NamedTuple):
   success: Array
 
 
+@schema.checked
 def square_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
                   norm: threat_models.Norm = 'linf', num_queries: Count = 5000,
-                  restarts: Count = 1, area: Fraction = 0.8, targets=None, only=None):
+                  restarts: Count = 1, area: Share = 0.8, targets=None, only=None):
   """Raises the margin max_{j != y} z_j - z_y by changes of one square, without gradients.
 
   A change is kept where it raises the margin or is misclassified. The side of the square is
@@ -67,17 +70,12 @@ def square_attack(key, logits_fn, images, labels, *, epsilon, noise=None,
     AttackResult; the objective is the margin.
 
   Raises:
-    ValueError: images of other axes, an unknown norm, or a number out of range.
+    ValueError: images of other axes, or an argument that its annotation excludes.
 
   Reference:
     Andriushchenko et al., Square attack: a query-efficient black-box adversarial attack via random
     search, 2020, algorithms 1 to 3; Croce & Hein 2021, appendix B (l1).
   """
-  if norm not in threat_models.NORMS:
-    raise ValueError(f'norm must be one of {", ".join(threat_models.NORMS)}, got {norm!r}')
-  for name, value in (('num_queries', num_queries), ('restarts', restarts)):
-    inputs.check(name, value, value >= 1, 'at least 1')
-  inputs.check('area', area, 0 < area <= 1, 'in (0, 1]')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, targets = inputs.attacked(
       victim, images, labels, epsilon=epsilon, targets=targets, norm=norm)

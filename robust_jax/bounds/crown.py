@@ -2,15 +2,14 @@
 
 import functools
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
-from robust_jax import inputs, smoothing
+from robust_jax import inputs, schema, smoothing
 from robust_jax.bounds import forward, linear, propagate
 from robust_jax.bounds.ibp import checked_rows, folded
 from robust_jax.bounds.rules import Affine, Interval, Nonlinear, stacked
@@ -20,6 +19,7 @@ Method = Literal['crown', 'crown_ibp', 'forward', 'alpha', 'ibp', 'wong_kolter']
 Norm = Literal['linf', 'l2', 'l1']
 
 
+@schema.checked
 def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=None,
           method: Method = 'crown', num_steps: Count = 20, step_size: Positive = 0.1,
           chunk: Count = 256):
@@ -44,11 +44,11 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
       intervals, differentiable and at the cost of a few passes; 'alpha', as 'crown', and then the
       slopes of lines through kinks, as ReLU's lower one, are optimised for every row. 'forward':
       from the first layer to the last, every value between two linear functions of the image, at
-      the cost of some passes a pixel. 'ibp': intervals throughout, with the rows folded into the
-      last layers. 'wong_kolter': the dual
-      network of Wong and Kolter, their Algorithm 1 (Weng et al.'s Fast-Lin): as 'crown', but both
-      lines through a ReLU between l < 0 < u have the slope u / (u - l), and no interval is kept
-      where it is closer. Differentiable. Of ReLUs and other kinks alone.
+      the cost of some passes a pixel; one image at a time. 'ibp': intervals throughout, with the
+      rows folded into the last layers. 'wong_kolter': the dual network of Wong and Kolter, their
+      Algorithm 1 (Weng et al.'s Fast-Lin): as 'crown', but both lines through a ReLU between
+      l < 0 < u have the slope u / (u - l), and no interval is kept where it is closer.
+      Differentiable. Of ReLUs and other kinks alone.
     num_steps: of Adam, of 'alpha'.
     step_size: of Adam; slopes are between 0 and 1.
     chunk: entries of an inner layer that are bounded at once, for each image: time for memory.
@@ -73,14 +73,9 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
     Polytope, 2018; Weng et al., Towards Fast Computation of Certified Robustness for ReLU
     Networks, 2018.
   """
-  if method not in get_args(Method):
-    raise ValueError(f'method must be one of {", ".join(get_args(Method))}, got {method!r}')
   if (labels is None) == (spec is None):
     raise ValueError(f'labels or spec must be given, one of them, got '
                      f'{"neither" if spec is None else "both"}')
-  for name, value in (('num_steps', num_steps), ('chunk', chunk)):
-    inputs.check(name, value, np.asarray(value) >= 1, 'at least 1')
-  inputs.check('step_size', step_size, np.asarray(step_size) > 0, 'above 0')
   some = jnp.zeros(len(images), int) if labels is None else labels
   images, some, epsilon, _ = inputs.attacked(smoothing.victim(logits_fn), images, some,
                                              epsilon=epsilon, norm=norm)
@@ -92,7 +87,7 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
   rows = checked_rows(spec, len(images), classes)
   lower = propagate.compiled(
       _crown, logits_fn, images, jnp.broadcast_to(epsilon, (len(images),)), rows, norm=norm,
-      method=method, num_steps=int(num_steps), step_size=float(step_size), chunk=int(chunk))
+      method=method, num_steps=num_steps, step_size=step_size, chunk=chunk)
   propagate.check_alone(logits_fn, images)
   return lower
 
@@ -235,9 +230,7 @@ def _entries(bound, slot, chunk):
     seed = jax.nn.one_hot(place % size, size, dtype=slot.dtype).reshape(slot.shape)
     return bound(jnp.where(place < size, seed, -seed))
 
-  places = jnp.arange(2 * size)
-  found = (jax.vmap(end)(places) if 2 * size <= chunk
-           else lax.map(end, places, batch_size=chunk))
+  found = linear.by_chunk(end, jnp.arange(2 * size), chunk)
   return Interval(found[:size].reshape(slot.shape), -found[size:].reshape(slot.shape))
 
 

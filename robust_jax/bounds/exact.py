@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import inputs, smoothing
+from robust_jax import inputs, schema, smoothing
 from robust_jax.attacks import pgd, threat_models
 from robust_jax.bounds import program, propagate
 from robust_jax.bounds.crown import crown
@@ -34,6 +34,7 @@ class Exact(NamedTuple):
   seconds: float
 
 
+@schema.checked
 def exact(logits_fn, image: Array, label: Index, epsilon, *, norm: program.Norm = 'linf',
           target=None, num_steps: Index = 40, time_limit: Positive = 60.,
           max_binaries: Index = 1000, relaxed=False, chunk: Count = 256):
@@ -81,10 +82,6 @@ def exact(logits_fn, image: Array, label: Index, epsilon, *, norm: program.Norm 
   """
   begun = time.monotonic()
   image, label, epsilon, target = _checked(logits_fn, image, label, epsilon, norm, target)
-  for name, value in (('time_limit', time_limit), ('chunk', chunk)):
-    inputs.check(name, value, np.asarray(value) > 0, 'above 0')
-  for name, value in (('num_steps', num_steps), ('max_binaries', max_binaries)):
-    inputs.check(name, value, np.asarray(value) >= 0, 'at least 0')
   classes = inputs.num_classes(logits_fn, image[None])
   asked = [j for j in range(classes) if j != label] if target is None else [target]
   rows = np.eye(classes)[label] - np.eye(classes)

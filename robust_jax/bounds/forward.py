@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from robust_jax.bounds import linear, rules
 from robust_jax.bounds.rules import ROUNDING, Affine, Interval
@@ -85,7 +84,6 @@ def values(coefficients, at_image, shape, chunk):
   rows = jnp.concatenate([end.reshape(len(end), -1).T for end in (
       coefficients.lower, -coefficients.upper)])
   bound = lambda row: linear.total([*at_image(row[:-1].reshape(shape)), row[-1]])
-  ends = jax.vmap(bound)(rows) if len(rows) <= chunk else lax.map(bound, rows, batch_size=chunk)
-  low, high = jnp.split(ends, 2)
+  low, high = jnp.split(linear.by_chunk(bound, rows, chunk), 2)
   shape = coefficients.lower.shape[1:]
   return Interval(low.reshape(shape), -high.reshape(shape))

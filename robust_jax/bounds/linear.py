@@ -100,6 +100,13 @@ def lower(graph, intervals, known, slot, seed, *, at_image=None, forms=None):
   return total(terms)
 
 
+def by_chunk(f, entries, chunk):
+  """f of each of the entries [n, ...], of `chunk` of them at once."""
+  if len(entries) <= chunk:
+    return jax.vmap(f)(entries)
+  return lax.map(f, entries, batch_size=chunk)
+
+
 def total(terms):
   """At most the sum of all entries of these arrays, whatever their rounding; -inf for NaN."""
   terms = jnp.concatenate([term.reshape(-1) for term in terms])

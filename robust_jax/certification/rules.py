@@ -11,12 +11,11 @@ on its own draws and the rule, not on the images beside it.
 """
 
 import math
-import typing
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from robust_jax import inputs
+from robust_jax import inputs, schema
 from robust_jax.certification import bounds, noise_sources
 from robust_jax.types import Count, Interval
 
@@ -193,17 +192,11 @@ def reach(rule):
 
 def check_fields(rule):
   """Raises ValueError, in one line, at the first field that is not of its type and range."""
-  for name, hint in typing.get_type_hints(type(rule), include_extras=True).items():
+  for name, field in schema.fields(type(rule)).items():
     value = getattr(rule, name)
-    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-      choices = ' or '.join(map(repr, typing.get_args(hint)))
-      raise ValueError(f'{name} must be {choices}, got {value!r}')
-    if getattr(hint, '__origin__', None) is int and (
-        isinstance(value, bool) or not isinstance(value, int | np.integer) or value >= 2**31):
-      raise ValueError(f'{name} must be an integer below 2^31, got {value!r}')
-    for interval in getattr(hint, '__metadata__', ()):
-      if value not in interval:
-        raise ValueError(f'{name} must be in {interval}, got {value!r}')
+    schema.check_argument(name, value, field.hint)
+    if schema.plain_type(field.hint) is int:
+      inputs.check(name, value, value < 2**31, 'an integer below 2^31')
 
 
 def num_selecting(rule):

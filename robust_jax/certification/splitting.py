@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from robust_jax import inputs, keys, smoothing
+from robust_jax import inputs, keys, schema, smoothing
 from robust_jax.certification import integer_noise
-from robust_jax.types import Array, Count, NonNegative, Positive
+from robust_jax.types import Array, Count, Index, Positive
 
 
 class SplitCertificate(NamedTuple):
@@ -86,7 +86,8 @@ def split(images, offsets, template, num, steps=255):
   return (lower + jnp.clip(upper, 0, 2 * steps)).astype(jnp.float32) / (4 * steps)
 
 
-def certify_splitting(logits_fn, images, *, sigma: Positive, seed: NonNegative = 0,
+@schema.checked
+def certify_splitting(logits_fn, images, *, sigma: Positive, seed: Index = 0,
                       batch_size: Count = 220):
   """Class and l1 radius of the classifier smoothed by splitting noise; exact.
 
@@ -109,7 +110,6 @@ def certify_splitting(logits_fn, images, *, sigma: Positive, seed: NonNegative =
   """
   images = inputs.images(images)
   integer_noise.check_images(images)
-  inputs.check('batch_size', batch_size, batch_size >= 1, 'at least 1')
   num = num_passes(sigma)
   counts = np.asarray(_count(smoothing.as_pytree(logits_fn), jnp.asarray(images),
                              template(seed, images.shape[1:], num), num=num,

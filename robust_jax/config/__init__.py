@@ -1,1 +1,1 @@
-"""From a config to a run: `schema`, then `sections`, then `experiment`."""
+"""From a config to a run: `sections`, then `experiment`."""

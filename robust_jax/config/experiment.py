@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_jax import attacks, certification, data, keys, models, named, training
+from robust_jax import attacks, certification, data, keys, models, named, schema, training
 from robust_jax.attacks import threat_models
 from robust_jax.attacks.autoattack import parts
 from robust_jax.certification import integer_noise, noise_sources, rules
-from robust_jax.config import lengths, schema
+from robust_jax.config import lengths
 from robust_jax.config.sections import (
     SECTIONS,
     SHARED,

@@ -14,10 +14,9 @@ from typing import Annotated, Literal, NamedTuple
 
 import ml_collections
 
-from robust_jax import attacks, certification, data, models, named, training, workdir
+from robust_jax import attacks, certification, data, models, named, schema, training, workdir
 from robust_jax.attacks import threat_models
 from robust_jax.bounds.crown import Method as BoundMethod
-from robust_jax.config import schema
 from robust_jax.errors import UserError, choices
 from robust_jax.training import methods
 from robust_jax.types import (

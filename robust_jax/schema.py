@@ -1,4 +1,4 @@
-"""A function's signature as the schema of a config section.
+"""A function's signature as what its arguments must be, and as the schema of a config section.
 
 The annotated keyword-only arguments of a function (all those of a NamedTuple or dataclass) are its
 fields. An annotation gives the type and, by `types.Interval`, the range: `Count`,
@@ -12,6 +12,9 @@ import re
 import types as python_types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
 
 from robust_jax.errors import UserError, suggest
 from robust_jax.types import Attack, Interval
@@ -59,6 +62,29 @@ def check_value(path, value, hint):
   """Raises UserError unless `value`, the field at `path`, fits the annotation."""
   if not _fits(value, hint):
     raise UserError(f'{path} must be {describe(hint)}, got {value!r}')
+
+
+def checked(function):
+  """The function, which refuses an argument that does not fit its annotation, as `check_value`.
+
+  Arrays of more than a number are the function's own to check, and traced values pass.
+  """
+  @functools.wraps(function)
+  def call(*args, **given):
+    for name in given.keys() & fields(function).keys():
+      check_argument(name, given[name], fields(function)[name].hint)
+    return function(*args, **given)
+  return call
+
+
+def check_argument(name, value, hint):
+  """`check_value` of an argument, which may be an array."""
+  if isinstance(value, jax.core.Tracer) or np.ndim(value) and isinstance(
+      value, jax.Array | np.ndarray):
+    return
+  if isinstance(value, jax.Array | np.ndarray | np.generic):
+    value = value.item()
+  check_value(name, value, hint)
 
 
 def plain_type(hint):
