@@ -3,6 +3,8 @@
 # make test-all  the slow tests as well
 # make docs      the documentation as a site, build/site/index.html
 # make bench     speed beside PyTorch (benchmarks/README.md); ARGS=--help for its options
+# make gpu     what a GPU alone can show, in ten minutes, with the Python that has jax for it
+#                (benchmarks/README.md); ARGS=--data=FILE, ARGS=--quick without one
 # make setup     the environment alone (.venv)
 
 PYTHON ?= python3
@@ -17,13 +19,16 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 LIBRARY := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 JEMALLOC := $(if $(LIBRARY),LD_PRELOAD=$(LIBRARY) MALLOC_CONF=dirty_decay_ms:-1)
 
-.PHONY: bench demo docs setup test test-all
+.PHONY: bench demo docs gpu setup test test-all
 
 demo: $(VENV)/run.done
 	$(JEMALLOC) $(BIN)/python -m launch --config=configs/smoothadv_digits.py --workdir=runs/demo
 
 bench: $(VENV)/bench.done
 	$(BIN)/python -m benchmarks $(ARGS)
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 docs: $(VENV)/docs.done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -16,7 +16,19 @@ import tiny_imagenet
 from flax import traverse_util
 
 from benchmarks import __main__ as benchmark
-from benchmarks import flops, hardware, jpeg, memory, ours, process, results, table, worker
+from benchmarks import (
+    flops,
+    gpu,
+    gpu_stages,
+    hardware,
+    jpeg,
+    memory,
+    ours,
+    process,
+    results,
+    table,
+    worker,
+)
 from benchmarks.work import CONTESTANTS, DEFAULT_CONTESTANTS, MODELS, TASKS, Contestant, Work, plan
 from configs import digits
 from robust_jax import models
@@ -368,3 +380,69 @@ def test_memory_of_a_step_is_of_images_times_noises(tmp_path):
   assert many['in'] - noisy['in'] == 48 * 4 * (64 + 3)
   assert many['out'] == noisy['out'] > noisy['in'] / 2
   assert abs(noisy['temporary'] / many['temporary'] - 1) < 0.1
+
+
+def test_the_stages_on_a_gpu_need_few_packages():
+  # Those of the launcher and of data are refused.
+  code = """
+import sys
+for name in ('grain', 'tensorflow_datasets', 'ml_collections', 'torch', 'PIL', 'jinja2', 'launch'):
+  sys.modules[name] = None
+from benchmarks import gpu_stages, worker, ours
+"""
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, timeout=300)
+
+
+def test_time_that_a_stage_leaves_goes_to_the_later_ones():
+  assert sum(gpu.share([name], 60) for name in gpu.SHARES) == 60 * len(gpu.SHARES)
+  names, seconds, spent = list(gpu.SHARES), 600., []
+  while names:
+    spent.append(gpu.share(names, seconds))
+    seconds, names = seconds - spent[-1], names[1:]
+  assert seconds == pytest.approx(0) and min(spent) > 0
+  assert gpu.share(['smoothadv'], 100.) == 100.
+
+
+@pytest.mark.parametrize('name', ['draws', 'speed'])
+@pytest.mark.parametrize('quick', [False, True])
+def test_what_a_gpu_is_asked_for_is_known(name, quick):
+  options = argparse.Namespace(out=Path('somewhere'), quick=quick, data=None)
+  words = gpu.command(name, options, 60.)
+  parsed = benchmark.parse(words[words.index('benchmarks') + 1:])
+  assert parsed.suite == 'gpu' and set(parsed.contestants) <= set(CONTESTANTS['gpu'])
+  assert results.path(parsed.name) == Path.cwd() / f'somewhere/benchmark-{name}.json'
+
+
+@pytest.mark.parametrize('number', [1, 2, 7, 512])
+def test_the_first_images_are_spread_over_all(number):
+  order = gpu_stages.spread(number)
+  assert sorted(order) == list(range(number))
+  assert number < 512 or np.ptp(np.sort(np.diff(np.sort(order[:64])))) == 0
+
+
+def test_crops_are_those_of_the_padded_image():
+  image = np.random.default_rng(0).random((8, 8, 3), np.float32)
+  padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+  crops = [padded[top:top + 8, left:left + 8][:, ::step] for top in range(9) for left in range(9)
+           for step in (1, -1)]
+  crop = jax.jit(gpu_stages.crop_flip)
+  found = {next(number for number, each in enumerate(crops) if np.array_equal(each, made))
+           for made in (np.asarray(crop(jax.random.key(seed), image)) for seed in range(200))}
+  assert len(found) > 80  # Of 162, all as likely.
+
+
+@pytest.mark.slow
+def test_the_stages_on_a_gpu_in_miniature(tmp_path):
+  subprocess.run([sys.executable, '-m', 'benchmarks.gpu', '--quick', f'--out={tmp_path}',
+                  '--stages=path,gaussian,draws'], cwd=ROOT, check=True, timeout=1800)
+  found = list(map(json.loads, (tmp_path / 'results.jsonl').read_text().splitlines()))
+  assert [line['status'] for line in found] == ['done'] * 3
+  path, gaussian, _ = found
+  assert path['resumed_bit_equal'] == [True, True] and path['seeds_differ']
+  assert path['certificates']['same_on_one_device'] and path['bounds']['crossings'] == 0
+  assert gaussian['certified_images'] == 64 and gaussian['epochs'] == 1
+  assert results_file(tmp_path / 'benchmark-draws.json')
+
+
+def results_file(path):
+  return json.loads(path.read_text())['lines']
