@@ -15,6 +15,7 @@ from robust_jax.certification.bounds import (
     clopper_pearson_upper,
 )
 from robust_jax.certification.certify import certify, certify_by_rule
+from robust_jax.certification.dual import DualCertificate, certify_dual
 from robust_jax.certification.fixed import Fixed
 from robust_jax.certification.judge import Judgement, judge, predict, verdicts
 from robust_jax.certification.radius_grid import RadiusGrid
@@ -39,6 +40,7 @@ __all__ = [
   'PREDICT',
   'SELECT',
   'Anytime',
+  'DualCertificate',
   'Example',
   'Fixed',
   'Judgement',
@@ -49,6 +51,7 @@ __all__ = [
   'certified_radius',
   'certify',
   'certify_by_rule',
+  'certify_dual',
   'certify_splitting',
   'certify_stream',
   'check_draws',
