@@ -14,7 +14,7 @@ import numpy as np
 from robust_jax.errors import UserError
 
 # float32 rounding of images that went through a projection or a resize.
-_TOLERANCE = 1e-6
+TOLERANCE = 1e-6
 
 
 def check(name, values, valid, expected):
@@ -29,6 +29,15 @@ def check(name, values, valid, expected):
   values, valid = np.broadcast_arrays(values, valid)
   if not valid.all():
     raise ValueError(f'{name} must be {expected}, got {values[~valid][0]}')
+
+
+def numbers(name, value):
+  """An array of integers or floating-point numbers; ValueError for anything else."""
+  value = _array(value)
+  if not jnp.issubdtype(value.dtype, jnp.integer) and not jnp.issubdtype(value.dtype, jnp.floating):
+    got = repr(value.item()) if value.ndim == 0 else value.dtype
+    raise ValueError(f'{name} must be of numbers, got {got}')
+  return value
 
 
 def images(value, *, name='images', in_box=True):
@@ -52,7 +61,7 @@ def images(value, *, name='images', in_box=True):
     low, high = float(known.min()), float(known.max())
     if np.isnan(low):
       raise ValueError(f'{name} must be in [0, 1], got nan at {np.argwhere(np.isnan(known))[0]}')
-    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
       raise ValueError(f'{name} must be in [0, 1], got values from {low:g} to {high:g}')
   return value.astype(np.float32)
 
@@ -60,8 +69,9 @@ def images(value, *, name='images', in_box=True):
 def floating(value, *, name='images'):
   """Raises ValueError unless an array is floating-point: pixels of 0 to 255 are not scaled."""
   if not jnp.issubdtype(value.dtype, jnp.floating):
-    raise ValueError(f'{name} must be floating point in [0, 1], got {value.dtype}: pixels of 0 to '
-                     '255 are to be divided by 255')
+    divide = ': pixels of 0 to 255 are to be divided by 255' if jnp.issubdtype(
+        value.dtype, jnp.integer) else ''
+    raise ValueError(f'{name} must be floating point in [0, 1], got {value.dtype}{divide}')
 
 
 def labels(value, batch, *, num_classes=None, name='labels'):
@@ -95,7 +105,7 @@ def radius(value, batch=None, *, name='epsilon', finite=True):
     name: of the argument.
     finite: whether inf is refused.
   """
-  value = _array(value)
+  value = numbers(name, value)
   if value.ndim > 1 or (value.ndim == 1 and batch is not None and value.shape != (batch,)):
     raise ValueError(f'{name} must be a number or of shape ({batch or "batch"},), got shape '
                      f'{value.shape}')
@@ -155,6 +165,9 @@ def num_classes(logits_fn, images):
     found = jax.eval_shape(logits_fn, images)
   except UserError:
     raise
+  except jax.errors.JAXTypeError as error:
+    raise ValueError('logits_fn must be a function that JAX can trace, of jax.numpy and without '
+                     f'branches on values ({type(error).__name__})') from error
   except Exception as error:  # Whatever a network raises.
     reason = ' '.join(str(error).split())[:200]
     raise ValueError(f'logits_fn does not take images of shape {images.shape}, a batch of '
@@ -184,7 +197,7 @@ def attacked(victim, x, y, *, epsilon, targets=None, any_radius=False, norm=None
   epsilon = radius(epsilon, len(x), finite=not any_radius)
   if norm is not None and concrete(epsilon):
     longest = diameter(norm, x.shape[1:])
-    check('epsilon', np.asarray(epsilon), np.asarray(epsilon) <= longest * (1 + _TOLERANCE),
+    check('epsilon', np.asarray(epsilon), np.asarray(epsilon) <= longest * (1 + TOLERANCE),
           f'at most {longest:.4g} in {norm}, as pixels are in [0, 1]')
   if targets is not None:
     targets = labels(targets, len(x), num_classes=known, name='targets')

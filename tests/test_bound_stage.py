@@ -229,7 +229,7 @@ def test_a_false_bound_is_an_alarm(linear, tmp_path, monkeypatch, capsys):
   stages.STAGES['bound'](run, tmp_path)
   assert read(tmp_path).verdict[2].tolist() == ['verified', 'falsified', 'falsified']
   with pytest.raises(CrossingError, match='image 0 is bounded by a margin of at least 1 within '
-                     'linf 0.09, where an attack has found -2.4 or less and 1 images more'):
+                     'linf 0.09, where an attack has found -2.4 or less .2 of such images.'):
     check_crossings(tmp_path)
   page = report.build(tmp_path).read_text()
   assert 'An attack is within a verified radius' in page and 'of images 0, 2' in page
@@ -238,7 +238,7 @@ def test_a_false_bound_is_an_alarm(linear, tmp_path, monkeypatch, capsys):
 def test_a_margin_below_the_bound_is_one_too_before_it_is_negative(copy):
   change(copy, 4, 0, lower=19.)
   with pytest.raises(CrossingError, match='image 4 is bounded by a margin of at least 19 within '
-                     'linf 0.01, where an attack has found 18.4 or less: one'):
+                     'linf 0.01, where an attack has found 18.4 or less .1 of such images.: one'):
     check_crossings(copy)
 
 

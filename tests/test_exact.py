@@ -220,15 +220,15 @@ def test_what_has_no_bounds_is_unknown():
 
 @pytest.mark.parametrize('change, says', [
     (dict(norm='l2'), "norm must be one of linf, l1, got 'l2'"),
-    (dict(label=2), r'labels must be in \[0, 1\], got 2'),
+    (dict(label=2), r'label must be in \[0, 1\], got 2'),
     (dict(target=0), 'target must not be the label, got 0 for both'),
-    (dict(target=5), r'targets must be in \[0, 1\], got 5'),
+    (dict(target=5), r'target must be in \[0, 1\], got 5'),
     (dict(epsilon=-1.), 'epsilon must be finite and at least 0, got -1'),
     (dict(epsilon=np.float32([0.1])), r'epsilon must be a number, got shape \(1,\)'),
     (dict(time_limit=0), 'time_limit must be a number in .0, inf., got 0'),
     (dict(num_steps=-1), 'num_steps must be an integer in .0, inf., got -1'),
     (dict(max_binaries=-1), 'max_binaries must be an integer in .0, inf., got -1'),
-    (dict(image=np.float32([0.1, 2.])), r'images must be in \[0, 1\], got values'),
+    (dict(image=np.float32([0.1, 2.])), r'image must be in \[0, 1\], got values'),
     (dict(logits_fn=lambda x: jnp.tanh(two_ways(x))), 'must be piecewise linear .* got tanh'),
     (dict(logits_fn=lambda x: two_ways(x) * two_ways(x)[:, ::-1]), 'piecewise linear .* got mul'),
     (dict(logits_fn=lambda x: jnp.sort(two_ways(x))), 'the primitive sort is not covered')])

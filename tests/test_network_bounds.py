@@ -394,12 +394,13 @@ def test_rows_that_are_folded_are_as_close_as_the_last_layer_allows():
 
 
 @pytest.mark.parametrize('curve, ends', [
-    (rules.COMPOUNDS['silu'], (-30, 30)), (rules.COMPOUNDS['softplus'], (-80, 80)),
-    (rules.COMPOUNDS['elu'], (-30, 30))] + [
+    (compound, (-80, 80) if name == 'softplus' else (-30, 30))
+    for name, compounds in rules.COMPOUNDS.items() for compound in compounds] + [
     ((function, rules.RULES[name]([], {'y': 3}, None, lambda rule, slots: rule)), ends)
     for name, function, ends in (
         ('tanh', jnp.tanh, (-20, 20)), ('logistic', nn.sigmoid, (-40, 40)),
-        ('erf', jax.lax.erf, (-5, 5)), ('exp', jnp.exp, (-20, 10)), ('log', jnp.log, (1e-3, 9)),
+        ('erf', jax.lax.erf, (-5, 5)), ('erfc', jax.lax.erfc, (-5, 5)),
+        ('exp', jnp.exp, (-20, 10)), ('log', jnp.log, (1e-3, 9)),
         ('log1p', jnp.log1p, (-0.99, 9)), ('expm1', jnp.expm1, (-20, 5)),
         ('sqrt', jnp.sqrt, (0, 9)), ('rsqrt', jax.lax.rsqrt, (1e-2, 9)),
         ('square', jnp.square, (-4, 4)), ('abs', jnp.abs, (-4, 4)),
@@ -463,11 +464,17 @@ def test_models_are_bounded_in_the_layers_of_this_device_and_in_plain_ones(
     (dict(norm='l3'), "norm must be one of linf, l2, l1, got 'l3'"),
     (dict(method='best'),
      "method must be one of crown, crown_ibp, forward, alpha, ibp, wong_kolter, got 'best'"),
-    (dict(num_steps=0), 'num_steps must be at least 1, got 0'),
-    (dict(step_size=0.), 'step_size must be above 0, got 0.0'),
+    (dict(num_steps=0), r'num_steps must be an integer in \[1, inf\), got 0'),
+    (dict(step_size=0.), r'step_size must be a number in \(0, inf\), got 0.0'),
     (dict(labels=None, spec=np.eye(4)), r'spec must have shape \(rows, 3\) or \(4, rows, 3\)'),
     (dict(labels=None, spec=np.full((3, 3), np.inf)), 'spec must be finite, got'),
-    (dict(images=np.zeros((4, *SHAPE), np.uint8)), 'images must be floating point'),
+    (dict(labels=None, spec='a'), "spec must be of numbers, got 'a'"),
+    (dict(labels=None, spec=np.zeros((0, 3))), r'spec must have shape .*\(0, 3\)'),
+    (dict(epsilon='0.1'), "epsilon must be of numbers, got '0.1'"),
+    (dict(epsilon=None), 'epsilon must be of numbers, got None'),
+    (dict(epsilon=0.1j), 'epsilon must be of numbers, got 0.1j'),
+    (dict(images=np.zeros((4, *SHAPE), np.uint8)), 'images must be .* divided by 255'),
+    (dict(images=np.zeros((4, *SHAPE), bool)), 'images must be .*, got bool$'),
     (dict(images=np.full((4, *SHAPE), 2.)), r'images must be in \[0, 1\]')])
 def test_arguments_out_of_range_are_named(change, says):
   arguments = dict(images=images(), epsilon=0.1, labels=np.zeros(4, int)) | change
@@ -487,6 +494,8 @@ def test_arguments_out_of_range_are_named(change, says):
     (lambda x: head(jnp.where((x > 0.1) & (x < 0.2), x, 0), weights()), 'the primitive and is not'),
     (lambda x: jnp.ones((len(x), CLASSES)), 'must depend on the images'),
     (lambda x: head(x - x.mean(0), weights()), 'of each image by itself'),
+    (lambda x: head(np.asarray(x), weights()), 'logits_fn must be a function that JAX can trace'),
+    (lambda x: head(x if x.sum() > 0 else -x, weights()), 'without branches on values'),
     (lambda x: head(x, weights())[0], 'logits_fn must return floating point logits')])
 def test_networks_without_bounds_are_refused_in_one_line(net, says):
   for call in (lambda: bounds.ibp(net, images(), images()),
@@ -498,8 +507,11 @@ def test_networks_without_bounds_are_refused_in_one_line(net, says):
 
 def test_ibp_refuses_ends_in_the_wrong_order_and_says_nothing_of_them_under_jit():
   net, x = jax.tree_util.Partial(lambda x: head(x, weights())), images()
-  with pytest.raises(ValueError, match='upper must be finite and at least lower, got'):
+  with pytest.raises(ValueError, match='upper must be at least lower, got'):
     bounds.ibp(net, x, x - 0.1)
+  for name, ends in (('lower', (x * np.nan, x)), ('upper', (x, x * np.inf))):
+    with pytest.raises(ValueError, match=f'{name} must be finite, got'):
+      bounds.ibp(net, *ends)
   with pytest.raises(ValueError, match='upper must have the shape of lower'):
     bounds.ibp(net, x, x[:2])
   wrong = x.at[1, 0, 0, 0].add(-0.1)
@@ -507,9 +519,11 @@ def test_ibp_refuses_ends_in_the_wrong_order_and_says_nothing_of_them_under_jit(
   assert (np.isneginf(low).all(1) == [False, True, False, False]).all()
   assert (np.isposinf(high).all(1) == [False, True, False, False]).all()
   labels, epsilon = np.array([0, 3, 0, 0]), np.float32([0.1, 0.1, -1, np.nan])
-  lower = compiled(lambda labels, epsilon: bounds.crown(net, x, epsilon, labels=labels), labels,
-                   epsilon)
+  bound = lambda x, labels, epsilon: bounds.crown(net, x, epsilon, labels=labels)
+  lower = compiled(bound, x, labels, epsilon)
   assert not bounds.certified(lower, np.array([0, 2, 0, 0]))[1:].any()
+  of_bytes = compiled(bound, x.at[1:].multiply(255), np.zeros(4, int), np.float32([0.1] * 4))
+  assert (of_bytes[1:] == -np.inf).any(1).all() and np.isfinite(of_bytes[0]).all()
   assert (lower[1:] == -np.inf).any(1).all() and np.isfinite(lower[0]).all()
 
 
@@ -518,6 +532,44 @@ def test_what_cancels_in_the_pieces_of_a_kink_widens_it():
   low, high = bounds.ibp(net, images(), images())
   for values in (net(images()), double(lambda x, get: net(x), None, images())):
     assert (low <= values).all() and (values <= high).all()
+
+
+@pytest.mark.parametrize(('lower', 'labels', 'says'), [
+    (np.ones((2, 3)), [0, 3], r'labels must be in \[0, 2\], got 3'),
+    (np.ones((2, 3)), [0], r'labels must be integers of shape \(2,\)'),
+    (np.ones((2, 3)), [0., 1.], 'labels must be integers'),
+    (np.ones(3), [0], r'lower must have shape \[batch, classes\], got \(3,\)')])
+def test_certified_refuses_what_are_no_margins_and_labels(lower, labels, says):
+  with pytest.raises(ValueError, match=says):
+    bounds.certified(lower, np.array(labels))
+
+
+# Of two values that depend on the image; gelu and silu are curves where jax.nn computes them.
+PRODUCTS = {
+  'hard_swish': nn.hard_swish, 'x tanh x': lambda x: x * jnp.tanh(x),
+  'x erf x': lambda x: x * jax.lax.erf(x), 'x sigmoid 2x': lambda x: x * nn.sigmoid(2 * x),
+  'gelu': nn.gelu, 'exact gelu': lambda x: nn.gelu(x, approximate=False)}
+
+
+@pytest.mark.parametrize('name', PRODUCTS)
+def test_no_point_crosses_where_two_values_are_multiplied(name):
+  """Two planes below a product are equally good: slope and shift have to be of the same one."""
+  draw = np.random.default_rng(len(name))
+  kernels = [draw.normal(size=shape).astype(np.float32) * 1.5 / np.sqrt(shape[0])
+             for shape in ((8, 16), (16, 16), (16, 3))]
+
+  def logits_fn(x):
+    return PRODUCTS[name](PRODUCTS[name](x @ kernels[0]) @ kernels[1]) @ kernels[2]
+
+  x = draw.uniform(size=(24, 8)).astype(np.float32)
+  epsilon = draw.uniform(0.01, 0.1, 24).astype(np.float32)
+  tried = np.clip(x + epsilon[:, None] * draw.uniform(-1, 1, (400, 24, 8)), 0, 1)
+  labels = np.asarray(logits_fn(x).argmax(1))
+  found = np.asarray(jax.jit(jax.vmap(logits_fn))(tried.astype(np.float32)))
+  margins = np.take_along_axis(found, labels[None, :, None], 2) - found
+  for method in ('crown_ibp', 'crown', 'forward'):
+    lower = np.asarray(bounds.crown(logits_fn, x, epsilon, labels=labels, method=method))
+    assert (margins >= lower - 1e-6).all() and np.isfinite(lower).all()
 
 
 def test_certified_looks_at_all_classes_but_the_label():

@@ -54,8 +54,8 @@ def crown(logits_fn, images, epsilon, *, norm: Norm = 'linf', labels=None, spec=
     chunk: entries of an inner layer that are bounded at once, for each image: time for memory.
 
   Returns:
-    [batch, rows] float32; -inf where there is no bound. Under jit, labels out of range and
-    radii that are negative or not finite have bounds of -inf.
+    [batch, rows] float32; -inf where there is no bound. Under jit, images outside [0, 1],
+    labels out of range and radii that are negative or not finite have bounds of -inf.
 
   Raises:
     ValueError: an argument out of range; or logits_fn has a primitive without a rule, or, for
@@ -96,9 +96,16 @@ def certified(lower, labels):
   """Whether every other class is below the label's: [batch] bool.
 
   Args:
-    lower: from `crown` with these labels.
+    lower: [batch, classes], from `crown` with these labels.
     labels: [batch] int.
+
+  Raises:
+    ValueError: lower of another shape, or labels that are no classes.
   """
+  lower = jnp.asarray(lower)
+  if lower.ndim != 2:
+    raise ValueError(f'lower must have shape [batch, classes], got {lower.shape}')
+  labels = inputs.labels(labels, len(lower), num_classes=lower.shape[1])
   other = jnp.arange(lower.shape[1]) != jnp.asarray(labels)[:, None]
   return jnp.all((lower > 0) | ~other, axis=1)
 

@@ -37,7 +37,7 @@ class Exact(NamedTuple):
 @schema.checked
 def exact(logits_fn, image: Array, label: Index, epsilon, *, norm: program.Norm = 'linf',
           target=None, num_steps: Index = 40, time_limit: Positive = 60.,
-          max_binaries: Index = 1000, relaxed=False, chunk: Count = 256):
+          max_binaries: Index = 1000, relaxed: bool = False, chunk: Count = 256):
   """Whether any image within epsilon has another class, by attack, CROWN, and HiGHS.
 
   The least z_y - z_j of each class j whose bound of `crown` is not positive, over the images, the
@@ -133,13 +133,18 @@ def _checked(logits_fn, image, label, epsilon, norm, target):
   if norm not in get_args(program.Norm):
     raise ValueError(f'norm must be one of {", ".join(get_args(program.Norm))}, got {norm!r}')
   image = np.asarray(image)
+  inputs.images(image[None], name='image')
+  classes = inputs.num_classes(logits_fn, jax.ShapeDtypeStruct((1, *image.shape), np.float32))
+  for name, value in (('label', label), ('target', target)):
+    if value is not None:
+      inputs.labels(np.asarray(value)[None], 1, num_classes=classes, name=name)
+  if np.ndim(epsilon):
+    raise ValueError(f'epsilon must be a number, got shape {np.shape(epsilon)}')
   if target is not None and target == label:
     raise ValueError(f'target must not be the label, got {target} for both')
-  images, labels, radius, targets = inputs.attacked(
+  images, labels, _, targets = inputs.attacked(
       smoothing.victim(logits_fn), image[None], np.array([label]), epsilon=epsilon,
       targets=None if target is None else np.array([target]), norm=norm)
-  if np.ndim(radius):
-    raise ValueError(f'epsilon must be a number, got shape {np.shape(radius)}')
   return (np.asarray(images[0]), int(labels[0]), float(epsilon),
           None if targets is None else int(targets[0]))
 

@@ -41,7 +41,9 @@ def ibp(logits_fn, lower, upper, *, spec=None):
     raise ValueError(f'upper must have the shape of lower, {lower.shape}, got {upper.shape}')
   ordered = (lower <= upper) & jnp.isfinite(lower) & jnp.isfinite(upper)
   if inputs.concrete(ordered):
-    inputs.check('upper', np.asarray(upper), np.asarray(ordered), 'finite and at least lower')
+    for name, value in (('lower', lower), ('upper', upper)):
+      inputs.check(name, np.asarray(value), np.isfinite(value), 'finite')
+    inputs.check('upper', np.asarray(upper), np.asarray(ordered), 'at least lower')
   lower, upper = jnp.where(ordered, lower, -jnp.inf), jnp.where(ordered, upper, jnp.inf)
   classes = inputs.num_classes(logits_fn, lower)
   rows = None if spec is None else checked_rows(spec, len(lower), classes)
@@ -84,11 +86,11 @@ def checked_rows(spec, batch, classes):
   Raises:
     ValueError: another shape, or values that are not finite.
   """
-  spec = jnp.asarray(spec, jnp.float32)
+  spec = inputs.numbers('spec', spec)
   if spec.shape[-1:] != (classes,) or spec.ndim not in (2, 3) or (
-      spec.ndim == 3 and len(spec) != batch):
+      spec.ndim == 3 and len(spec) != batch) or not spec.size:
     raise ValueError(f'spec must have shape (rows, {classes}) or ({batch}, rows, {classes}), got '
                      f'{spec.shape}')
   if inputs.concrete(spec):
     inputs.check('spec', np.asarray(spec), np.isfinite(spec), 'finite')
-  return jnp.broadcast_to(spec, (batch, *spec.shape[-2:]))
+  return jnp.broadcast_to(jnp.asarray(spec, jnp.float32), (batch, *spec.shape[-2:]))

@@ -41,7 +41,7 @@ def prepare(steps, intervals, known, shares=None):
 
 def lines(rule, inputs, share=None):
   """Lines of a Nonlinear function of intervals, apart by the rounding of products with them."""
-  x = rules.stacked(rule, inputs)
+  x = rules.once(rules.stacked(rule, inputs))
   found = rule.lines(x) if share is None else rule.lines(x, share)
   steepest = jnp.maximum(jnp.abs(found.lower_slope), jnp.abs(found.upper_slope))
   off = (len(steepest) + 8) * ROUNDING * jnp.sum(
@@ -91,7 +91,7 @@ def lower(graph, intervals, known, slot, seed, *, at_image=None, forms=None):
       a = jnp.where(a > 0, a * found.lower_slope, a * found.upper_slope)
     for x, part in zip(through, pull(a)):
       if x in coefficients:
-        part = part + coefficients[x]
+        part = rules.once(part + coefficients[x])
         terms.append(-ROUNDING * times(jnp.abs(part), intervals[x].size))
       coefficients[x] = part
   a = coefficients.pop(graph.input, None)

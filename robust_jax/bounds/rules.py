@@ -13,6 +13,7 @@ functions are taken to be right to `_CURVE_ERROR`. This is of float32 products: 
 for the highest precision, but a network that is evaluated in TF32 or bfloat16 is another function.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -137,6 +138,32 @@ class Nonlinear(NamedTuple):
   parallel: Callable | None = None
   at: Array | float | None = None
   pieces: Callable | None = None
+
+
+@jax.custom_jvp
+def once(tree):
+  """The pytree's arrays, computed once: with the same bits wherever they are used.
+
+  XLA computes an elementwise value anew in every kernel that uses it, where a product and a sum may
+  be rounded together or apart. Of two lines that are equally good one kernel might take the slope
+  of the one, and another the shift of the other: no bound at all. It does not see through a loop
+  whose end is not known.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  # One pass, and of NaN two, that change nothing.
+  last = jnp.where(jnp.isnan(jnp.ravel(leaves[0])[:1]).any(), 2, 1)
+
+  def same(carry):
+    number, leaves = carry
+    return number + 1, [jnp.where(number > last, jnp.zeros_like(x), x) for x in leaves]
+
+  found = lax.while_loop(lambda carry: carry[0] < last, same, (jnp.zeros_like(last), leaves))[1]
+  return jax.tree.unflatten(structure, found)
+
+
+@once.defjvp
+def _once_jvp(primals, tangents):
+  return once(*primals), tangents[0]
 
 
 def interval(lower, upper):
@@ -377,6 +404,7 @@ def curve(function, bottom, shape, growth=0.):
     wide = width > _NARROW
     slope = jnp.where(wide, (function(upper) - function(lower)) / jnp.where(wide, width, 1),
                       tangent)
+    tangent, slope = once((tangent, slope))
     above_line = lambda slope, at: function(at) - slope * at
     ends = [above_line(slope, lower), above_line(slope, upper)]
     touching = at_middle - tangent * middle
@@ -394,8 +422,8 @@ def curve(function, bottom, shape, growth=0.):
     steepest = jnp.maximum(jnp.abs(lower_slope), jnp.abs(upper_slope))
     off = rounding(flat.size, x) + _MORE * ROUNDING * steepest * x.size[0]
     # Of a wide interval, horizontal lines may be the better ones.
-    better = flat.upper - flat.lower <= high - low
-    pick = lambda line, level: jnp.where(better, level, line)
+    worse = once(jnp.where(flat.upper - flat.lower <= high - low, 0., 1.))
+    pick = lambda line, level: jnp.where(worse > 0, line, level)
     return Lines(pick(lower_slope, 0)[None], pick(low - off, flat.lower),
                  pick(upper_slope, 0)[None], pick(high + off, flat.upper))
 
@@ -466,7 +494,8 @@ def kink(at, below, above):
     share = jnp.where((above > 0) & (above < 1), share, above)
     chord, free = (slope0 + (slope1 - slope0) * weight for weight in (above, share))
     convex = slope1 >= slope0
-    lower_slope, upper_slope = jnp.where(convex, free, chord), jnp.where(convex, chord, free)
+    lower_slope, upper_slope = once(
+        (jnp.where(convex, free, chord), jnp.where(convex, chord, free)))
     low, _ = extremes((lower, upper), lower_slope)
     _, high = extremes((lower, upper), upper_slope)
     return Lines(lower_slope[None], low - off(x), upper_slope[None], high + off(x))
@@ -549,13 +578,13 @@ def _largest(stack, sign=1):
     lower, upper = ends(x)
     # Without any lower bound there is no line below; the first entry may be padding.
     bounded = lower.max(0) > -jnp.inf
-    first = jnp.where(bounded, jax.nn.one_hot(
-        lower.argmax(0), len(lower), axis=0, dtype=lower.dtype), 0)
+    first = once(jnp.where(bounded, jax.nn.one_hot(
+        lower.argmax(0), len(lower), axis=0, dtype=lower.dtype), 0))
     lower_shift = jnp.where(bounded, 0, -jnp.inf)
     # No other entry can exceed the one with the largest lower bound.
     decided = jnp.where(first > 0, -jnp.inf, upper).max(0) <= lower.max(0)
-    upper_slope = jnp.where(decided, first, 0)
-    upper_shift = jnp.where(decided, 0, upper.max(0))
+    upper_slope = once(jnp.where(decided, first, 0))
+    upper_shift = jnp.where((upper_slope > 0).any(0), 0, upper.max(0))
     if sign == 1:
       return Lines(first, lower_shift, upper_slope, upper_shift)
     return Lines(upper_slope, -upper_shift, first, -lower_shift)
@@ -618,22 +647,16 @@ def _product_hull(x):
 
 
 def _product_lines(x):
-  """McCormick 1976: (x - a) (y - b) has a known sign at each pair of ends a and b."""
+  """The middle of two planes each: (x - a) (y - b) has a known sign at each pair of ends a and b.
+
+  Of the two below, as of the two above, none is better in the middle of the intervals (McCormick
+  1976).
+  """
   (low_x, low_y), (high_x, high_y) = x
   off = _MORE * ROUNDING * x.size[0] * x.size[1]
-  middle = (x.lower + x.upper) / 2
-  planes = {(a_name, b_name): (jnp.stack([b, a]), -a * b)
-            for a_name, a in (('low', low_x), ('high', high_x))
-            for b_name, b in (('low', low_y), ('high', high_y))}
-  at_middle = lambda plane: (plane[0] * middle).sum(0) + plane[1]
-
-  def choose(first, second, sign):
-    better = sign * at_middle(first) >= sign * at_middle(second)
-    return jnp.where(better, first[0], second[0]), jnp.where(better, first[1], second[1])
-
-  lower = choose(planes['low', 'low'], planes['high', 'high'], 1)
-  upper = choose(planes['low', 'high'], planes['high', 'low'], -1)
-  return Lines(lower[0], lower[1] - 4 * off, upper[0], upper[1] + 4 * off)
+  slope = once(((x.lower + x.upper) / 2)[::-1])
+  return Lines(slope, -(low_x * low_y + high_x * high_y) / 2 - 4 * off,
+               slope, -(low_x * high_y + high_x * low_y) / 2 + 4 * off)
 
 
 # Comparisons, and what selects by them.
@@ -732,6 +755,7 @@ RULES = {
   'tanh': _curve(jnp.tanh, _increasing, 0.77),
   'logistic': _curve(jax.nn.sigmoid, _increasing, 0.0963),
   'erf': _curve(lax.erf, _increasing, 0.969),
+  'erfc': _curve(lax.erfc, np.inf, 0.969),
   'gt': _compare(True),
   'ge': _compare(True),
   'lt': _compare(False),
@@ -741,9 +765,18 @@ RULES = {
   'is_finite': _is_finite,
   'select_n': _select,
 }
-# Functions of jax.nn that are several primitives, and tighter as one curve.
+
+
+def _compound(function, bottom, shape, growth=0.):
+  return function, curve(function, bottom, shape, growth)
+
+
+_exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
+# Functions of jax.nn that are several primitives, and tighter as one curve; of a name, all of them.
 COMPOUNDS = {
-  'softplus': (jax.nn.softplus, curve(jax.nn.softplus, _increasing, 'convex')),
-  'silu': (jax.nn.silu, curve(jax.nn.silu, -1.2784645, 0.5, growth=1.)),
-  'elu': (jax.nn.elu, curve(jax.nn.elu, _increasing, 1.0)),
+  'softplus': [_compound(jax.nn.softplus, _increasing, 'convex')],
+  'silu': [_compound(jax.nn.silu, -1.2784645, 0.5, growth=1.)],
+  'elu': [_compound(jax.nn.elu, _increasing, 1.0)],
+  'gelu': [_compound(jax.nn.gelu, -0.7524614, 0.85, growth=1.),
+           _compound(_exact_gelu, -0.7517916, 0.8, growth=1.)],
 }

@@ -83,7 +83,8 @@ def key_figures(run: Contents) -> list[Figure]:
     accuracy = log.verified[:, j].mean()
     figures.append(Figure(
         f"Verified accuracy, {pages.norm(log.header['norm'])} ε = {pages.epsilon(log.epsilons[j])}",
-        percent(accuracy), f'{_measured(accuracy, len(log.idx))}; {bounded.method(log)}'
+        percent(accuracy), f'{_measured(accuracy, len(log.idx))}; {bounded.method(log)}; '
+        f"{percent((log.verdict[:, j] != 'falsified').mean())} withstand its attack"
         + ('; not smoothed' if run.sigma else '')))
   train = run.stages.get('train', {})
   if train.get('seconds') is not None and run.metrics['train']:

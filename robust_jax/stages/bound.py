@@ -122,12 +122,11 @@ def check_crossings(workdir):
   crossed = analysis.bound_crossings(
       log, analysis.read_attack(attacked) if attacked.exists() else None)
   if crossed.any():
-    (i, j), more = np.argwhere(crossed)[0], crossed.any(axis=1).sum() - 1
+    (i, j), number = np.argwhere(crossed)[0], crossed.any(axis=1).sum()
     raise CrossingError(
         f'{path}: image {log.idx[i]} is bounded by a margin of at least {log.lower[i, j]:.4g} '
         f"within {log.header['norm']} {log.epsilons[j]:.4g}, where an attack has found "
-        f'{log.margin[i, j]:.4g} or less{f" and {more} images more" if more else ""}: one of the '
-        'two is wrong')
+        f'{log.margin[i, j]:.4g} or less ({number} of such images): one of the two is wrong')
 
 
 def _judge(run, logits_fn):
