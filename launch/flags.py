@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from launch import experiments, fields, jobs, schedulers, sweep, usage
 from robust_jax import schema, stages
@@ -137,11 +137,13 @@ def _command_line(file, argv):
   config = _load(file, argv)
   argv = [_in_decimals(word, config) for word in argv]
   several, argv = _several(argv, config)
-  config_flags.DEFINE_config_dict('config', config, '', flag_values=values, sys_argv=argv)
+  # A run of a sweep begins with its own config, which is to be unset too.
+  words = [word for word in argv if not _is_unset(word, config)]
+  config_flags.DEFINE_config_dict('config', config, '', flag_values=values, sys_argv=words)
   for name, (define, default) in FLAGS.items():
     define(name, default, '', flag_values=values)
   try:
-    rest = values(argv)[1:]
+    rest = values(words)[1:]
   except flags.UnrecognizedFlagError as error:
     raise UserError(_unknown_flag(error.flagname, config)) from error
   if values.list:
@@ -304,7 +306,20 @@ def _load(file, argv):
       _check_kept(path.removesuffix('.name'), section[kind].name, kept, fields, argv)
       with section.unlocked():
         section[kind] = component(kind, name, **kept)
+  for word in filter(lambda word: _is_unset(word, config), argv):
+    path = word.partition('=')[0]
+    *outer, field = path.lstrip('-').split('.')
+    section = _section(config, outer[1:])
+    # Whether the field may be None is checked with the others.
+    with section.ignore_type():
+      section[field] = config_dict.placeholder(_type_of(path, config))
   return config
+
+
+def _is_unset(word, config):
+  """Whether it is --config.FIELD=None of a number, which flags of numbers do not take."""
+  path, _, value = word.partition('=')
+  return value == 'None' and _type_of(path, config) in (int, float)
 
 
 def _check_kept(path, old, kept, fields, argv):

@@ -307,6 +307,20 @@ def test_the_headline_has_what_is_used(words, line):
   assert run.summary().startswith(f'{line}, ')
 
 
+def test_numbers_can_be_unset():
+  """What an experiment gives, as a step's length, in place of what follows from other fields."""
+  words = ('--config=mnist:pgd', '--config.attack.step_size=None',
+           '--config.optimizer.clip_norm=None')
+  config = parse(*words, '--config.attack.step_ratio=2')
+  assert config['attack']['step_size'] is None and config['attack']['step_ratio'] == 2
+  assert config['optimizer']['clip_norm'] is None
+  assert parse(words[0])['attack']['step_size'] == 0.01
+  with pytest.raises(UserError, match=r'config.train.num_steps must be an integer .*, got None'):
+    parse('--config.train.num_steps=None')
+  sweep = flags.parse(['launch', *words, '--sweep', '--config.attack.num_steps=5,7']).sweep
+  assert [config['attack']['step_size'] for config in sweep.configs] == [None, None]
+
+
 def test_fractions_are_numbers():
   config = parse('--config=configs/digits.py:pgd', '--config.epsilon=8/255', '--config.sigma',
                  '0.5', '--config.evaluation.epsilons=(1/4, .5/2)',
