@@ -3,6 +3,8 @@
 import os
 
 # Tests compile much and compute little: without LLVM's optimisation they take a third of the time.
+# Without it products and sums are not rounded together either, which bounds have to withstand: see
+# test_network_bounds.optimised.
 os.environ['XLA_FLAGS'] = ' '.join(
     [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0',
      '--xla_force_host_platform_device_count=8'])

@@ -110,6 +110,11 @@ def spec(labels):
   return unit[labels][:, None] - unit
 
 
+def optimised(function, *arguments):
+  """Compiled as it is outside of tests: only then XLA rounds products and sums together."""
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 3})(*arguments)
+
+
 def compiled(function, *arguments):
   return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})(*arguments)
 
@@ -167,8 +172,8 @@ def check(name, norm, methods, seed=0, attack=True):
     tried = jnp.concatenate([tried, found_points, x[None]])
     return found, bounds.ibp(logits_fn, *box), tried, jax.lax.map(logits_fn, tried)
 
-  found, (low, high), tried, logits = compiled(all_bounds, x, epsilon,
-                                               random_points(x, epsilon, norm))
+  found, (low, high), tried, logits = optimised(all_bounds, x, epsilon,
+                                                random_points(x, epsilon, norm))
   worst = -np.inf
   for values in (np.asarray(logits, np.float64), double(net, get, tried)):
     margins = np.einsum('brc,nbc->nbr', spec(labels), values)
@@ -551,7 +556,8 @@ PRODUCTS = {
   'gelu': nn.gelu, 'exact gelu': lambda x: nn.gelu(x, approximate=False)}
 
 
-@pytest.mark.parametrize('name', PRODUCTS)
+@pytest.mark.parametrize('name', [
+    name if name in ('hard_swish', 'gelu') else slow(name) for name in PRODUCTS])
 def test_no_point_crosses_where_two_values_are_multiplied(name):
   """Two planes below a product are equally good: slope and shift have to be of the same one."""
   draw = np.random.default_rng(len(name))
@@ -568,7 +574,8 @@ def test_no_point_crosses_where_two_values_are_multiplied(name):
   found = np.asarray(jax.jit(jax.vmap(logits_fn))(tried.astype(np.float32)))
   margins = np.take_along_axis(found, labels[None, :, None], 2) - found
   for method in ('crown_ibp', 'crown', 'forward'):
-    lower = np.asarray(bounds.crown(logits_fn, x, epsilon, labels=labels, method=method))
+    lower = np.asarray(optimised(functools.partial(
+        bounds.crown, logits_fn, labels=labels, method=method), x, epsilon))
     assert (margins >= lower - 1e-6).all() and np.isfinite(lower).all()
 
 
