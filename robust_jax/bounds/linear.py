@@ -175,7 +175,8 @@ def _gain_l1(size, room, epsilon):
   """max <size, t> over 0 <= t <= room, sum t <= epsilon: the level's dual, the level by sorting."""
   order = jnp.argsort(-size)
   place = jnp.sum(jnp.cumsum(room[order]) < epsilon)
-  level = jnp.where(place < len(size), size[order[jnp.minimum(place, len(size) - 1)]], 0)
+  level = rules.once(
+      jnp.where(place < len(size), size[order[jnp.minimum(place, len(size) - 1)]], 0))
   return epsilon * level + _sum(room * jnp.maximum(size - level, 0))
 
 
