@@ -44,7 +44,9 @@ def lines(rule, inputs, share=None):
   x = rules.once(rules.stacked(rule, inputs))
   found = rule.lines(x) if share is None else rule.lines(x, share)
   steepest = jnp.maximum(jnp.abs(found.lower_slope), jnp.abs(found.upper_slope))
-  off = (len(steepest) + 8) * ROUNDING * jnp.sum(
+  # Coefficients of an input that is smaller, and repeated, are sums.
+  fan = max(found.lower_shift.size // max(x.lower.size, 1) for x in inputs)
+  off = (len(steepest) + fan + 8) * ROUNDING * jnp.sum(
       steepest * jnp.where(steepest == 0, 0, x.size), axis=0)
   return found._replace(lower_shift=found.lower_shift - off, upper_shift=found.upper_shift + off)
 
@@ -89,7 +91,10 @@ def lower(graph, intervals, known, slot, seed, *, at_image=None, forms=None):
       pull = jax.linear_transpose(step.rule.stack, *inputs)
       terms.append(least(a, found.lower_shift, found.upper_shift))
       a = jnp.where(a > 0, a * found.lower_slope, a * found.upper_slope)
-    for x, part in zip(through, pull(a)):
+    parts = pull(a)
+    if isinstance(step.rule, Affine) and step.rule.fan and step.rule.terms <= 1:
+      parts = rules.once(parts)  # Sums that XLA may compute in every kernel that uses them.
+    for x, part in zip(through, parts):
       if x in coefficients:
         part = rules.once(part + coefficients[x])
         terms.append(-ROUNDING * times(jnp.abs(part), intervals[x].size))
