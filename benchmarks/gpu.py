@@ -79,6 +79,7 @@ def run(name, options, seconds):
   log, begun = options.out / f'{name}.log', time.monotonic()
   print(f'{name}: {seconds:.0f} s at most', flush=True)
   status = 'out of time'
+  (options.out / f'{name}.json').unlink(missing_ok=True)  # Of an earlier run.
   with log.open('w') as output:
     process = subprocess.Popen(command(name, options, seconds), stdout=output,
                                stderr=subprocess.STDOUT, env=environment(name))

@@ -67,24 +67,26 @@ def check_value(path, value, hint):
 def checked(function):
   """The function, which refuses an argument that does not fit its annotation, as `check_value`.
 
-  Arrays of more than a number are the function's own to check, and traced values pass.
+  A number that comes as an array is handed on as a plain one. Arrays of more than a number are the
+  function's own to check, and traced values pass.
   """
   @functools.wraps(function)
   def call(*args, **given):
     for name in given.keys() & fields(function).keys():
-      check_argument(name, given[name], fields(function)[name].hint)
+      given[name] = check_argument(name, given[name], fields(function)[name].hint)
     return function(*args, **given)
   return call
 
 
 def check_argument(name, value, hint):
-  """`check_value` of an argument, which may be an array."""
+  """`check_value` of an argument, which may be an array; the value, a plain number if it is one."""
   if isinstance(value, jax.core.Tracer) or np.ndim(value) and isinstance(
       value, jax.Array | np.ndarray):
-    return
+    return value
   if isinstance(value, jax.Array | np.ndarray | np.generic):
     value = value.item()
   check_value(name, value, hint)
+  return value
 
 
 def plain_type(hint):

@@ -76,6 +76,14 @@ def test_hyper_parameters_are_held_to_their_annotations(function, field):
     assert '\n' not in str(error.value)
 
 
+def test_a_number_may_come_as_an_array():
+  settings = dict(labels=LABELS, method='alpha')
+  plain = bounds.crown(logits, IMAGES, 0.01, num_steps=2, chunk=4, **settings)
+  arrays = bounds.crown(logits, IMAGES, 0.01, num_steps=jnp.asarray(2), chunk=np.int64(4),
+                        **settings)
+  np.testing.assert_array_equal(plain, arrays)
+
+
 def _out_of_range(hint):
   if not schema.is_known(hint) or schema.plain_type(hint) not in (int, float):
     return ()

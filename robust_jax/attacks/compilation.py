@@ -27,9 +27,6 @@ def call(attack, logits_fn, *args, **settings):
   traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
   if traced or not isinstance(logits_fn, jax.tree_util.Partial):
     return attack(*args, **settings)
-  # Numbers may come as arrays, which have no hash.
-  settings = {name: value.item() if getattr(value, 'shape', None) == () else value
-              for name, value in settings.items()}
   return _compiled(attack, structure, tuple(settings.items()))(*args)
 
 

@@ -84,12 +84,6 @@ def ddn(key, logits_fn, images, labels, *, epsilon, noise=None, norm: Literal['l
     Rony et al., Decoupling direction and norm for efficient gradient-based L2 adversarial attacks
     and defenses, 2019, algorithm 1; Salman et al. 2019, section 2.2 (the smoothed classifier).
   """
-  if norm != 'l2':
-    raise ValueError(f"norm must be 'l2', got {norm!r}")
-  if rounding not in ('inside', 'nearest', 'none'):
-    raise ValueError(f"rounding must be 'inside', 'nearest' or 'none', got {rounding!r}")
-  if num_steps < 1:
-    raise ValueError(f'num_steps must be at least 1, got {num_steps}')
   victim = smoothing.victim(logits_fn, noise)
   images, labels, epsilon, _ = inputs.attacked(victim, images, labels, epsilon=epsilon,
                                                any_radius=init_norm != 0 and gamma != 0)
